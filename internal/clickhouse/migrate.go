@@ -1,0 +1,322 @@
+package clickhouse
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"sort"
+	"strconv"
+	"strings"
+	"text/template"
+	"time"
+
+	"github.com/ClickHouse/ch-go"
+	"github.com/ClickHouse/ch-go/proto"
+)
+
+// MigrateOptions says how the schema is laid down.
+type MigrateOptions struct {
+	Files   fs.FS         // NNN_name.up.sql, see package migrations
+	Cluster string        // non-empty: ON CLUSTER and Replicated engines
+	TTL     time.Duration // of rows in events and the rollups; 0 keeps them for ever
+	// Exclusive says that no other process can reach this server (embedded
+	// mode), so the lock, which a kill would leave behind, is not needed.
+	Exclusive bool
+	Logger    *slog.Logger
+}
+
+const (
+	// lockTTL is when a migration lock counts as left behind by a process that
+	// died. Shorter risks two runners at once, which is harmless (every
+	// statement is idempotent) but confusing; longer delays a start.
+	lockTTL  = 30 * time.Second
+	lockPoll = 200 * time.Millisecond
+
+	errTableExists = 57
+)
+
+type migration struct {
+	version    int
+	name       string
+	sha256     string
+	statements []string
+}
+
+// Migrate brings the database to the newest version: it creates the database
+// when absent, applies what is missing in order and records each file with its
+// checksum. A recorded file whose text has changed since is an error: the
+// database is then not what the files say. Safe to run from many processes.
+func Migrate(ctx context.Context, o Options, m MigrateOptions) error {
+	files, err := load(m)
+	if err != nil {
+		return err
+	}
+	if err := createDatabase(ctx, o, m.Cluster); err != nil {
+		return fmt.Errorf("create database %s: %w", o.Database, err)
+	}
+	p, err := Open(o)
+	if err != nil {
+		return err
+	}
+	defer p.Close()
+	r := runner{p, m}
+	pending, err := r.pending(ctx, files)
+	if err != nil {
+		return err
+	}
+	if len(pending) > 0 {
+		if err := r.apply(ctx, files); err != nil {
+			return err
+		}
+	}
+	return r.applyTTL(ctx)
+}
+
+func createDatabase(ctx context.Context, o Options, cluster string) error {
+	// The database a client names in its hello must exist, so this one
+	// connection names none.
+	c, err := ch.Dial(ctx, o.client(""))
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	return c.Do(ctx, ch.Query{Body: "CREATE DATABASE IF NOT EXISTS " + quoteName(o.Database) + onCluster(cluster)})
+}
+
+type runner struct {
+	*Pool
+	MigrateOptions
+}
+
+// apply runs what is still missing once the lock is held; another process may
+// have done it while we waited.
+func (r runner) apply(ctx context.Context, files []migration) error {
+	if !r.Exclusive {
+		unlock, err := r.lock(ctx)
+		if err != nil {
+			return err
+		}
+		defer unlock()
+	}
+	pending, err := r.pending(ctx, files)
+	if err != nil {
+		return err
+	}
+	for _, f := range pending {
+		started := time.Now()
+		for i, sql := range f.statements {
+			if err := r.Exec(ctx, sql); err != nil {
+				return fmt.Errorf("migration %s, statement %d: %w", f.name, i+1, err)
+			}
+		}
+		record := fmt.Sprintf("INSERT INTO schema_migrations SELECT %d, %s, %s, now()", f.version, Quote(f.name), Quote(f.sha256))
+		if err := r.Exec(ctx, record); err != nil {
+			return fmt.Errorf("record migration %s: %w", f.name, err)
+		}
+		r.Logger.Info("migration applied", "name", f.name, "took_ms", time.Since(started).Milliseconds())
+	}
+	return nil
+}
+
+// pending returns the files the database has not recorded, oldest first.
+func (r runner) pending(ctx context.Context, files []migration) ([]migration, error) {
+	err := r.Exec(ctx, `CREATE TABLE IF NOT EXISTS schema_migrations`+onCluster(r.Cluster)+` (
+		version UInt32, name String, sha256 String, applied_at DateTime('UTC')
+	) ENGINE = `+engine(r.Cluster, "ReplacingMergeTree")+` ORDER BY version`)
+	if err != nil {
+		return nil, fmt.Errorf("create schema_migrations: %w", err)
+	}
+	var (
+		version proto.ColUInt32
+		sum     proto.ColStr
+		applied = map[int]string{}
+	)
+	err = r.Do(ctx, ch.Query{
+		Body:   "SELECT version, sha256 FROM schema_migrations FINAL",
+		Result: proto.Results{{Name: "version", Data: &version}, {Name: "sha256", Data: &sum}},
+		OnResult: func(context.Context, proto.Block) error {
+			for i := range version.Rows() {
+				applied[int(version[i])] = sum.Row(i)
+			}
+			return nil
+		},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read schema_migrations: %w", err)
+	}
+	var out []migration
+	for _, f := range files {
+		switch sum, ok := applied[f.version]; {
+		case !ok:
+			out = append(out, f)
+		case sum != f.sha256:
+			return nil, fmt.Errorf("migration %s was applied with other text (recorded sha256 %.12s, this binary has %.12s): a released migration never changes", f.name, sum, f.sha256)
+		}
+		delete(applied, f.version)
+	}
+	for v := range applied {
+		return nil, fmt.Errorf("database is at migration %d, which this binary does not know: it was migrated by a newer edge", v)
+	}
+	return out, nil
+}
+
+// lock holds a table as a mutex: CREATE TABLE succeeds for exactly one caller.
+func (r runner) lock(ctx context.Context) (unlock func(), err error) {
+	host, _ := os.Hostname()
+	owner := fmt.Sprintf("%s pid %d", host, os.Getpid())
+	create := "CREATE TABLE schema_migrations_lock (x UInt8) ENGINE = Memory COMMENT " + Quote(owner)
+	for {
+		err := r.Exec(ctx, create)
+		if err == nil {
+			return func() {
+				ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+				defer cancel()
+				if err := r.Exec(ctx, "DROP TABLE IF EXISTS schema_migrations_lock"); err != nil {
+					r.Logger.Warn("migration lock not dropped", "err", err)
+				}
+			}, nil
+		}
+		if Code(err) != errTableExists {
+			return nil, fmt.Errorf("take migration lock: %w", err)
+		}
+		stale, err := r.Strings(ctx, fmt.Sprintf(`SELECT comment FROM system.tables WHERE database = currentDatabase()
+			AND name = 'schema_migrations_lock' AND metadata_modification_time < now() - %d`, int(lockTTL.Seconds())))
+		if err != nil {
+			return nil, fmt.Errorf("read migration lock: %w", err)
+		}
+		if len(stale) > 0 {
+			r.Logger.Warn("migration lock left behind, taking it over", "owner", stale[0])
+			if err := r.Exec(ctx, "DROP TABLE IF EXISTS schema_migrations_lock"); err != nil {
+				return nil, fmt.Errorf("drop stale migration lock: %w", err)
+			}
+			continue
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("wait for migration lock: %w", ctx.Err())
+		case <-time.After(lockPoll):
+		}
+	}
+}
+
+// applyTTL makes the tables' TTL what the settings say. It is not a migration:
+// it follows a setting that may change at any start.
+func (r runner) applyTTL(ctx context.Context) error {
+	for table, column := range map[string]string{"events": "ts", "events_1m": "m", "events_1h": "h", "events_1d": "d"} {
+		ddl, err := r.Strings(ctx, "SELECT engine_full FROM system.tables WHERE database = currentDatabase() AND name = "+Quote(table))
+		if err != nil {
+			return fmt.Errorf("read TTL of %s: %w", table, err)
+		}
+		if len(ddl) == 0 {
+			return fmt.Errorf("table %s is missing although its migration is recorded", table)
+		}
+		var change string
+		has := strings.Contains(ddl[0], " TTL ")
+		want := fmt.Sprintf("toDateTime(%s) + toIntervalSecond(%d)", column, int64(r.TTL.Seconds()))
+		switch {
+		case r.TTL == 0 && has:
+			change = "REMOVE TTL"
+		case r.TTL > 0 && !strings.Contains(ddl[0], " TTL "+want):
+			change = "MODIFY TTL " + want
+		default:
+			continue
+		}
+		// Old parts are dropped by the next merges; rewriting them all at once
+		// would stall inserts.
+		sql := "ALTER TABLE " + table + onCluster(r.Cluster) + " " + change + " SETTINGS materialize_ttl_after_modify = 0"
+		if err := r.Exec(ctx, sql); err != nil {
+			return fmt.Errorf("set TTL of %s: %w", table, err)
+		}
+		r.Logger.Info("table TTL changed", "table", table, "change", change)
+	}
+	return nil
+}
+
+// load reads and renders the files in version order.
+func load(m MigrateOptions) ([]migration, error) {
+	names, err := fs.Glob(m.Files, "*.up.sql")
+	if err != nil {
+		return nil, err
+	}
+	sort.Strings(names)
+	var out []migration
+	for _, name := range names {
+		number, _, _ := strings.Cut(name, "_")
+		version, err := strconv.Atoi(number)
+		if err != nil || version != len(out)+1 {
+			return nil, fmt.Errorf("migration %s: want number %03d", name, len(out)+1)
+		}
+		text, err := fs.ReadFile(m.Files, name)
+		if err != nil {
+			return nil, err
+		}
+		statements, err := render(string(text), m.Cluster)
+		if err != nil {
+			return nil, fmt.Errorf("migration %s: %w", name, err)
+		}
+		// The checksum is of the file, not of what it renders to: turning
+		// replication on is not a change of the migration.
+		sum := sha256.Sum256(text)
+		out = append(out, migration{version, name, hex.EncodeToString(sum[:]), statements})
+	}
+	return out, nil
+}
+
+type schemaData struct{ OnCluster, cluster string }
+
+func (d schemaData) Engine(name string) string { return engine(d.cluster, name) }
+
+func render(text, cluster string) ([]string, error) {
+	t, err := template.New("").Option("missingkey=error").Parse(text)
+	if err != nil {
+		return nil, err
+	}
+	var b bytes.Buffer
+	if err := t.Execute(&b, schemaData{onCluster(cluster), cluster}); err != nil {
+		return nil, err
+	}
+	var out []string
+	for s := range strings.SplitSeq(b.String(), ";\n") {
+		if s = strings.TrimSpace(stripComments(s)); s != "" {
+			out = append(out, s)
+		}
+	}
+	if len(out) == 0 {
+		return nil, errors.New("no statement in it")
+	}
+	return out, nil
+}
+
+// stripComments drops whole-line comments: the server would keep them in the
+// recorded definition of nothing, and an exception quotes the statement.
+func stripComments(s string) string {
+	var b strings.Builder
+	for line := range strings.Lines(s) {
+		if !strings.HasPrefix(strings.TrimSpace(line), "--") {
+			b.WriteString(line)
+		}
+	}
+	return b.String()
+}
+
+func onCluster(name string) string {
+	if name == "" {
+		return ""
+	}
+	return " ON CLUSTER " + Quote(name)
+}
+
+func engine(cluster, name string) string {
+	if cluster == "" {
+		return name
+	}
+	return "Replicated" + name
+}
+
+func quoteName(s string) string { return "`" + strings.NewReplacer("\\", "\\\\", "`", "\\`").Replace(s) + "`" }

@@ -1,0 +1,86 @@
+-- One row per accepted event. The columns starting with an underscore say which
+-- batch of which log wrote the row, so "is this batch in, whole, once?" is a
+-- query and not a guess.
+CREATE TABLE IF NOT EXISTS events{{.OnCluster}} (
+    ts          DateTime64(3, 'UTC') CODEC(Delta, ZSTD(1)),
+    event_name  LowCardinality(String),
+    channel     LowCardinality(String),
+    campaign_id LowCardinality(String),
+    user_id     String CODEC(ZSTD(1)),
+    tags        Array(LowCardinality(String)),
+    metadata    String CODEC(ZSTD(3)),
+    event_id    UUID,
+    received_at DateTime64(3, 'UTC') CODEC(Delta, ZSTD(1)),
+    _src        UInt32,
+    _part       UInt32,
+    _offset     UInt64 CODEC(Delta, ZSTD(1)),
+    _first      UInt64,
+    _last       UInt64,
+    _rows       UInt32,
+    _dup        UInt32,
+    _dead       UInt32,
+    INDEX ix_offset _offset TYPE minmax GRANULARITY 1,
+    INDEX ix_received received_at TYPE minmax GRANULARITY 1
+) ENGINE = {{.Engine "MergeTree"}}
+PARTITION BY toYYYYMM(ts)
+ORDER BY (event_name, ts);
+
+-- Counts by minute. n is signed: a repair after a crash inserts the difference
+-- between raw and rollup, which may be negative.
+CREATE TABLE IF NOT EXISTS events_1m{{.OnCluster}} (
+    m          DateTime('UTC'),
+    event_name LowCardinality(String),
+    channel    LowCardinality(String),
+    n          SimpleAggregateFunction(sum, Int64)
+) ENGINE = {{.Engine "AggregatingMergeTree"}}
+PARTITION BY toYYYYMM(m)
+ORDER BY (event_name, m, channel);
+
+-- Counts and distinct users by hour.
+CREATE TABLE IF NOT EXISTS events_1h{{.OnCluster}} (
+    h          DateTime('UTC'),
+    event_name LowCardinality(String),
+    channel    LowCardinality(String),
+    n          SimpleAggregateFunction(sum, Int64),
+    u          AggregateFunction(uniqCombined64, String)
+) ENGINE = {{.Engine "AggregatingMergeTree"}}
+PARTITION BY toYYYYMM(h)
+ORDER BY (event_name, h, channel);
+
+-- Counts and distinct users by day.
+CREATE TABLE IF NOT EXISTS events_1d{{.OnCluster}} (
+    d          Date,
+    event_name LowCardinality(String),
+    channel    LowCardinality(String),
+    n          SimpleAggregateFunction(sum, Int64),
+    u          AggregateFunction(uniqCombined64, String)
+) ENGINE = {{.Engine "AggregatingMergeTree"}}
+PARTITION BY toYYYYMM(d)
+ORDER BY (event_name, d, channel);
+
+CREATE MATERIALIZED VIEW IF NOT EXISTS events_1m_mv{{.OnCluster}} TO events_1m AS
+SELECT toStartOfMinute(ts) AS m, event_name, channel, toInt64(count()) AS n
+FROM events
+GROUP BY m, event_name, channel;
+
+CREATE MATERIALIZED VIEW IF NOT EXISTS events_1h_mv{{.OnCluster}} TO events_1h AS
+SELECT toStartOfHour(ts) AS h, event_name, channel, toInt64(count()) AS n, uniqCombined64State(user_id) AS u
+FROM events
+GROUP BY h, event_name, channel;
+
+CREATE MATERIALIZED VIEW IF NOT EXISTS events_1d_mv{{.OnCluster}} TO events_1d AS
+SELECT toDate(ts) AS d, event_name, channel, toInt64(count()) AS n, uniqCombined64State(user_id) AS u
+FROM events
+GROUP BY d, event_name, channel;
+
+-- One row per log this database has stored events of: which topic of which
+-- cluster, and which life of it. Its number is the _src of every row.
+CREATE TABLE IF NOT EXISTS sources{{.OnCluster}} (
+    src         UInt32,
+    cluster_id  String,
+    topic_id    String,
+    incarnation UInt32,
+    topic       String,
+    opened_at   DateTime('UTC')
+) ENGINE = {{.Engine "ReplacingMergeTree"}}
+ORDER BY (cluster_id, topic_id, incarnation);
