@@ -1,0 +1,148 @@
+package codec
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"math/bits"
+	"strconv"
+)
+
+// AppendRecord appends the record of ev: one JSON object that any parser
+// reads, keys in a fixed order, absent optional fields left out, metadata byte
+// for byte. The text of ev must be valid UTF-8, as Decode leaves it.
+func AppendRecord(dst []byte, ev *Event) []byte {
+	dst = append(dst, `{"event_name":"`...)
+	dst = appendText(dst, ev.Name)
+	if len(ev.Channel) > 0 {
+		dst = append(dst, `","channel":"`...)
+		dst = appendText(dst, ev.Channel)
+	}
+	if len(ev.CampaignID) > 0 {
+		dst = append(dst, `","campaign_id":"`...)
+		dst = appendText(dst, ev.CampaignID)
+	}
+	dst = append(dst, `","user_id":"`...)
+	dst = appendText(dst, ev.UserID)
+	dst = append(dst, `","timestamp":`...)
+	dst = strconv.AppendInt(dst, ev.Timestamp, 10)
+	if len(ev.Tags) > 0 {
+		dst = append(dst, `,"tags":["`...)
+		for i, tag := range ev.Tags {
+			if i > 0 {
+				dst = append(dst, `","`...)
+			}
+			dst = appendText(dst, tag)
+		}
+		dst = append(dst, `"]`...)
+	}
+	if len(ev.Metadata) > 0 {
+		dst = append(dst, `,"metadata":`...)
+		dst = append(dst, ev.Metadata...)
+	}
+	dst = append(dst, `,"event_id":"`...)
+	dst = appendText(dst, ev.EventID)
+	dst = append(dst, `","received_at":`...)
+	dst = strconv.AppendInt(dst, ev.ReceivedAt, 10)
+	return append(dst, '}')
+}
+
+// appendText appends text as the inside of a JSON string.
+func appendText(dst, text []byte) []byte {
+	plain := 0
+	for i := 0; i < len(text); {
+		if i+8 <= len(text) && special(binary.LittleEndian.Uint64(text[i:])) == 0 {
+			i += 8
+			continue
+		}
+		c := text[i]
+		if c >= 0x20 && c != '"' && c != '\\' {
+			i++
+			continue
+		}
+		dst = append(dst, text[plain:i]...)
+		dst = appendEscape(dst, c)
+		i++
+		plain = i
+	}
+	return append(dst, text[plain:]...)
+}
+
+func appendEscape(dst []byte, c byte) []byte {
+	const hex = "0123456789abcdef"
+	switch c {
+	case '"', '\\':
+		return append(dst, '\\', c)
+	case '\n':
+		return append(dst, '\\', 'n')
+	case '\r':
+		return append(dst, '\\', 'r')
+	case '\t':
+		return append(dst, '\\', 't')
+	}
+	return append(dst, '\\', 'u', '0', '0', hex[c>>4], hex[c&15])
+}
+
+// ID returns the 128-bit identity of an event_id: the bytes of a UUID in
+// canonical text of any case, and for any other text the start of its SHA-256,
+// marked as a version 8 UUID (RFC 9562) so that it cannot equal a UUID of
+// another version. Everything that compares events compares this.
+func ID(text []byte) [16]byte {
+	if id, ok := parseUUID(text); ok {
+		return id
+	}
+	sum := sha256.Sum256(text)
+	id := [16]byte(sum[:16])
+	id[6] = id[6]&0x0F | 0x80
+	id[8] = id[8]&0x3F | 0x80
+	return id
+}
+
+func parseUUID(text []byte) (id [16]byte, ok bool) {
+	if len(text) != 36 || text[8] != '-' || text[13] != '-' || text[18] != '-' || text[23] != '-' {
+		return id, false
+	}
+	at := 0
+	for k := range id {
+		if at == 8 || at == 13 || at == 18 || at == 23 {
+			at++
+		}
+		hi, lo := hexValue(text[at]), hexValue(text[at+1])
+		if hi|lo > 15 {
+			return id, false
+		}
+		id[k] = hi<<4 | lo
+		at += 2
+	}
+	return id, true
+}
+
+// appendUUID appends the canonical text of id.
+func appendUUID(dst []byte, id [16]byte) []byte {
+	const hex = "0123456789abcdef"
+	for k, b := range id {
+		if k == 4 || k == 6 || k == 8 || k == 10 {
+			dst = append(dst, '-')
+		}
+		dst = append(dst, hex[b>>4], hex[b&15])
+	}
+	return dst
+}
+
+// PartitionHash spreads identities over partitions. Every bit of the id
+// reaches every bit of the hash, because the leading half of a UUIDv7 hardly
+// changes from one event to the next. The function is part of the stored
+// contract: another one would send a retried event to another partition, whose
+// window has never seen it.
+func PartitionHash(id [16]byte) uint64 {
+	h := mix(binary.BigEndian.Uint64(id[:8]))
+	return mix(bits.RotateLeft64(h, 32) ^ binary.BigEndian.Uint64(id[8:]))
+}
+
+// mix is the 64-bit finalizer of MurmurHash3 (public domain), a bijection.
+func mix(h uint64) uint64 {
+	h ^= h >> 33
+	h *= 0xff51afd7ed558ccd
+	h ^= h >> 33
+	h *= 0xc4ceb9fe1a85ec53
+	return h ^ h>>33
+}
