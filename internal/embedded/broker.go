@@ -1,0 +1,406 @@
+package embedded
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// BrokerConfig describes an embedded broker. Only Dir is required; the zero
+// value of every other field is the safe choice.
+type BrokerConfig struct {
+	// Dir is the absolute data directory; the broker keeps to Dir/kafka.
+	Dir string
+	// Lock is the lock of Dir when the caller holds it already. Nil: the
+	// broker takes it and gives it back on Close.
+	Lock *DirLock
+	// Listen opens a TCP port on a loopback IP, for kcat and rpk.
+	Listen string
+	// Topics are created at start with this many partitions when missing. An
+	// existing topic keeps its count: a key must not move.
+	Topics map[string]int32
+	// Retention says per topic what Trim may remove; topics without an entry
+	// are kept whole.
+	Retention map[string]Retention
+
+	// NoSync acknowledges records before they are on disk: a process kill
+	// loses nothing, a power cut may lose acknowledged records.
+	NoSync bool
+	// MinFree is the free space in bytes below which producers are turned
+	// away; commits still have an eighth of it. 0 means 64 MiB.
+	MinFree int64
+	// SegmentBytes is the grain of Trim: only whole segment files go away.
+	// A start reads a segment at a time, so it bounds memory as well. 0 means 32 MiB.
+	SegmentBytes int64
+	// MaxMessageBytes bounds one record batch. 0 means 16 MiB.
+	MaxMessageBytes int
+	// MaxRequestBytes bounds one request. 0 means 100 MiB, the most a franz-go
+	// client sends unless told otherwise.
+	MaxRequestBytes int
+
+	Logger *slog.Logger
+}
+
+// trimEvery is how often the janitor looks. Trimming frees whole segments, so
+// looking more often would find nothing more.
+const trimEvery = time.Minute
+
+func (c BrokerConfig) withDefaults() (BrokerConfig, error) {
+	if !filepath.IsAbs(c.Dir) {
+		return c, fmt.Errorf("data directory %q must be an absolute path", c.Dir)
+	}
+	for topic, n := range c.Topics {
+		if n < 1 {
+			return c, fmt.Errorf("topic %q: %d partitions, need at least 1", topic, n)
+		}
+	}
+	for topic, r := range c.Retention {
+		if r.Age < 0 {
+			return c, fmt.Errorf("topic %q: retention %v must not be negative", topic, r.Age)
+		}
+	}
+	if c.MinFree == 0 {
+		c.MinFree = 64 << 20
+	}
+	if c.SegmentBytes == 0 {
+		c.SegmentBytes = 32 << 20
+	}
+	if c.MaxMessageBytes == 0 {
+		c.MaxMessageBytes = 16 << 20
+	}
+	if c.MaxRequestBytes == 0 {
+		c.MaxRequestBytes = 100 << 20
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return c, nil
+}
+
+// Broker is a running embedded broker.
+type Broker struct {
+	cfg      BrokerConfig
+	dir      string // Dir/kafka
+	lock     *DirLock
+	ownsLock bool
+	door     *door
+	log      *kfakeLog
+	disk     *diskWatch
+	client   *kgo.Client
+	admin    *kadm.Client
+	stats    stats
+
+	uncleanStart    bool
+	uncleanHostBoot bool
+
+	// mu guards cluster's lifetime and id: kfake blocks for ever when it is
+	// asked anything after Close.
+	mu      sync.RWMutex
+	closed  bool
+	cluster *kfake.Cluster
+	id      identity
+
+	stop       context.CancelFunc
+	background sync.WaitGroup
+	closeOnce  sync.Once
+	closeDone  chan struct{}
+	closeErr   error
+}
+
+// StartBroker opens the log in cfg.Dir and serves it to Dial. Nothing is lost
+// or renumbered by a start; call Check before anything produces or consumes.
+func StartBroker(ctx context.Context, cfg BrokerConfig) (_ *Broker, err error) {
+	if cfg, err = cfg.withDefaults(); err != nil {
+		return nil, fmt.Errorf("start the embedded broker: %w", err)
+	}
+	b := &Broker{cfg: cfg, dir: filepath.Join(cfg.Dir, "kafka"), lock: cfg.Lock, closeDone: make(chan struct{})}
+	b.log = &kfakeLog{log: cfg.Logger, dir: b.dir, stats: &b.stats}
+	if err := b.open(ctx); err != nil {
+		b.abandon()
+		return nil, fmt.Errorf("start the embedded broker: %w", err)
+	}
+	return b, nil
+}
+
+// open is the start in order; each step relies on the ones before.
+func (b *Broker) open(ctx context.Context) (err error) {
+	switch {
+	case b.lock == nil:
+		if b.lock, err = LockDir(b.cfg.Dir); err != nil {
+			return err
+		}
+		b.ownsLock = true
+	case b.lock.dir != b.cfg.Dir:
+		return fmt.Errorf("the lock is for %s, the data directory is %s", b.lock.dir, b.cfg.Dir)
+	}
+	if err := os.MkdirAll(b.dir, 0o700); err != nil {
+		return fmt.Errorf("create the log directory: %w", err)
+	}
+	if err := b.loadIdentity(); err != nil {
+		return err
+	}
+	if err := prepareDir(b.dir); err != nil {
+		return err
+	}
+	if b.door, err = openDoor(b.cfg.Listen, b.cfg.MaxRequestBytes, b.cfg.Logger); err != nil {
+		return err
+	}
+	if b.cluster, err = kfake.NewCluster(b.clusterOpts()...); err != nil {
+		return fmt.Errorf("open the log: %w", err)
+	}
+	if err := b.openTopics(); err != nil {
+		return err
+	}
+	if err := syncDir(b.dir); err != nil {
+		return fmt.Errorf("sync the log directory: %w", err)
+	}
+	b.client, err = kgo.NewClient(kgo.SeedBrokers(b.Seeds()...), kgo.Dialer(b.Dial), kgo.ClientID("edge-embedded"))
+	if err != nil {
+		return fmt.Errorf("make the broker's own client: %w", err)
+	}
+	b.admin = kadm.NewClient(b.client)
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	b.disk = newDiskWatch(b)
+	b.startBackground()
+	return nil
+}
+
+// loadIdentity reads how the last run ended and marks this one as running: a
+// process that dies from here on leaves Clean false behind.
+func (b *Broker) loadIdentity() error {
+	id, found, err := loadIdentity(b.dir)
+	if err != nil {
+		return err
+	}
+	boot := bootID()
+	b.uncleanStart = found && !id.Clean
+	b.uncleanHostBoot = b.uncleanStart && id.BootID != boot
+	b.stats.unclean(b.uncleanStart, b.uncleanHostBoot)
+	id.Clean, id.BootID = false, boot
+	b.id = id
+	return id.save(b.dir)
+}
+
+func (b *Broker) clusterOpts() []kfake.Opt {
+	opts := []kfake.Opt{
+		kfake.NumBrokers(1), // one goroutine serves them all: more would add nothing
+		kfake.ClusterID(b.id.ClusterID),
+		kfake.DataDir(b.dir),
+		kfake.ListenFn(func(string, string) (net.Listener, error) { return b.door, nil }),
+		kfake.WithLogger(b.log),
+		kfake.MaxVersions(versions()),
+		kfake.GroupMinSessionTimeout(time.Second),
+		kfake.BrokerConfigs(map[string]string{
+			"message.max.bytes": strconv.Itoa(b.cfg.MaxMessageBytes),
+			"log.segment.bytes": strconv.FormatInt(b.cfg.SegmentBytes, 10),
+			// The default forgets a group's commits after a week without a
+			// member, and a box may be off for longer. A century in
+			// nanoseconds still fits the 64 bits kfake multiplies it into.
+			"offsets.retention.minutes": strconv.Itoa(100 * 365 * 24 * 60),
+		}),
+	}
+	if !b.cfg.NoSync {
+		opts = append(opts, kfake.SyncWrites())
+	}
+	return opts
+}
+
+func (b *Broker) openTopics() error {
+	for topic, n := range b.cfg.Topics {
+		info := b.cluster.TopicInfo(topic)
+		if info == nil {
+			if err := b.cluster.CreateTopic(topic, n, nil); err != nil {
+				return fmt.Errorf("create topic %s: %w", topic, err)
+			}
+			continue
+		}
+		for _, name := range []string{"retention.ms", "retention.bytes"} {
+			if v := info.Configs[name]; v != nil {
+				return fmt.Errorf("topic %s has %s=%s: the log would forget its offsets when it empties a partition; use the broker's Retention", topic, name, *v)
+			}
+		}
+		if have := len(b.cluster.PartitionInfos(topic)); have != int(n) {
+			b.cfg.Logger.Warn("topic keeps its partition count", "topic", topic, "partitions", have, "configured", n)
+		}
+	}
+	return nil
+}
+
+func (b *Broker) startBackground() {
+	ctx, stop := context.WithCancel(context.Background())
+	b.stop = stop
+	b.background.Go(func() { every(ctx, diskEvery, b.disk.look) })
+	if len(b.cfg.Retention) > 0 {
+		b.background.Go(func() {
+			every(ctx, trimEvery, func() {
+				if err := b.Trim(ctx); err != nil && ctx.Err() == nil {
+					b.cfg.Logger.Error("trim the embedded log", "err", err)
+				}
+			})
+		})
+	}
+}
+
+func every(ctx context.Context, d time.Duration, f func()) {
+	t := time.NewTicker(d)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+			f()
+		}
+	}
+}
+
+// Dial connects to the broker from inside the process, for kgo.Dialer. It
+// ignores network and addr: there is one broker and no address to it.
+func (b *Broker) Dial(ctx context.Context, _, _ string) (net.Conn, error) { return b.door.dial(ctx) }
+
+// Seeds returns the advertised address, for kgo.SeedBrokers. It can be
+// reached from outside the process only when Listen was set.
+func (b *Broker) Seeds() []string { return []string{b.door.Addr().String()} }
+
+// PartitionInfo is the extent of one partition's log. HighWatermark is the
+// offset the next record gets.
+type PartitionInfo struct {
+	ID                      int32
+	LogStart, HighWatermark int64
+	Bytes                   int64
+}
+
+// Partitions returns the partitions of topic in order; nil when there is no
+// such topic or the broker is closed.
+func (b *Broker) Partitions(topic string) []PartitionInfo {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	if b.closed {
+		return nil
+	}
+	var ps []PartitionInfo
+	for _, p := range b.cluster.PartitionInfos(topic) {
+		ps = append(ps, PartitionInfo{p.Partition, p.LogStartOffset, p.HighWatermark, p.NumBytes})
+	}
+	return ps
+}
+
+// TopicID returns the id topic was created with; it changes when the log is
+// made anew under the same name.
+func (b *Broker) TopicID(topic string) (id [16]byte, ok bool) {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	if b.closed {
+		return id, false
+	}
+	info := b.cluster.TopicInfo(topic)
+	if info == nil {
+		return id, false
+	}
+	return info.TopicID, true
+}
+
+// ClusterID is random and made with the log.
+func (b *Broker) ClusterID() string { return b.id.ClusterID }
+
+// Incarnation counts from 1 and grows in Check. A (ClusterID, TopicID,
+// Incarnation, partition, offset) names one record for ever.
+func (b *Broker) Incarnation() uint32 {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	return b.id.Incarnation
+}
+
+// UncleanStart reports whether the previous run ended without Close.
+func (b *Broker) UncleanStart() bool { return b.uncleanStart }
+
+// UncleanHostBoot reports whether, in addition, the host was booted since:
+// what was not fsynced, in any file of any program, may be gone.
+func (b *Broker) UncleanHostBoot() bool { return b.uncleanHostBoot }
+
+// Close writes the broker's state, marks the shutdown as clean and gives the
+// lock back. When ctx ends first the work goes on, and the next start counts
+// as unclean if it does not finish. Clients that still dial get net.ErrClosed.
+func (b *Broker) Close(ctx context.Context) error {
+	b.closeOnce.Do(func() {
+		go func() {
+			defer close(b.closeDone)
+			b.closeErr = b.shutDown()
+		}()
+	})
+	select {
+	case <-b.closeDone:
+		return b.closeErr
+	case <-ctx.Done():
+		return fmt.Errorf("close the embedded broker: %w", ctx.Err())
+	}
+}
+
+func (b *Broker) shutDown() error {
+	b.stop()
+	b.background.Wait()
+	b.client.Close()
+
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.closed = true
+	b.cluster.Close()
+	b.disk.close()
+
+	err := b.log.saveError()
+	if err == nil {
+		err = syncDir(b.dir)
+	}
+	if err == nil {
+		b.id.Clean = true
+		err = b.id.save(b.dir)
+	}
+	if b.ownsLock {
+		err = errors.Join(err, b.lock.Close())
+	}
+	if err != nil {
+		return fmt.Errorf("close the embedded broker: %w", err)
+	}
+	return nil
+}
+
+// abandon undoes a start that failed half-way; the state on disk stays as a
+// crash would leave it.
+func (b *Broker) abandon() {
+	if b.client != nil {
+		b.client.Close()
+	}
+	if b.cluster != nil {
+		b.cluster.Close()
+	}
+	if b.door != nil {
+		b.door.Close()
+	}
+	if b.ownsLock {
+		b.lock.Close()
+	}
+}
+
+// topics returns the names that cfg and m mention, in order.
+func sortedKeys[V any](m map[string]V) []string {
+	ks := make([]string, 0, len(m))
+	for k := range m {
+		ks = append(ks, k)
+	}
+	slices.Sort(ks)
+	return ks
+}

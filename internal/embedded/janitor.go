@@ -1,0 +1,113 @@
+package embedded
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+)
+
+// Retention says what may be removed from a topic.
+type Retention struct {
+	// Group must have committed past a record before it may go. Empty: nobody
+	// consumes the topic for good (dead letters), age alone decides.
+	Group string
+	// Age is how long a record stays after its timestamp.
+	Age time.Duration
+}
+
+// Trim removes records that are both consumed and old, a whole segment file
+// at a time, and always leaves the last record: kfake finds the next offset by
+// looking at it, and an emptied partition starts again at 0.
+//
+// The broker calls it every minute.
+func (b *Broker) Trim(ctx context.Context) error {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	if b.closed {
+		return fmt.Errorf("trim: %w", errClosed)
+	}
+	for _, topic := range sortedKeys(b.cfg.Retention) {
+		if err := b.trimTopic(ctx, topic, b.cfg.Retention[topic]); err != nil {
+			return fmt.Errorf("trim %s: %w", topic, err)
+		}
+	}
+	return nil
+}
+
+var errClosed = errors.New("the embedded broker is closed")
+
+func (b *Broker) trimTopic(ctx context.Context, topic string, r Retention) error {
+	limits := b.consumed(topic, r.Group)
+	if len(limits) == 0 {
+		return nil
+	}
+	young, err := b.admin.ListOffsetsAfterMilli(ctx, time.Now().Add(-r.Age).UnixMilli(), topic)
+	if err == nil {
+		err = young.Error()
+	}
+	if err != nil {
+		return fmt.Errorf("find the records older than %v: %w", r.Age, err)
+	}
+	for _, p := range b.cluster.PartitionInfos(topic) {
+		limit, ok := limits[p.Partition]
+		if !ok {
+			continue
+		}
+		// ListOffsetsAfterMilli answers the end of the log when all is old.
+		first, ok := young.Lookup(topic, p.Partition)
+		if !ok {
+			continue
+		}
+		to := min(limit, first.Offset)
+		if to <= p.LogStartOffset {
+			continue
+		}
+		if err := b.cluster.DeleteRecords(topic, p.Partition, to); err != nil {
+			return fmt.Errorf("partition %d up to offset %d: %w", p.Partition, to, err)
+		}
+		b.stats.trimmed.Add(uint64(to - p.LogStartOffset))
+	}
+	return nil
+}
+
+// consumed returns, for the partitions with something to trim, the offset
+// below which every record was consumed and is not the last.
+func (b *Broker) consumed(topic, group string) map[int32]int64 {
+	commits := b.commits(group)
+	limits := make(map[int32]int64)
+	for _, p := range b.cluster.PartitionInfos(topic) {
+		limit := p.HighWatermark - 1
+		if group != "" {
+			c, ok := commits[topic][p.Partition]
+			if !ok {
+				continue
+			}
+			limit = min(limit, c.At)
+		}
+		if limit > p.LogStartOffset {
+			limits[p.Partition] = limit
+		}
+	}
+	return limits
+}
+
+// commits returns what group has committed, also while it has no member.
+func (b *Broker) commits(group string) kadm.Offsets {
+	if group == "" {
+		return nil
+	}
+	info := b.cluster.GroupInfo(group)
+	if info == nil {
+		return nil
+	}
+	var os kadm.Offsets
+	for topic, ps := range info.Commits {
+		for p, c := range ps {
+			os.Add(kadm.Offset{Topic: topic, Partition: p, At: c.Offset, LeaderEpoch: c.LeaderEpoch, Metadata: c.Metadata})
+		}
+	}
+	return os
+}

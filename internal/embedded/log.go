@@ -1,0 +1,74 @@
+package embedded
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"github.com/twmb/franz-go/pkg/kfake"
+)
+
+// kfakeLog is kfake's logger, and the only place where kfake tells that the
+// disk failed it: a commit that could not be written is answered as success.
+// So the log lines are counted, and the ones that leave a torn entry behind
+// are acted upon here, on kfake's goroutine, before the next write.
+type kfakeLog struct {
+	log   *slog.Logger
+	dir   string
+	stats *stats
+
+	mu   sync.Mutex
+	save error // what went wrong while the cluster was saved
+}
+
+// tornBy maps a message to the state log whose tail it leaves torn.
+var tornBy = map[string]string{
+	"persist group entry write: %v": "groups.log",
+	"persist pid entry write: %v":   "pids.log",
+}
+
+// Logf implements kfake.Logger.
+func (l *kfakeLog) Logf(level kfake.LogLevel, format string, args ...any) {
+	switch {
+	case strings.HasPrefix(format, "persist to disk"), strings.HasPrefix(format, "save session state"):
+		l.mu.Lock()
+		l.save = fmt.Errorf(format, args...)
+		l.mu.Unlock()
+		fallthrough
+	case strings.HasPrefix(format, "persist "), strings.HasPrefix(format, "compact "):
+		l.stats.diskErrors.Inc()
+	case strings.HasSuffix(format, "truncating %d corrupt bytes") && len(args) == 4:
+		if n, ok := args[3].(int); ok {
+			l.stats.cutBytes.Add(uint64(n))
+		}
+	}
+	if name := tornBy[format]; name != "" {
+		if _, err := cutTornTail(filepath.Join(l.dir, name)); err != nil {
+			l.log.Error("repair a state log of the embedded broker", "err", err)
+		}
+	}
+	if lv := slogLevel(level); l.log.Enabled(context.Background(), lv) {
+		l.log.Log(context.Background(), lv, "embedded broker: "+fmt.Sprintf(format, args...))
+	}
+}
+
+func (l *kfakeLog) saveError() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.save
+}
+
+// slogLevel keeps kfake's per-request chatter, its Info, out of our Info.
+func slogLevel(level kfake.LogLevel) slog.Level {
+	switch level {
+	case kfake.LogLevelError:
+		return slog.LevelError
+	case kfake.LogLevelWarn:
+		return slog.LevelWarn
+	default:
+		return slog.LevelDebug
+	}
+}
