@@ -1,0 +1,207 @@
+// Package kafka is what the producer and the sink share about the log: how a
+// client is made, which topics must exist, and how errors are counted. It holds
+// no policy about records.
+package kafka
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/sasl"
+
+	"edge/internal/stat"
+)
+
+// Options says which cluster and how to reach it.
+type Options struct {
+	Brokers []string
+	TLS     *tls.Config    // nil: plain
+	SASL    sasl.Mechanism // nil: none
+	// Dial replaces TCP, for the embedded broker; nil otherwise.
+	Dial   func(ctx context.Context, network, addr string) (net.Conn, error)
+	Logger *slog.Logger
+	Errors *Errors
+}
+
+// Client returns a client with o's connection settings and opts.
+func (o Options) Client(opts ...kgo.Opt) (*kgo.Client, error) {
+	base := []kgo.Opt{
+		kgo.SeedBrokers(o.Brokers...),
+		kgo.ClientID("edge"),
+		kgo.WithLogger(logger{o.Logger}),
+		kgo.DialTimeout(5 * time.Second),
+		// A broker that is gone is asked again soon: the caller's own deadline
+		// says how long that may go on.
+		kgo.RetryBackoffFn(backoff),
+		// A leader that moved is found again within this, not within seconds.
+		kgo.MetadataMinAge(250 * time.Millisecond),
+		// A batch that inflates to more than this is an attack, not events.
+		kgo.MaxDecompressBatchBytes(64 << 20),
+	}
+	switch {
+	case o.Dial != nil:
+		base = append(base, kgo.Dialer(o.Dial))
+	case o.TLS != nil:
+		base = append(base, kgo.DialTLSConfig(o.TLS))
+	}
+	if o.SASL != nil {
+		base = append(base, kgo.SASL(o.SASL))
+	}
+	if o.Errors != nil {
+		base = append(base, kgo.WithHooks(o.Errors))
+	}
+	cl, err := kgo.NewClient(append(base, opts...)...)
+	if err != nil {
+		return nil, fmt.Errorf("kafka client: %w", err)
+	}
+	return cl, nil
+}
+
+// backoff grows from 50 ms to 2 s: a broker restart is noticed within the two
+// seconds a request waits, and a dead one is not hammered.
+func backoff(tries int) time.Duration {
+	return min(50*time.Millisecond<<min(tries, 6), 2*time.Second)
+}
+
+// Topic is a topic that must exist.
+type Topic struct {
+	Name       string
+	Partitions int32
+	Replicas   int16             // -1: the broker's default
+	Config     map[string]string // applied only when the topic is created
+}
+
+// EnsureTopics creates what is missing and returns the partition count of each
+// topic. An existing topic is left as it is, whatever its partition count.
+func EnsureTopics(ctx context.Context, cl *kgo.Client, topics ...Topic) (map[string]int32, error) {
+	adm := kadm.NewClient(cl)
+	for _, t := range topics {
+		config := make(map[string]*string, len(t.Config))
+		for k, v := range t.Config {
+			config[k] = &v
+		}
+		resp, err := adm.CreateTopic(ctx, t.Partitions, t.Replicas, config, t.Name)
+		if err == nil {
+			err = resp.Err
+		}
+		if err != nil && !errors.Is(err, kerr.TopicAlreadyExists) {
+			return nil, fmt.Errorf("create topic %s: %w", t.Name, err)
+		}
+	}
+	names := make([]string, len(topics))
+	for i, t := range topics {
+		names[i] = t.Name
+	}
+	return Partitions(ctx, cl, names...)
+}
+
+// Partitions returns the partition count of each topic; a topic that is not
+// there, or has no leader to write to, is an error.
+func Partitions(ctx context.Context, cl *kgo.Client, topics ...string) (map[string]int32, error) {
+	details, err := kadm.NewClient(cl).ListTopics(ctx, topics...)
+	if err != nil {
+		return nil, fmt.Errorf("list topics: %w", err)
+	}
+	out := make(map[string]int32, len(topics))
+	for _, name := range topics {
+		d := details[name]
+		if d.Err != nil {
+			return nil, fmt.Errorf("topic %s: %w", name, d.Err)
+		}
+		for _, p := range d.Partitions {
+			if p.Err != nil || p.Leader < 0 {
+				return nil, fmt.Errorf("topic %s, partition %d: %w", name, p.Partition, cmp.Or(p.Err, errNoLeader))
+			}
+		}
+		out[name] = int32(len(d.Partitions))
+	}
+	return out, nil
+}
+
+var errNoLeader = errors.New("has no leader")
+
+// Errors counts what goes wrong by operation and code. It is a kgo hook, so
+// that retried requests are seen and not only the ones that gave up.
+type Errors struct {
+	mu     sync.Mutex
+	counts map[[2]string]uint64
+}
+
+// Count adds one error of op; err nil counts nothing.
+func (e *Errors) Count(op string, err error) {
+	if err == nil || e == nil {
+		return
+	}
+	code := "client"
+	var ke *kerr.Error
+	switch {
+	case errors.As(err, &ke):
+		code = ke.Message
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		code = "deadline"
+	case isNet(err):
+		code = "network"
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.counts == nil {
+		e.counts = make(map[[2]string]uint64)
+	}
+	e.counts[[2]string{op, code}]++
+}
+
+func isNet(err error) bool {
+	var ne net.Error
+	return errors.As(err, &ne) || errors.Is(err, net.ErrClosed)
+}
+
+// OnBrokerConnect implements kgo.HookBrokerConnect.
+func (e *Errors) OnBrokerConnect(_ kgo.BrokerMetadata, _ time.Duration, _ net.Conn, err error) {
+	e.Count("connect", err)
+}
+
+// Describe adds edge_kafka_errors_total to set.
+func (e *Errors) Describe(set *stat.Set) {
+	set.CounterVec("edge_kafka_errors_total", "Errors of Kafka requests by operation and code, retried ones included.",
+		[]string{"op", "code"}, func(emit stat.Emit) {
+			e.mu.Lock()
+			defer e.mu.Unlock()
+			for k, n := range e.counts {
+				emit(float64(n), k[0], k[1])
+			}
+		})
+}
+
+// logger hands kgo's log to slog. Its INFO is per-connection chatter, hence
+// one level down.
+type logger struct{ l *slog.Logger }
+
+func (l logger) Level() kgo.LogLevel {
+	switch ctx := context.Background(); {
+	case l.l.Enabled(ctx, slog.LevelDebug):
+		return kgo.LogLevelInfo
+	default:
+		return kgo.LogLevelWarn
+	}
+}
+
+func (l logger) Log(level kgo.LogLevel, msg string, keyvals ...any) {
+	to := slog.LevelDebug
+	switch level {
+	case kgo.LogLevelError:
+		to = slog.LevelError
+	case kgo.LogLevelWarn:
+		to = slog.LevelWarn
+	}
+	l.l.Log(context.Background(), to, msg, keyvals...)
+}

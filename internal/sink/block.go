@@ -1,0 +1,256 @@
+package sink
+
+import (
+	"github.com/ClickHouse/ch-go/proto"
+	"github.com/google/uuid"
+
+	"edge/internal/codec"
+)
+
+// block is rows of the events table as columns, one field per column, in the
+// order of the table. Rows of several partitions may share a block: one insert
+// then carries them all, and the number of inserts does not grow with the
+// number of partitions. It is filled by append and completed by seal; reset
+// keeps the memory for the next one.
+type block struct {
+	ts         *proto.ColDateTime64
+	eventName  dictionary
+	channel    dictionary
+	campaignID dictionary
+	userID     proto.ColStr
+	tags       tagsColumn
+	metadata   proto.ColStr
+	eventID    proto.ColUUID
+	receivedAt *proto.ColDateTime64
+	src        proto.ColUInt32
+	part       proto.ColUInt32
+	offset     proto.ColUInt64
+	first      proto.ColUInt64
+	last       proto.ColUInt64
+	rowCount   proto.ColUInt32
+	dup        proto.ColUInt32
+	dead       proto.ColUInt32
+
+	bytes int // of the records taken
+}
+
+func newBlock() *block {
+	return &block{
+		ts:         new(proto.ColDateTime64).WithPrecision(proto.PrecisionMilli),
+		receivedAt: new(proto.ColDateTime64).WithPrecision(proto.PrecisionMilli),
+		eventName:  newDictionary(),
+		channel:    newDictionary(),
+		campaignID: newDictionary(),
+		tags:       tagsColumn{values: newDictionary()},
+	}
+}
+
+// rows is the number of rows appended.
+func (b *block) rows() int { return len(b.part) }
+
+// append copies ev into the columns.
+func (b *block) append(ev *codec.Event, partition int32, offset int64) {
+	b.ts.AppendRaw(proto.DateTime64(ev.Timestamp))
+	b.eventName.append(ev.Name)
+	b.channel.append(ev.Channel)
+	b.campaignID.append(ev.CampaignID)
+	b.userID.AppendBytes(ev.UserID)
+	b.tags.append(ev.Tags)
+	b.metadata.AppendBytes(ev.Metadata)
+	b.eventID = append(b.eventID, uuid.UUID(codec.ID(ev.EventID)))
+	b.receivedAt.AppendRaw(proto.DateTime64(ev.ReceivedAt))
+	b.part = append(b.part, uint32(partition))
+	b.offset = append(b.offset, uint64(offset))
+}
+
+// seal fills the columns that are known only when a batch is complete.
+func (b *block) seal(src uint32, batches map[int32]*batch) {
+	for _, p := range b.part {
+		t := batches[int32(p)]
+		b.src = append(b.src, src)
+		b.first = append(b.first, uint64(t.first))
+		b.last = append(b.last, uint64(t.last))
+		b.rowCount = append(b.rowCount, uint32(t.rows))
+		b.dup = append(b.dup, uint32(t.duplicates))
+		b.dead = append(b.dead, uint32(t.dead))
+	}
+}
+
+// input returns the columns for ch-go. open gates the block: ch-go asks the
+// first column for its rows before the server has taken the query, and sees
+// none until open says true.
+func (b *block) input(open *bool) proto.Input {
+	return proto.Input{
+		{Name: "ts", Data: &gated{b.ts, open}},
+		{Name: "event_name", Data: &b.eventName},
+		{Name: "channel", Data: &b.channel},
+		{Name: "campaign_id", Data: &b.campaignID},
+		{Name: "user_id", Data: &b.userID},
+		{Name: "tags", Data: &b.tags},
+		{Name: "metadata", Data: &b.metadata},
+		{Name: "event_id", Data: &b.eventID},
+		{Name: "received_at", Data: b.receivedAt},
+		{Name: "_src", Data: &b.src},
+		{Name: "_part", Data: &b.part},
+		{Name: "_offset", Data: &b.offset},
+		{Name: "_first", Data: &b.first},
+		{Name: "_last", Data: &b.last},
+		{Name: "_rows", Data: &b.rowCount},
+		{Name: "_dup", Data: &b.dup},
+		{Name: "_dead", Data: &b.dead},
+	}
+}
+
+// copyRow appends row i of from.
+func (b *block) copyRow(from *block, i int) {
+	b.ts.AppendRaw(from.ts.Data[i])
+	b.eventName.append(from.eventName.row(i))
+	b.channel.append(from.channel.row(i))
+	b.campaignID.append(from.campaignID.row(i))
+	b.userID.AppendBytes(from.userID.RowBytes(i))
+	b.tags.append(from.tags.row(i))
+	b.metadata.AppendBytes(from.metadata.RowBytes(i))
+	b.eventID = append(b.eventID, from.eventID[i])
+	b.receivedAt.AppendRaw(from.receivedAt.Data[i])
+	b.src = append(b.src, from.src[i])
+	b.part = append(b.part, from.part[i])
+	b.offset = append(b.offset, from.offset[i])
+	b.first = append(b.first, from.first[i])
+	b.last = append(b.last, from.last[i])
+	b.rowCount = append(b.rowCount, from.rowCount[i])
+	b.dup = append(b.dup, from.dup[i])
+	b.dead = append(b.dead, from.dead[i])
+}
+
+// reset empties the block and keeps its memory.
+func (b *block) reset() {
+	b.ts.Reset()
+	b.eventName.reset()
+	b.channel.reset()
+	b.campaignID.reset()
+	b.userID.Reset()
+	b.tags.reset()
+	b.metadata.Reset()
+	b.eventID = b.eventID[:0]
+	b.receivedAt.Reset()
+	b.src, b.part, b.offset = b.src[:0], b.part[:0], b.offset[:0]
+	b.first, b.last = b.first[:0], b.last[:0]
+	b.rowCount, b.dup, b.dead = b.rowCount[:0], b.dup[:0], b.dead[:0]
+	b.bytes = 0
+}
+
+// gated hides the rows of a column while *open is false.
+type gated struct {
+	*proto.ColDateTime64
+	open *bool
+}
+
+func (g *gated) Rows() int {
+	if !*g.open {
+		return 0
+	}
+	return g.ColDateTime64.Rows()
+}
+
+// dictionary is a LowCardinality(String) column that is built as it is filled:
+// a value is looked up by its bytes and copied only when it is new to the
+// block, where ch-go's own column keeps a string per row and builds the
+// dictionary when it encodes.
+type dictionary struct {
+	proto.ColLowCardinalityRaw
+	values *proto.ColStr
+	keys   map[string]uint32
+	prev   uint32 // the key of the row before: events come in runs
+}
+
+// maxKeptKeys bounds what a reset dictionary keeps; a stream of ever new names
+// must not leave its high-water mark behind.
+const maxKeptKeys = 4096
+
+func newDictionary() dictionary {
+	values := new(proto.ColStr)
+	return dictionary{
+		ColLowCardinalityRaw: proto.ColLowCardinalityRaw{Index: values, Key: proto.KeyUInt32},
+		values:               values,
+		keys:                 make(map[string]uint32),
+	}
+}
+
+func (d *dictionary) append(v []byte) {
+	if d.values.Rows() > 0 && string(d.values.RowBytes(int(d.prev))) == string(v) {
+		d.Keys32 = append(d.Keys32, d.prev)
+		return
+	}
+	key, ok := d.keys[string(v)]
+	if !ok {
+		key = uint32(d.values.Rows())
+		d.values.AppendBytes(v)
+		d.keys[string(v)] = key
+	}
+	d.prev = key
+	d.Keys32 = append(d.Keys32, key)
+}
+
+func (d *dictionary) row(i int) []byte { return d.values.RowBytes(int(d.Keys32[i])) }
+
+func (d *dictionary) reset() {
+	d.Reset()
+	d.prev = 0
+	if len(d.keys) > maxKeptKeys {
+		d.keys = make(map[string]uint32)
+	} else {
+		clear(d.keys)
+	}
+}
+
+// tagsColumn is Array(LowCardinality(String)): the ends of the rows, then the
+// values of all rows in one dictionary column.
+type tagsColumn struct {
+	ends   proto.ColUInt64
+	values dictionary
+}
+
+func (c *tagsColumn) append(tags [][]byte) {
+	for _, t := range tags {
+		c.values.append(t)
+	}
+	c.ends = append(c.ends, uint64(len(c.values.Keys32)))
+}
+
+func (c *tagsColumn) row(i int) [][]byte {
+	var start uint64
+	if i > 0 {
+		start = c.ends[i-1]
+	}
+	var tags [][]byte
+	for k := start; k < c.ends[i]; k++ {
+		tags = append(tags, c.values.row(int(k)))
+	}
+	return tags
+}
+
+func (c *tagsColumn) reset() {
+	c.ends = c.ends[:0]
+	c.values.reset()
+}
+
+// Type implements proto.ColInput.
+func (c *tagsColumn) Type() proto.ColumnType { return proto.ColumnTypeArray.Sub(c.values.Type()) }
+
+// Rows implements proto.ColInput.
+func (c *tagsColumn) Rows() int { return len(c.ends) }
+
+// EncodeState implements proto.StateEncoder.
+func (c *tagsColumn) EncodeState(b *proto.Buffer) { c.values.EncodeState(b) }
+
+// EncodeColumn implements proto.ColInput.
+func (c *tagsColumn) EncodeColumn(b *proto.Buffer) {
+	c.ends.EncodeColumn(b)
+	c.values.EncodeColumn(b)
+}
+
+// WriteColumn implements proto.ColInput.
+func (c *tagsColumn) WriteColumn(w *proto.Writer) {
+	c.ends.WriteColumn(w)
+	c.values.WriteColumn(w)
+}

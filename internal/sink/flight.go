@@ -1,0 +1,240 @@
+package sink
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/ClickHouse/ch-go"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"edge/internal/codec"
+)
+
+// batch is what a flight carries of one partition: every offset of
+// [first,last] is a row, a duplicate or a dead letter.
+type batch struct {
+	first, last            int64
+	rows, duplicates, dead int
+	oldest                 time.Time // when the broker took its first record
+}
+
+// flight is a block on its way into ClickHouse and the batches it is made of.
+type flight struct {
+	block   *block
+	batches map[int32]*batch
+	dead    []*kgo.Record // dead letters, not yet written
+	open    bool          // the block may be sent, see block.input
+	recover bool          // declared earlier: look at the data first
+	decoder codec.Decoder
+	event   codec.Event
+
+	landed chan struct{} // closed when the flight is stored or given up
+	err    error         // why it was given up; read after landed
+}
+
+func newFlight(b *block) *flight {
+	return &flight{block: b, batches: make(map[int32]*batch), landed: make(chan struct{})}
+}
+
+func (f *flight) empty() bool { return len(f.batches) == 0 }
+
+func (f *flight) full(c *Config) bool {
+	return f.block.rows()+len(f.dead) >= c.FlushRows || f.block.bytes >= c.FlushBytes
+}
+
+// take adds one record: as a row, or as a dead letter when it is no event.
+func (f *flight) take(r *kgo.Record) {
+	b := f.batches[r.Partition]
+	if b == nil {
+		b = &batch{first: r.Offset, oldest: r.Timestamp}
+		f.batches[r.Partition] = b
+	}
+	b.last = r.Offset
+	f.block.bytes += len(r.Value)
+	if err := f.decoder.DecodeRecord(r.Value, &f.event); err != nil {
+		f.dead = append(f.dead, deadLetter(r, err))
+		b.dead++
+		return
+	}
+	f.block.append(&f.event, r.Partition, r.Offset)
+	b.rows++
+}
+
+// store brings f from FILLING to STORED. It returns nil when the group's
+// offsets are past f, and an error only when the session is over.
+func (t *session) store(ctx context.Context, f *flight) error {
+	f.block.seal(t.source.id, f.batches)
+	if err := t.bury(ctx, f); err != nil {
+		return err
+	}
+	started := time.Now()
+	outcome := &t.stats.stored
+	if !f.recover {
+		err := t.insert(ctx, f)
+		if err != nil {
+			if errors.Is(err, errDisowned) || ctx.Err() != nil {
+				t.stats.disowned.Inc()
+				return errDisowned
+			}
+			t.failedInsert(f, err)
+			f.recover = true
+		}
+	}
+	if f.recover {
+		outcome = &t.stats.recovered
+		if err := t.recover(ctx, f); err != nil {
+			t.stats.disowned.Inc()
+			return err
+		}
+	}
+	t.stats.insertSeconds.Observe(time.Since(started))
+	if err := t.finish(ctx, f); err != nil {
+		t.stats.disowned.Inc()
+		return err
+	}
+	outcome.Inc()
+	t.stats.count(f)
+	return nil
+}
+
+// insert declares the plan and sends the block, in the order that a successor
+// depends on: ClickHouse registers the query, then the coordinator accepts the
+// plan, then the rows go out.
+func (t *session) insert(ctx context.Context, f *flight) error {
+	if f.block.rows() == 0 {
+		return nil // duplicates and dead letters only: the commit is all
+	}
+	ctx, cancel := context.WithTimeout(ctx, t.cfg.InsertTimeout)
+	defer cancel()
+	f.open = false
+	var planErr error
+	err := t.send(ctx, f, func(ctx context.Context) error {
+		planErr = t.declare(ctx, f)
+		return planErr
+	})
+	if planErr != nil {
+		return planErr
+	}
+	return err
+}
+
+// send runs one INSERT of f's block on a connection of its own. before runs
+// once the server has taken the query and before the first row is sent.
+func (t *session) send(ctx context.Context, f *flight, before func(context.Context) error) error {
+	conn, err := t.cfg.ClickHouse.Dial(ctx)
+	if err != nil {
+		return err
+	}
+	// The connection ends with the insert, so that nothing of a failed one can
+	// reach the server later.
+	defer conn.Close()
+	input := f.block.input(&f.open)
+	return conn.Do(ctx, ch.Query{
+		Body:     input.Into("events"),
+		Input:    input,
+		Settings: t.insertSettings(f),
+		OnInput: func(ctx context.Context) error {
+			if f.open {
+				f.open = false // all sent: an empty block ends the insert
+				return io.EOF
+			}
+			if err := before(ctx); err != nil {
+				return err
+			}
+			f.open = true
+			return nil
+		},
+	})
+}
+
+// declare commits the plan. Only a coordinator that is away is asked again.
+func (t *session) declare(ctx context.Context, f *flight) error {
+	offsets := make(map[int32]commitOffset, len(f.batches))
+	for id, b := range f.batches {
+		offsets[id] = commitOffset{b.first, plan{t.source.id, b.first, b.last}.String()}
+	}
+	return t.commitUntil(ctx, offsets)
+}
+
+// finish commits past f.
+func (t *session) finish(ctx context.Context, f *flight) error {
+	offsets := make(map[int32]commitOffset, len(f.batches))
+	for id, b := range f.batches {
+		offsets[id] = commitOffset{at: b.last + 1}
+	}
+	return t.commitUntil(ctx, offsets)
+}
+
+// commitUntil commits until it is accepted, refused (errDisowned) or ctx ends.
+func (t *session) commitUntil(ctx context.Context, offsets map[int32]commitOffset) error {
+	for try := 0; ; try++ {
+		err := t.commit(ctx, offsets)
+		switch {
+		case err == nil:
+			return nil
+		case t.ctx.Err() != nil, refused(err):
+			t.cfg.Logger.Warn("commit refused", "err", err)
+			return errDisowned
+		}
+		t.state.failed(err)
+		t.cfg.Logger.Warn("commit", "err", err, "attempt", try+1)
+		if err := pause(ctx, try); err != nil {
+			return err
+		}
+	}
+}
+
+// pause waits before attempt try+1: 50 ms doubling to 5 s.
+func pause(ctx context.Context, try int) error {
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-time.After(min(50*time.Millisecond<<min(try, 10), 5*time.Second)):
+		return nil
+	}
+}
+
+// insertSettings are what an insert depends on; none is left to the server's
+// defaults, which changed three times in 2026. prepare has checked that the
+// server knows them.
+func (t *session) insertSettings(f *flight) []ch.Setting {
+	settings := make([]ch.Setting, 0, len(t.source.settings)+2)
+	for _, s := range t.source.settings {
+		settings = append(settings, ch.Setting{Key: s[0], Value: s[1], Important: true})
+	}
+	return append(settings,
+		ch.Setting{Key: "max_execution_time", Value: fmt.Sprint(int(t.cfg.InsertTimeout.Seconds())), Important: true},
+		ch.Setting{Key: "log_comment", Value: t.comment(f), Important: true})
+}
+
+// comment marks f's queries on the server: "edge/<src>/,0,3," names the log and
+// the partitions, so that a successor of any of them finds the query.
+func (t *session) comment(f *flight) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "edge/%d/,", t.source.id)
+	for _, id := range slices.Sorted(maps.Keys(f.batches)) {
+		fmt.Fprintf(&b, "%d,", id)
+	}
+	return b.String()
+}
+
+func (t *session) failedInsert(f *flight, err error) {
+	t.state.failed(fmt.Errorf("insert: %w", err))
+	t.stats.insertError(err)
+	t.cfg.Logger.Warn("insert failed, looking at the data", "rows", f.block.rows(), "batches", f.ranges(), "err", err)
+}
+
+// ranges is f for a log line: "0:[100,199] 3:[7,9]".
+func (f *flight) ranges() string {
+	var b strings.Builder
+	for _, id := range slices.Sorted(maps.Keys(f.batches)) {
+		fmt.Fprintf(&b, "%d:[%d,%d] ", id, f.batches[id].first, f.batches[id].last)
+	}
+	return strings.TrimSpace(b.String())
+}

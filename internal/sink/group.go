@@ -1,0 +1,198 @@
+package sink
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+)
+
+// plan is the range a sink declared before its insert: the metadata of an
+// offset commit at its first offset.
+type plan struct {
+	src         uint32
+	first, last int64
+}
+
+const planVersion = "v1"
+
+func (p plan) String() string { return fmt.Sprintf("%s;%d;%d", planVersion, p.src, p.last) }
+
+// parsePlan reads the metadata of a commit at first; ok is false when it
+// declares nothing.
+func parsePlan(first int64, metadata string) (p plan, ok bool, err error) {
+	if metadata == "" {
+		return plan{}, false, nil
+	}
+	f := strings.Split(metadata, ";")
+	if len(f) != 3 || f[0] != planVersion {
+		return plan{}, false, fmt.Errorf("offset metadata %q is not a plan this version knows", metadata)
+	}
+	src, err1 := strconv.ParseUint(f[1], 10, 32)
+	last, err2 := strconv.ParseInt(f[2], 10, 64)
+	if err1 != nil || err2 != nil || last < first {
+		return plan{}, false, fmt.Errorf("offset metadata %q at offset %d is not a plan", metadata, first)
+	}
+	return plan{uint32(src), first, last}, true, nil
+}
+
+// offsetsFetched learns where newly assigned partitions stand, before their
+// first record arrives.
+func (t *session) offsetsFetched(_ context.Context, _ *kgo.Client, resp *kmsg.OffsetFetchResponse) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	add := func(topic string, id int32, offset int64, metadata *string) error {
+		if topic != t.cfg.Topic || t.partitions == nil {
+			return nil
+		}
+		p := &partition{id: id, next: max(offset, 0)}
+		if offset >= 0 && metadata != nil {
+			open, ok, err := parsePlan(offset, *metadata)
+			if err != nil {
+				return err
+			}
+			switch {
+			case ok && open.src == t.source.id:
+				p.open, p.next = &open, open.last+1
+			case ok:
+				t.cfg.Logger.Error("open plan belongs to another log, ignored",
+					"partition", id, "first", offset, "last", open.last, "src", open.src, "want_src", t.source.id)
+			}
+		}
+		t.partitions[id] = p
+		t.state.assigned(id, offset)
+		return nil
+	}
+	for _, tp := range resp.Topics {
+		for _, p := range tp.Partitions {
+			if err := add(tp.Topic, p.Partition, p.Offset, p.Metadata); err != nil {
+				return err
+			}
+		}
+	}
+	for _, g := range resp.Groups {
+		for _, tp := range g.Topics {
+			for _, p := range tp.Partitions {
+				if err := add(t.topicName(tp), p.Partition, p.Offset, p.Metadata); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// topicName is the name in a response that may carry only an id: this client
+// consumes one topic.
+func (t *session) topicName(tp kmsg.OffsetFetchResponseGroupTopic) string {
+	if tp.Topic == "" {
+		return t.cfg.Topic
+	}
+	return tp.Topic
+}
+
+// revoked gives partitions up in good order: everything taken is stored and
+// committed while the generation still holds. When ClickHouse takes too long,
+// the plan is left to the next owner and this session starts over.
+func (t *session) revoked(_ context.Context, _ *kgo.Client, gone map[string][]int32) {
+	ids := gone[t.cfg.Topic]
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(ids) == 0 || t.partitions == nil {
+		return
+	}
+	t.stats.rebalances.Inc()
+	ctx, cancel := context.WithTimeout(t.ctx, t.cfg.RevokeTimeout)
+	defer cancel()
+	if err := t.drain(ctx); err != nil {
+		t.cfg.Logger.Warn("partitions revoked before their insert finished", "partitions", ids, "err", err)
+		t.lost(errDisowned)
+	}
+	for _, id := range ids {
+		delete(t.partitions, id)
+		t.state.forget(id)
+	}
+}
+
+// partitionsLost ends the session: the generation is gone and no commit of ours
+// will be accepted.
+func (t *session) partitionsLost(_ context.Context, _ *kgo.Client, gone map[string][]int32) {
+	t.stats.rebalances.Inc()
+	t.cfg.Logger.Warn("partitions lost", "partitions", gone[t.cfg.Topic])
+	t.lost(errDisowned)
+}
+
+// commit moves the group's offsets, with the plan as metadata where there is
+// one. A nil error means that the coordinator accepted every partition under
+// our generation.
+func (t *session) commit(ctx context.Context, offsets map[int32]commitOffset) error {
+	want := make(map[int32]kgo.EpochOffset, len(offsets))
+	for id, o := range offsets {
+		want[id] = kgo.EpochOffset{Epoch: -1, Offset: o.at}
+	}
+	ctx = kgo.PreCommitFnContext(ctx, func(req *kmsg.OffsetCommitRequest) error {
+		// Losing the partitions ends t.ctx before the client may join anew: a
+		// commit prepared after that would carry a generation that was never
+		// ours for them.
+		if err := t.ctx.Err(); err != nil {
+			return err
+		}
+		for i := range req.Topics {
+			for j := range req.Topics[i].Partitions {
+				p := &req.Topics[i].Partitions[j]
+				metadata := offsets[p.Partition].metadata
+				p.Metadata = &metadata
+			}
+		}
+		return nil
+	})
+	var result error
+	t.client.CommitOffsetsSync(ctx, map[string]map[int32]kgo.EpochOffset{t.cfg.Topic: want},
+		func(_ *kgo.Client, _ *kmsg.OffsetCommitRequest, resp *kmsg.OffsetCommitResponse, err error) {
+			result = err
+			if resp == nil || err != nil {
+				return
+			}
+			answered := 0
+			for _, topic := range resp.Topics {
+				for _, p := range topic.Partitions {
+					answered++
+					if e := kerr.ErrorForCode(p.ErrorCode); e != nil && result == nil {
+						result = e
+					}
+				}
+			}
+			if result == nil && answered != len(offsets) {
+				result = fmt.Errorf("coordinator answered for %d of %d partitions", answered, len(offsets))
+			}
+		})
+	if result != nil {
+		t.cfg.Kafka.Errors.Count("commit", result)
+		ids := slices.Sorted(maps.Keys(offsets))
+		return fmt.Errorf("commit offsets of partitions %v: %w", ids, result)
+	}
+	return nil
+}
+
+type commitOffset struct {
+	at       int64
+	metadata string
+}
+
+// refused reports whether a commit failed because the partitions are, or may
+// be, somebody else's.
+func refused(err error) bool {
+	for _, e := range []error{kerr.IllegalGeneration, kerr.UnknownMemberID, kerr.FencedInstanceID, kerr.FencedMemberEpoch, kerr.StaleMemberEpoch} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,184 @@
+package sink
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/ClickHouse/ch-go"
+	"github.com/ClickHouse/ch-go/proto"
+	"github.com/twmb/franz-go/pkg/kadm"
+
+	"edge/internal/clickhouse"
+)
+
+// source is the log this sink reads and how its inserts must be made.
+type source struct {
+	id       uint32      // the _src of every row
+	settings [][2]string // of every insert
+}
+
+// SchemaError says that the database is not what this binary writes to. No
+// retry mends it.
+type SchemaError struct{ Problem string }
+
+func (e *SchemaError) Error() string { return "schema: " + e.Problem }
+
+// prepare names the log and asserts, before anything is consumed, that the
+// server will treat an insert as the recovery expects.
+func (s *Sink) prepare(ctx context.Context) (source, error) {
+	if err := s.checkSchema(ctx); err != nil {
+		return source{}, err
+	}
+	settings, err := s.checkSettings(ctx)
+	if err != nil {
+		return source{}, err
+	}
+	id, err := s.register(ctx)
+	return source{id, settings}, err
+}
+
+// views maps each rollup to the view that fills it.
+var views = map[string]string{"events_1m": "events_1m_mv", "events_1h": "events_1h_mv", "events_1d": "events_1d_mv"}
+
+func (s *Sink) checkSchema(ctx context.Context) error {
+	have, err := s.cfg.ClickHouse.Strings(ctx, "SELECT concat(table, '.', name) AS s FROM system.columns WHERE database = currentDatabase() AND table = 'events'")
+	if err != nil {
+		return fmt.Errorf("read the columns of events: %w", err)
+	}
+	open := true
+	for _, c := range newBlock().input(&open) {
+		if !slices.Contains(have, "events."+c.Name) {
+			return &SchemaError{fmt.Sprintf("table events has no column %s; run edge migrate", c.Name)}
+		}
+	}
+	engines, err := s.cfg.ClickHouse.Strings(ctx, "SELECT concat(name, ' ', engine) AS s FROM system.tables WHERE database = currentDatabase()")
+	if err != nil {
+		return fmt.Errorf("read the tables: %w", err)
+	}
+	has := func(table, engine string) bool {
+		return slices.ContainsFunc(engines, func(e string) bool { return e == table+" "+engine || e == table+" Replicated"+engine })
+	}
+	if !has("events", "MergeTree") {
+		return &SchemaError{"table events is not a MergeTree: another engine may drop or merge rows"}
+	}
+	for rollup, view := range views {
+		if !has(rollup, "AggregatingMergeTree") {
+			return &SchemaError{"table " + rollup + " is not an AggregatingMergeTree"}
+		}
+		if !has(view, "MaterializedView") {
+			return &SchemaError{"view " + view + " is missing: " + rollup + " would stop counting"}
+		}
+	}
+	return nil
+}
+
+// checkSettings returns the settings of every insert, refusing a server that
+// does not know one or has pinned it to something else.
+func (s *Sink) checkSettings(ctx context.Context) ([][2]string, error) {
+	want := [][2]string{
+		{"async_insert", "0"}, // an answer must mean that the rows are in
+		// One block, one part per month: what recovery relies on.
+		{"max_insert_block_size", "1048449"},
+		{"min_insert_block_size_rows", "1048449"},
+		{"min_insert_block_size_bytes", "536870912"},
+		{"max_partitions_per_insert_block", "0"}, // a batch may carry any mix of times
+		// A rollup that failed must fail the insert.
+		{"materialized_views_ignore_errors", "0"},
+		// No deduplication by the server, see the package comment. The second
+		// name replaced the first in 26.2.
+		{"insert_deduplicate", "0"},
+		{"deduplicate_insert", "disable"},
+		{"deduplicate_blocks_in_dependent_materialized_views", "0"},
+	}
+	optional := []string{"insert_deduplicate", "deduplicate_insert"}
+	var name proto.ColStr
+	var value proto.ColStr
+	var pinned proto.ColUInt8
+	type known struct {
+		value  string
+		pinned bool
+	}
+	server := make(map[string]known)
+	err := s.cfg.ClickHouse.Do(ctx, ch.Query{
+		Body:   "SELECT name, value, readonly FROM system.settings WHERE name IN ('" + strings.Join(names(want), "','") + "')",
+		Result: proto.Results{{Name: "name", Data: &name}, {Name: "value", Data: &value}, {Name: "readonly", Data: &pinned}},
+		OnResult: func(context.Context, proto.Block) error {
+			for i := range name.Rows() {
+				server[name.Row(i)] = known{value.Row(i), pinned[i] != 0}
+			}
+			return nil
+		},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the server's settings: %w", err)
+	}
+	var out [][2]string
+	for _, w := range want {
+		k, ok := server[w[0]]
+		switch {
+		case !ok && slices.Contains(optional, w[0]):
+		case !ok:
+			return nil, &SchemaError{"the server has no setting " + w[0] + ", which every insert needs"}
+		case k.pinned && k.value != w[1]:
+			return nil, &SchemaError{fmt.Sprintf("the user's profile pins %s to %s; inserts need %s", w[0], k.value, w[1])}
+		default:
+			out = append(out, w)
+		}
+	}
+	return out, nil
+}
+
+func names(settings [][2]string) []string {
+	out := make([]string, len(settings))
+	for i, s := range settings {
+		out[i] = s[0]
+	}
+	return out
+}
+
+// register returns the number of the log: cluster, topic id and incarnation,
+// hashed, so that sinks that start at once agree without talking.
+func (s *Sink) register(ctx context.Context) (uint32, error) {
+	client, err := s.cfg.Kafka.Client()
+	if err != nil {
+		return 0, err
+	}
+	defer client.Close()
+	meta, err := kadm.NewClient(client).Metadata(ctx, s.cfg.Topic)
+	if err != nil {
+		return 0, fmt.Errorf("read topic %s: %w", s.cfg.Topic, err)
+	}
+	topic := meta.Topics[s.cfg.Topic]
+	if topic.Err != nil {
+		return 0, fmt.Errorf("read topic %s: %w", s.cfg.Topic, topic.Err)
+	}
+	topicID := hex.EncodeToString(topic.ID[:])
+	sum := sha256.Sum256(fmt.Appendf(nil, "%s/%s/%d", meta.Cluster, topicID, s.cfg.Incarnation))
+	id := binary.BigEndian.Uint32(sum[:])
+
+	identity := fmt.Sprintf("%s/%s/%d", meta.Cluster, topicID, s.cfg.Incarnation)
+	same, err := s.cfg.ClickHouse.Strings(ctx, fmt.Sprintf(
+		"SELECT concat(cluster_id, '/', topic_id, '/', toString(incarnation)) AS s FROM sources FINAL WHERE src = %d", id))
+	if err != nil {
+		return 0, fmt.Errorf("read sources: %w", err)
+	}
+	for _, other := range same {
+		if other != identity {
+			return 0, &SchemaError{fmt.Sprintf("source number %d is taken by %s; use another database for %s", id, other, identity)}
+		}
+	}
+	if len(same) > 0 {
+		return id, nil
+	}
+	err = s.cfg.ClickHouse.Exec(ctx, fmt.Sprintf("INSERT INTO sources SELECT %d, %s, %s, %d, %s, now()",
+		id, clickhouse.Quote(meta.Cluster), clickhouse.Quote(topicID), s.cfg.Incarnation, clickhouse.Quote(s.cfg.Topic)))
+	if err != nil {
+		return 0, fmt.Errorf("record source: %w", err)
+	}
+	return id, nil
+}

@@ -1,0 +1,358 @@
+package sink
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/ClickHouse/ch-go"
+	"github.com/ClickHouse/ch-go/proto"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"edge/internal/clickhouse"
+)
+
+// recoverOpen turns the plans found in the group's offsets into one flight that
+// starts with RECOVERING. Nothing else is launched before it. Callers hold mu.
+func (t *session) recoverOpen() {
+	var plans []plan
+	var ids []int32
+	for id, p := range t.partitions {
+		if p.open != nil {
+			plans, ids = append(plans, *p.open), append(ids, id)
+		}
+	}
+	if len(plans) == 0 || t.flying != nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(t.ctx, t.cfg.RevokeTimeout)
+	defer cancel()
+	f := newFlight(newBlock())
+	f.recover = true
+	for i, id := range ids {
+		if err := t.reread(ctx, f, id, plans[i]); err != nil {
+			t.lost(fmt.Errorf("read declared batch %d:[%d,%d] again: %w", id, plans[i].first, plans[i].last, err))
+			return
+		}
+		t.partitions[id].open = nil
+	}
+	t.cfg.Logger.Info("declared batches found, recovering", "batches", f.ranges(), "rows", f.block.rows())
+	t.fly(f)
+}
+
+// reread takes offsets [first,last] of a partition from the log into f.
+func (t *session) reread(ctx context.Context, f *flight, id int32, p plan) error {
+	client, err := t.cfg.Kafka.Client(
+		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{t.cfg.Topic: {id: kgo.NewOffset().At(p.first)}}),
+		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
+		kgo.FetchMaxPartitionBytes(8<<20),
+	)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	next := p.first
+	for next <= p.last {
+		fetches := client.PollFetches(ctx)
+		if err := fetches.Err(); err != nil {
+			return err
+		}
+		fetches.EachRecord(func(r *kgo.Record) {
+			if r.Offset > p.last {
+				next = r.Offset
+				return
+			}
+			if r.Offset > next {
+				// Retention was faster than the sink: what is gone is gone, and
+				// says so here and in the audit.
+				t.stats.lostRecords.Add(uint64(r.Offset - next))
+				t.cfg.Logger.Error("records of a declared batch are no longer in the log", "partition", id, "first", next, "last", r.Offset-1)
+			}
+			f.take(r)
+			next = r.Offset + 1
+		})
+	}
+	// The batch is the declared one, whatever was left of it.
+	if b := f.batches[id]; b != nil {
+		b.first, b.last = p.first, p.last
+	} else {
+		f.batches[id] = &batch{first: p.first, last: p.last}
+	}
+	return nil
+}
+
+// recover makes f's rows be in events and in every rollup exactly once,
+// whatever state an earlier attempt left, and repeats until it has seen it.
+// Every step may be killed and run again:
+//
+//  1. No insert of these partitions runs any more: they are killed and awaited.
+//  2. The offsets that events holds are read; the rows of the others are
+//     inserted. One insert makes one part per month, which appears by one
+//     rename, so after a crash each month's rows are there or not.
+//  3. The rollups of the touched hours are compared with events, each against
+//     the next finer one, and the difference is inserted. Distinct-user states
+//     are inserted anew: merging a user in twice changes nothing.
+func (t *session) recover(ctx context.Context, f *flight) error {
+	for try := 0; ; try++ {
+		err := t.recoverOnce(ctx, f)
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() != nil || errors.Is(err, errDisowned) {
+			return errDisowned
+		}
+		t.failedInsert(f, fmt.Errorf("recover: %w", err))
+		if err := pause(ctx, try); err != nil {
+			return errDisowned
+		}
+	}
+}
+
+func (t *session) recoverOnce(ctx context.Context, f *flight) error {
+	// Comparing hours of raw rows may take longer than one insert may.
+	ctx, cancel := context.WithTimeout(ctx, 10*t.cfg.InsertTimeout)
+	defer cancel()
+	if err := t.quiesce(ctx, f); err != nil {
+		return fmt.Errorf("end earlier inserts: %w", err)
+	}
+	if f.block.rows() == 0 {
+		return nil
+	}
+	// The plan is declared (again): a first attempt may have failed before it.
+	if err := t.declare(ctx, f); err != nil {
+		return err
+	}
+	missing, err := t.missing(ctx, f)
+	if err != nil {
+		return fmt.Errorf("read stored offsets: %w", err)
+	}
+	action := &t.stats.present
+	if n := missing.block.rows(); n > 0 {
+		action = &t.stats.reinserted
+		err := t.send(ctx, missing, func(context.Context) error { return nil })
+		if err != nil {
+			return fmt.Errorf("insert %d missing rows: %w", n, err)
+		}
+	}
+	repaired, err := t.repairRollups(ctx, f)
+	if err != nil {
+		return fmt.Errorf("repair rollups: %w", err)
+	}
+	action.Inc()
+	if repaired {
+		t.stats.repaired.Inc()
+	}
+	t.cfg.Logger.Info("batches recovered", "batches", f.ranges(), "rows", f.block.rows(),
+		"reinserted", missing.block.rows(), "rollups_repaired", repaired)
+	return nil
+}
+
+// quiesce returns when no insert that names one of f's partitions runs.
+func (t *session) quiesce(ctx context.Context, f *flight) error {
+	var ids []string
+	for id := range f.batches {
+		ids = append(ids, fmt.Sprint(id))
+	}
+	slices.Sort(ids)
+	where := fmt.Sprintf("match(Settings['log_comment'], '^edge/%d/.*,(%s),')", t.source.id, strings.Join(ids, "|"))
+	for try := 0; ; try++ {
+		running, err := t.cfg.ClickHouse.Strings(ctx, "SELECT query_id FROM system.processes WHERE "+where)
+		if err != nil {
+			return err
+		}
+		if len(running) == 0 {
+			return nil
+		}
+		t.cfg.Logger.Warn("ending inserts of an earlier owner", "queries", running)
+		if err := t.cfg.ClickHouse.Exec(ctx, "KILL QUERY WHERE "+where+" ASYNC"); err != nil {
+			return err
+		}
+		if err := pause(ctx, try); err != nil {
+			return err
+		}
+	}
+}
+
+// missing returns a flight with the rows of f that events does not hold.
+func (t *session) missing(ctx context.Context, f *flight) (*flight, error) {
+	stored := make(map[[2]uint64]struct{})
+	for id, b := range f.batches {
+		if b.rows == 0 {
+			continue
+		}
+		var offset proto.ColUInt64
+		err := t.cfg.ClickHouse.Do(ctx, ch.Query{
+			Body: fmt.Sprintf("SELECT _offset FROM events WHERE _src = %d AND _part = %d AND _offset BETWEEN %d AND %d AND toYYYYMM(ts) IN (%s)",
+				t.source.id, id, b.first, b.last, f.block.months()),
+			Result: proto.Results{{Name: "_offset", Data: &offset}},
+			OnResult: func(context.Context, proto.Block) error {
+				for _, o := range offset {
+					key := [2]uint64{uint64(id), o}
+					if _, twice := stored[key]; twice {
+						return fmt.Errorf("BUG: offset %d of partition %d is stored twice", o, id)
+					}
+					stored[key] = struct{}{}
+				}
+				return nil
+			},
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	out := newFlight(newBlock())
+	out.batches = f.batches
+	for i := range f.block.rows() {
+		if _, ok := stored[[2]uint64{uint64(f.block.part[i]), f.block.offset[i]}]; !ok {
+			out.block.copyRow(f.block, i)
+		}
+	}
+	return out, nil
+}
+
+// repairRollups compares each rollup with the next finer table over what f
+// touches and inserts what differs, then inserts f's distinct-user states.
+// It reports whether a count differed.
+func (t *session) repairRollups(ctx context.Context, f *flight) (bool, error) {
+	hours, days := f.block.spans(time.Hour), f.block.spans(24*time.Hour)
+	steps := []struct {
+		rollup, key, cell        string // the table, its time column, and that column from the finer table
+		from, count              string // the finer table and how it counts
+		fromWithin, rollupWithin string
+	}{
+		{"events_1m", "m", "toStartOfMinute(ts)", "events", "toInt64(count())", hours.within("ts"), hours.within("m")},
+		{"events_1h", "h", "toStartOfHour(m)", "events_1m", "sum(n)", hours.within("m"), hours.within("h")},
+		{"events_1d", "d", "toDate(h)", "events_1h", "sum(n)", days.within("h"), days.withinDates("d")},
+	}
+	repaired := false
+	for _, s := range steps {
+		diff := fmt.Sprintf(`SELECT cell, event_name, channel, sum(c) AS n FROM (
+			SELECT %s AS cell, event_name, channel, %s AS c FROM %s WHERE %s AND %s GROUP BY cell, event_name, channel
+			UNION ALL
+			SELECT %s AS cell, event_name, channel, -sum(n) AS c FROM %s WHERE %s AND %s GROUP BY cell, event_name, channel
+		) GROUP BY cell, event_name, channel HAVING n != 0`,
+			s.cell, s.count, s.from, f.block.named(), s.fromWithin,
+			s.key, s.rollup, f.block.named(), s.rollupWithin)
+		differs, err := t.cfg.ClickHouse.Strings(ctx, "SELECT toString(count()) AS s FROM ("+diff+")")
+		if err != nil {
+			return repaired, fmt.Errorf("compare %s with %s: %w", s.rollup, s.from, err)
+		}
+		if len(differs) == 1 && differs[0] == "0" {
+			continue
+		}
+		repaired = true
+		if err := t.exec(ctx, f, fmt.Sprintf("INSERT INTO %s (%s, event_name, channel, n) %s", s.rollup, s.key, diff)); err != nil {
+			return repaired, fmt.Errorf("correct %s: %w", s.rollup, err)
+		}
+	}
+	return repaired, t.insertStates(ctx, f)
+}
+
+// insertStates inserts the distinct users of f's rows into the rollups again.
+func (t *session) insertStates(ctx context.Context, f *flight) error {
+	var mine []string
+	for _, id := range slices.Sorted(maps.Keys(f.batches)) {
+		b := f.batches[id]
+		mine = append(mine, fmt.Sprintf("(_part = %d AND _offset BETWEEN %d AND %d)", id, b.first, b.last))
+	}
+	for _, s := range [][3]string{{"events_1h", "h", "toStartOfHour(ts)"}, {"events_1d", "d", "toDate(ts)"}} {
+		err := t.exec(ctx, f, fmt.Sprintf(`INSERT INTO %s (%s, event_name, channel, n, u)
+			SELECT %s AS cell, event_name, channel, 0, uniqCombined64State(user_id) FROM events
+			WHERE _src = %d AND (%s) AND toYYYYMM(ts) IN (%s) GROUP BY cell, event_name, channel`,
+			s[0], s[1], s[2], t.source.id, strings.Join(mine, " OR "), f.block.months()))
+		if err != nil {
+			return fmt.Errorf("insert user states into %s: %w", s[0], err)
+		}
+	}
+	return nil
+}
+
+// exec runs an INSERT SELECT under the settings and the mark of f's inserts.
+func (t *session) exec(ctx context.Context, f *flight, sql string) error {
+	return t.cfg.ClickHouse.Do(ctx, ch.Query{Body: sql, Settings: t.insertSettings(f)})
+}
+
+// months lists the partitions of the table that b touches: "202401,202402".
+func (b *block) months() string {
+	seen := make(map[int]struct{})
+	for _, ms := range b.ts.Data {
+		y, m, _ := time.UnixMilli(int64(ms)).UTC().Date()
+		seen[y*100+int(m)] = struct{}{}
+	}
+	return list(slices.Sorted(maps.Keys(seen)))
+}
+
+// maxListed bounds the values a condition names one by one: a query must stay
+// below ClickHouse's max_query_size (256 KiB). Beyond it the range alone, which
+// contains more, says which rows to compare.
+const maxListed = 1000
+
+// spans are the UTC hours or days that rows fall into, by their starts in Unix
+// seconds, ascending.
+type spans struct {
+	starts []int64
+	grain  time.Duration
+}
+
+func (b *block) spans(grain time.Duration) spans {
+	g := grain.Milliseconds()
+	seen := make(map[int64]struct{})
+	for _, ms := range b.ts.Data {
+		seen[int64(ms)/g*g/1000] = struct{}{}
+	}
+	return spans{slices.Sorted(maps.Keys(seen)), grain}
+}
+
+// within is the condition that a time column lies in one of s. The range around
+// them comes first: it is what the primary key can use.
+func (s spans) within(column string) string {
+	first, last := s.starts[0], s.starts[len(s.starts)-1]
+	seconds := int64(s.grain.Seconds())
+	cond := fmt.Sprintf("%[1]s >= toDateTime(%[2]d, 'UTC') AND %[1]s < toDateTime(%[3]d, 'UTC')", column, first, last+seconds)
+	if len(s.starts) <= maxListed {
+		cond += fmt.Sprintf(" AND intDiv(toUnixTimestamp(toDateTime(%s, 'UTC')), %d) * %[2]d IN (%s)", column, seconds, list(s.starts))
+	}
+	return cond
+}
+
+// withinDates is within for a Date column.
+func (s spans) withinDates(column string) string {
+	day := func(unix int64) string { return "'" + time.Unix(unix, 0).UTC().Format(time.DateOnly) + "'" }
+	cond := fmt.Sprintf("%[1]s BETWEEN %[2]s AND %[3]s", column, day(s.starts[0]), day(s.starts[len(s.starts)-1]))
+	if len(s.starts) <= maxListed {
+		days := make([]string, len(s.starts))
+		for i, u := range s.starts {
+			days[i] = day(u)
+		}
+		cond += fmt.Sprintf(" AND %s IN (%s)", column, strings.Join(days, ","))
+	}
+	return cond
+}
+
+// named is the condition that event_name is one of b's.
+func (b *block) named() string {
+	const maxBytes = 64 << 10
+	if b.eventName.values.Rows() > maxListed || len(b.eventName.values.Buf) > maxBytes {
+		return "1"
+	}
+	names := make([]string, b.eventName.values.Rows())
+	for i := range names {
+		names[i] = clickhouse.Quote(b.eventName.values.Row(i))
+	}
+	return "event_name IN (" + strings.Join(names, ",") + ")"
+}
+
+func list[T int | int64](values []T) string {
+	var b strings.Builder
+	for i, v := range values {
+		if i > 0 {
+			b.WriteByte(',')
+		}
+		fmt.Fprint(&b, v)
+	}
+	return b.String()
+}

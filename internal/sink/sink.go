@@ -1,0 +1,375 @@
+// Package sink moves the topic into ClickHouse: every record becomes one row of
+// events and is counted once in every rollup, whatever dies on the way.
+//
+//	poll ─▶ decode into the filling block ─▶ flight: declare plan ─▶ insert ─▶ commit
+//	  ▲            (one goroutine)              (one goroutine at a time)         │
+//	  └───────────────────────────────────────────────────────────────────────────┘
+//
+// While one block is inserted the next is filled. A block may carry rows of
+// many partitions; per partition they form a batch, a contiguous offset range
+// [first,last]. The life of a flight, which is a block and its batches:
+//
+//	FILLING ─▶ PLANNED ─▶ INSERTED ─▶ STORED
+//	              │  any error         ▲
+//	              ▼                    │
+//	          RECOVERING ──────────────┘   (again from its start after any error)
+//
+// PLANNED: an offset commit at first carries the plan (last) as metadata. The
+// group generation fences it: an owner that lost the partition is refused and
+// sends nothing. The commit is made after ClickHouse has registered the insert
+// and before it gets the first row, so whoever takes the partition over finds
+// either no plan, or a plan whose insert it can see, kill and wait for.
+//
+// STORED: a commit at last+1 without metadata.
+//
+// RECOVERING: entered after any error of the insert, and at the start for every
+// plan found in the group's offsets. It believes no answer and looks at the
+// data, see recover.go.
+//
+// ClickHouse's own insert deduplication is switched off. Its tokens outlive the
+// rows they stand for when the server dies at the wrong moment, and then drop
+// data without a word; rows that carry their offset need no token.
+package sink
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"edge/internal/clickhouse"
+	"edge/internal/kafka"
+)
+
+// Config bounds the sink. Every field is required.
+type Config struct {
+	Kafka           kafka.Options
+	Topic           string
+	DeadLetterTopic string
+	Group           string
+	Incarnation     uint32 // of the embedded log; 0 for a real cluster
+	ClickHouse      *clickhouse.Pool
+	Logger          *slog.Logger
+
+	// FlushInterval is the shortest time between two inserts: the first event
+	// after a pause is inserted at once, a steady stream this often. Halving it
+	// doubles the parts ClickHouse merges.
+	FlushInterval time.Duration
+	FlushRows     int // a block is full at this many rows
+	FlushBytes    int // or at this many bytes of records
+	InsertTimeout time.Duration
+	// RevokeTimeout is how long a rebalance waits for the insert under way.
+	RevokeTimeout time.Duration
+}
+
+// errDisowned ends a session: a partition may belong to another sink by now,
+// and what is in memory is worth nothing.
+var errDisowned = errors.New("partitions lost to another sink")
+
+// Sink is one member of the consumer group. Run drives it; the other methods
+// may be called from any goroutine.
+type Sink struct {
+	cfg   Config
+	stats stats
+	state progress
+}
+
+// New returns a sink that has not connected to anything.
+func New(cfg Config) *Sink {
+	return &Sink{cfg: cfg, stats: newStats()}
+}
+
+// Run consumes until ctx ends, then finishes the insert under way, commits and
+// leaves the group. It returns only errors that no retry can mend, such as a
+// schema that is not the one this binary writes.
+func (s *Sink) Run(ctx context.Context) error {
+	const minPause, maxPause = 100 * time.Millisecond, 10 * time.Second
+	pause := minPause
+	for {
+		started := time.Now()
+		err := s.session(ctx)
+		var fatal *SchemaError
+		if ctx.Err() != nil || errors.As(err, &fatal) {
+			return err
+		}
+		if time.Since(started) > time.Minute {
+			pause = minPause
+		}
+		s.state.failed(err)
+		s.cfg.Logger.Warn("sink session ended, joining again", "err", err, "pause", pause.String())
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(pause):
+		}
+		pause = min(2*pause, maxPause)
+	}
+}
+
+// session is one membership in the group, from join to leave. Every doubt about
+// who owns a partition ends it, and the next one starts from what is committed.
+type session struct {
+	*Sink
+	client *kgo.Client
+	source source
+
+	// lost ends the insert under way and the session.
+	ctx  context.Context
+	lost context.CancelCauseFunc
+
+	// wake ends a poll when a flight lands.
+	wake chan struct{}
+
+	mu         sync.Mutex // guards what follows against the group callbacks
+	partitions map[int32]*partition
+	filling    *flight
+	flying     *flight
+	spare      *block
+	launched   time.Time // of the last flight
+}
+
+// partition is what a session knows of one it owns.
+type partition struct {
+	id   int32
+	next int64 // offset of the next record to take
+	open *plan // declared by an earlier owner, to be recovered before anything else
+	high int64 // high watermark last seen
+}
+
+func (s *Sink) session(ctx context.Context) error {
+	src, err := s.prepare(ctx)
+	if err != nil {
+		return err
+	}
+	// Shutdown ends the polling (ctx) but not the insert under way.
+	work, lost := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer lost(nil)
+	t := &session{
+		Sink: s, source: src, ctx: work, lost: lost,
+		wake:       make(chan struct{}, 1),
+		partitions: make(map[int32]*partition),
+		filling:    newFlight(newBlock()),
+		spare:      newBlock(),
+	}
+	t.client, err = s.cfg.Kafka.Client(
+		kgo.ConsumerGroup(s.cfg.Group),
+		kgo.ConsumeTopics(s.cfg.Topic),
+		kgo.ConsumeStartOffset(kgo.NewOffset().AtStart()),
+		kgo.DisableAutoCommit(),
+		kgo.BlockRebalanceOnPoll(),
+		kgo.Balancers(kgo.CooperativeStickyBalancer()),
+		kgo.RebalanceTimeout(s.cfg.RevokeTimeout+40*time.Second),
+		kgo.SessionTimeout(15*time.Second),
+		kgo.HeartbeatInterval(1*time.Second),
+		kgo.OnOffsetsFetched(t.offsetsFetched),
+		kgo.OnPartitionsRevoked(t.revoked),
+		kgo.OnPartitionsLost(t.partitionsLost),
+		kgo.FetchMaxBytes(16<<20),
+		kgo.FetchMaxPartitionBytes(8<<20),
+		// Dead letters: kept through every outage, the partition waits for them.
+		kgo.RequiredAcks(kgo.AllISRAcks()),
+		kgo.ProducerLinger(0),
+	)
+	if err != nil {
+		return err
+	}
+	err = t.run(ctx)
+	t.close(err)
+	return err
+}
+
+// run polls until ctx ends (nil) or the session is lost.
+func (t *session) run(ctx context.Context) error {
+	for ctx.Err() == nil {
+		if t.ctx.Err() != nil {
+			return context.Cause(t.ctx)
+		}
+		fetches := t.poll(ctx)
+		t.mu.Lock()
+		t.take(fetches)
+		t.recoverOpen()
+		t.launch(false)
+		t.mu.Unlock()
+		t.client.AllowRebalance()
+		t.room(ctx)
+	}
+	return nil
+}
+
+// poll waits for records, for the time of the next flight, or for a flight to
+// land, whichever is first.
+func (t *session) poll(ctx context.Context) kgo.Fetches {
+	t.mu.Lock()
+	room := t.cfg.FlushRows - t.filling.block.rows()
+	wait := 5 * time.Second
+	if !t.filling.empty() && t.flying == nil {
+		wait = max(t.cfg.FlushInterval-time.Since(t.launched), 0)
+	}
+	t.mu.Unlock()
+	pollCtx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	stop := make(chan struct{})
+	var watcher sync.WaitGroup
+	watcher.Go(func() {
+		select {
+		case <-t.wake:
+			cancel()
+		case <-t.ctx.Done():
+			cancel()
+		case <-stop:
+		}
+	})
+	fetches := t.client.PollRecords(pollCtx, max(room, 1))
+	close(stop)
+	watcher.Wait()
+	return fetches
+}
+
+// room returns when the filling block can take more: with a full block and an
+// insert under way there is nothing to poll for. Rebalances go on meanwhile.
+func (t *session) room(ctx context.Context) {
+	for {
+		t.mu.Lock()
+		f := t.flying
+		full := t.filling.full(&t.cfg)
+		if full && f == nil {
+			t.launch(false)
+			full, f = false, nil
+		}
+		t.mu.Unlock()
+		if !full {
+			return
+		}
+		select {
+		case <-f.landed:
+		case <-ctx.Done():
+			return
+		case <-t.ctx.Done():
+			return
+		}
+	}
+}
+
+// take decodes what was polled into the filling flight.
+func (t *session) take(fetches kgo.Fetches) {
+	fetches.EachError(func(topic string, p int32, err error) {
+		if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+			return
+		}
+		t.cfg.Kafka.Errors.Count("fetch", err)
+		t.state.failed(fmt.Errorf("fetch %s/%d: %w", topic, p, err))
+		t.cfg.Logger.Error("fetch", "partition", p, "err", err)
+	})
+	fetches.EachPartition(func(ft kgo.FetchTopicPartition) {
+		p := t.partitions[ft.Partition]
+		if p == nil {
+			return // revoked between fetch and poll
+		}
+		p.high = max(p.high, ft.HighWatermark)
+		for _, r := range ft.Records {
+			if r.Offset < p.next {
+				continue // part of a plan that is being recovered
+			}
+			t.filling.take(r)
+			p.next = r.Offset + 1
+		}
+		t.state.seen(p.id, t.filling.batches[p.id], p.high)
+	})
+}
+
+// launch sends the filling flight off when it is due and the runway is free.
+// Callers hold mu.
+func (t *session) launch(now bool) {
+	f := t.filling
+	if t.flying != nil || f.empty() {
+		return
+	}
+	if !now && !f.full(&t.cfg) && time.Since(t.launched) < t.cfg.FlushInterval {
+		return
+	}
+	t.filling = newFlight(t.spare)
+	t.spare = nil
+	t.fly(f)
+}
+
+// fly stores f in a goroutine of its own. Callers hold mu and have seen that
+// nothing else is flying.
+func (t *session) fly(f *flight) {
+	t.flying, t.launched = f, time.Now()
+	go func() {
+		err := t.store(t.ctx, f)
+		t.mu.Lock()
+		f.err = err
+		t.flying = nil
+		if err == nil {
+			t.state.stored(f, t.filling)
+		} else {
+			t.lost(err)
+		}
+		f.block.reset()
+		t.spare = f.block
+		t.mu.Unlock()
+		close(f.landed)
+		select {
+		case t.wake <- struct{}{}:
+		default:
+		}
+	}()
+}
+
+// land waits for the flight under way. Callers hold mu, which is free while
+// waiting.
+func (t *session) land(ctx context.Context) error {
+	f := t.flying
+	if f == nil {
+		return context.Cause(t.ctx)
+	}
+	t.mu.Unlock()
+	defer t.mu.Lock()
+	select {
+	case <-f.landed:
+		return f.err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// drain stores everything taken so far. Callers hold mu.
+func (t *session) drain(ctx context.Context) error {
+	if err := t.land(ctx); err != nil {
+		return err
+	}
+	t.launch(true)
+	return t.land(ctx)
+}
+
+// close ends the session: after a clean end everything taken is stored first.
+func (t *session) close(cause error) {
+	t.mu.Lock()
+	if cause == nil {
+		ctx, cancel := context.WithTimeout(t.ctx, t.cfg.RevokeTimeout)
+		if err := t.drain(ctx); err != nil {
+			t.cfg.Logger.Warn("insert not finished, its plan stays for the next start", "err", err)
+			t.lost(err)
+		}
+		cancel()
+	} else {
+		t.lost(cause)
+	}
+	// Whatever is still flying now stops at its next step.
+	f := t.flying
+	t.mu.Unlock()
+	t.lost(errDisowned)
+	if f != nil {
+		<-f.landed
+	}
+	t.mu.Lock()
+	t.partitions = nil
+	t.mu.Unlock()
+	t.client.CloseAllowingRebalance()
+	t.state.forgetAll()
+}

@@ -1,0 +1,241 @@
+package sink
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"edge/internal/clickhouse"
+	"edge/internal/stat"
+)
+
+type stats struct {
+	rows, duplicates, lostRecords             stat.Counter
+	stored, recovered, disowned, rebalances   stat.Counter
+	present, reinserted, repaired             stat.Counter
+	insertSeconds, batchRows, endToEndSeconds *stat.Histogram
+
+	mu           sync.Mutex
+	deadLetters  map[string]uint64 // by reason
+	insertErrors map[string]uint64 // by ClickHouse code
+}
+
+func newStats() stats {
+	return stats{
+		insertSeconds:   stat.NewHistogram(stat.Seconds),
+		batchRows:       stat.NewCountHistogram(stat.Rows),
+		endToEndSeconds: stat.NewHistogram(stat.Seconds),
+		deadLetters:     make(map[string]uint64),
+		insertErrors:    make(map[string]uint64),
+	}
+}
+
+// count adds a stored flight.
+func (s *stats) count(f *flight) {
+	s.rows.Add(uint64(f.block.rows()))
+	for _, b := range f.batches {
+		s.duplicates.Add(uint64(b.duplicates))
+	}
+	s.batchRows.ObserveN(int64(f.block.rows()), 1)
+	now := time.Now().UnixMilli()
+	for _, ms := range f.block.receivedAt.Data {
+		s.endToEndSeconds.Observe(time.Duration(now-int64(ms)) * time.Millisecond)
+	}
+}
+
+func (s *stats) deadLetter(reason string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.deadLetters[reason]++
+}
+
+func (s *stats) insertError(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	code := "connection"
+	if c := clickhouse.Code(err); c != 0 {
+		code = strconv.Itoa(c)
+	}
+	s.insertErrors[code]++
+}
+
+// progress is what readiness and the lag metrics know: where each partition
+// stands and when anything last moved.
+type progress struct {
+	mu         sync.Mutex
+	partitions map[int32]*position
+	moved      time.Time // last stored flight, or when lag began
+	err        error     // the last failure since then
+}
+
+type position struct {
+	stored int64     // next offset not yet in ClickHouse
+	high   int64     // high watermark
+	oldest time.Time // when the broker took the oldest record in memory; zero: none there
+}
+
+func (p *progress) assigned(id int32, offset int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.partitions == nil {
+		p.partitions = make(map[int32]*position)
+	}
+	p.partitions[id] = &position{stored: max(offset, 0), high: max(offset, 0)}
+	p.moved = time.Now()
+}
+
+// seen notes what a poll brought of a partition: the batch being filled, if
+// any, and how far the log goes.
+func (p *progress) seen(id int32, filling *batch, high int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	at := p.partitions[id]
+	if at == nil {
+		return
+	}
+	if p.lagLocked() == 0 {
+		p.moved = time.Now() // an idle sink is not a stuck one
+	}
+	if at.oldest.IsZero() && filling != nil {
+		at.oldest = filling.oldest
+	}
+	at.high = max(at.high, high)
+}
+
+// stored notes that f is in, and what waits behind it.
+func (p *progress) stored(f, filling *flight) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.moved, p.err = time.Now(), nil
+	for id, b := range f.batches {
+		at := p.partitions[id]
+		if at == nil {
+			continue
+		}
+		at.stored, at.oldest = b.last+1, time.Time{}
+		if next := filling.batches[id]; next != nil {
+			at.oldest = next.oldest
+		}
+	}
+}
+
+func (p *progress) failed(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.err = err
+}
+
+func (p *progress) forget(id int32) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.partitions, id)
+}
+
+func (p *progress) forgetAll() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	clear(p.partitions)
+}
+
+func (p *progress) lagLocked() (lag int64) {
+	for _, at := range p.partitions {
+		lag += max(at.high-at.stored, 0)
+	}
+	return lag
+}
+
+// Stuck returns how long the sink has had something to store and stored
+// nothing, and the error it saw last.
+func (s *Sink) Stuck() (time.Duration, error) {
+	p := &s.state
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.lagLocked() == 0 && p.err == nil {
+		return 0, nil
+	}
+	if p.moved.IsZero() {
+		return 0, p.err
+	}
+	return time.Since(p.moved), p.err
+}
+
+// Ready is nil while the sink makes progress: it has joined the group, and what
+// it has to store gets stored within limit.
+func (s *Sink) Ready(limit time.Duration) error {
+	stuck, err := s.Stuck()
+	switch {
+	case stuck > limit && err != nil:
+		return fmt.Errorf("nothing stored for %s: %w", stuck.Round(time.Second), err)
+	case stuck > limit:
+		return fmt.Errorf("nothing stored for %s", stuck.Round(time.Second))
+	}
+	s.state.mu.Lock()
+	defer s.state.mu.Unlock()
+	if s.state.moved.IsZero() {
+		return cmp.Or(s.state.err, errNotJoined)
+	}
+	return nil
+}
+
+var errNotJoined = fmt.Errorf("has not joined the consumer group yet")
+
+// Describe adds the sink's metrics to set.
+func (s *Sink) Describe(set *stat.Set) {
+	st := &s.stats
+	set.Counter("edge_sink_rows_total", "Rows stored in ClickHouse.", &st.rows)
+	set.Counter("edge_sink_duplicates_total", "Records dropped because their event_id was stored before.", &st.duplicates)
+	set.Counter("edge_sink_lost_records_total", "Records of a declared batch that retention removed before they were stored.", &st.lostRecords)
+	set.Counter("edge_sink_rebalances_total", "Times partitions were taken from this sink.", &st.rebalances)
+	set.CounterVec("edge_sink_batches_total", "Flights by outcome.", []string{"outcome"}, func(emit stat.Emit) {
+		emit(float64(st.stored.Load()), "stored")
+		emit(float64(st.recovered.Load()), "recovered")
+		emit(float64(st.disowned.Load()), "disowned")
+	})
+	set.CounterVec("edge_sink_recoveries_total", "Recoveries by what they found: all rows present, rows reinserted, rollups repaired.", []string{"action"}, func(emit stat.Emit) {
+		emit(float64(st.present.Load()), "present")
+		emit(float64(st.reinserted.Load()), "reinserted")
+		emit(float64(st.repaired.Load()), "rollup_rebuilt")
+	})
+	set.CounterVec("edge_dlq_records_total", "Records moved to the dead-letter topic by reason.", []string{"reason"}, s.eachLocked(&st.deadLetters))
+	set.CounterVec("edge_sink_insert_errors_total", "Failed inserts by ClickHouse error code.", []string{"code"}, s.eachLocked(&st.insertErrors))
+	set.Histogram("edge_sink_insert_seconds", "From the first try of an insert to its rows being stored.", st.insertSeconds)
+	set.Histogram("edge_sink_batch_rows", "Rows per insert.", st.batchRows)
+	set.Histogram("edge_end_to_end_seconds", "From accepting an event to it being queryable.", st.endToEndSeconds)
+	set.GaugeVec("edge_sink_lag_records", "Records in the log and not yet in ClickHouse.", []string{"partition"},
+		s.eachPartition(func(p *position) float64 { return float64(max(p.high-p.stored, 0)) }))
+	set.GaugeVec("edge_sink_oldest_seconds", "Age of the oldest record not yet in ClickHouse.", []string{"partition"},
+		s.eachPartition(func(p *position) float64 {
+			if p.oldest.IsZero() {
+				return 0
+			}
+			return max(time.Since(p.oldest).Seconds(), 0)
+		}))
+	set.Gauge("edge_sink_stuck_seconds", "Time since the last progress while there is something to store.", func() float64 {
+		stuck, _ := s.Stuck()
+		return stuck.Seconds()
+	})
+}
+
+func (s *Sink) eachLocked(counts *map[string]uint64) func(stat.Emit) {
+	return func(emit stat.Emit) {
+		s.stats.mu.Lock()
+		defer s.stats.mu.Unlock()
+		for k, n := range *counts {
+			emit(float64(n), k)
+		}
+	}
+}
+
+func (s *Sink) eachPartition(value func(*position) float64) func(stat.Emit) {
+	return func(emit stat.Emit) {
+		s.state.mu.Lock()
+		defer s.state.mu.Unlock()
+		for _, id := range slices.Sorted(maps.Keys(s.state.partitions)) {
+			emit(value(s.state.partitions[id]), strconv.Itoa(int(id)))
+		}
+	}
+}
