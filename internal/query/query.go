@@ -1,65 +1,138 @@
 // Package query answers GET /metrics: parameters → plan → SQL → JSON.
+//
+// # Exact, and cheap at any length
+//
+// The obvious query, count() and uniq() over the raw rows, is exact and grows
+// with the number of events. The obvious remedy, sums over hourly rollups, is
+// fast and wrong for every range that does not start and end on the hour. Here
+// a range is cut into pieces (plan.go): whole days from the day rollup, whole
+// hours around them from the hour rollup, and what is left at the ragged ends
+// from raw rows. The pieces are disjoint and cover the range, so total_events
+// is exact for any from and to, and a year costs what 365 days and at most two
+// hours of raw rows cost.
+//
+// unique_users cannot be summed: a user seen on two days is one user. Days and
+// hours therefore carry a uniqCombined64 state per channel, raw rows make
+// theirs on the way, and all of them are merged once over the whole range. A
+// merged state is the state that all rows would have made, so the answer is
+// the same number whichever way the range was cut.
+//
+// One request is one SELECT with one row of arrays as its answer (sql.go): one
+// round trip, total and groups of the same moment.
+//
+// # What a caller may rely on
+//
+//   - total_events is exact; group totals add up to it unless truncated.
+//   - First and last time group hold only their part inside the range; empty
+//     buckets are absent.
+//   - Events without a channel or campaign are the group "".
+//   - Names are ordered by total, then by name; times ascend.
 package query
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"strconv"
 	"time"
+
+	"github.com/ClickHouse/ch-go"
+	"github.com/ClickHouse/ch-go/proto"
 
 	"edge/internal/clickhouse"
 	"edge/internal/stat"
 )
 
-// Request is one validated metrics query over [From, To).
-type Request struct {
-	EventName  string
-	From, To   int64  // Unix seconds; From inclusive, To exclusive
-	GroupBy    string // "", channel, campaign_id, minute, hour or day
-	Channel    string // only this channel; "" is every channel
-	CampaignID string // only this campaign; "" is every campaign
-}
-
-// Parse reads the parameters of GET /metrics. get returns "" for an absent
-// parameter and the first value of a repeated one. Every error is the
-// caller's (400), one sentence that names the parameter and the rule.
-func Parse(get func(name string) string, now time.Time) (Request, error) {
-	panic("BUG: not built")
-}
+// ErrTooExpensive is the cause when the server gave up on a query that needs
+// more time or memory than Options allow one query.
+var ErrTooExpensive = errors.New("the query needs more time or memory than one query may use; ask for a shorter range or fewer groups")
 
 // Options bound what one query may cost. The zero value has good defaults.
 type Options struct {
-	Timeout   time.Duration // per query, on both sides of the connection; 10s
-	MaxMemory int64         // bytes the server may use for one query; 1 GiB
+	Timeout   time.Duration // of one query, enforced by the server; 0: 10s
+	MaxMemory int64         // bytes the server may use for one query; 0: 1 GiB
 }
 
-// Engine runs queries. Safe for concurrent use.
-type Engine struct{}
+// Engine runs queries. All methods may be called from any goroutine.
+type Engine struct {
+	pool     *clickhouse.Pool
+	timeout  time.Duration
+	settings []ch.Setting
+
+	seconds *stat.Histogram
+	sources [tables]stat.Counter
+}
 
 // New returns an engine that asks pool.
-func New(pool *clickhouse.Pool, o Options) *Engine { panic("BUG: not built") }
+func New(pool *clickhouse.Pool, o Options) *Engine {
+	if o.Timeout <= 0 {
+		o.Timeout = 10 * time.Second
+	}
+	if o.MaxMemory <= 0 {
+		o.MaxMemory = 1 << 30
+	}
+	seconds := int64((o.Timeout + time.Second - 1) / time.Second)
+	return &Engine{
+		pool: pool,
+		// The server's own limit ends a slow query with an exception on a
+		// connection that stays usable; ours is for a server that hangs.
+		timeout: o.Timeout + 2*time.Second,
+		settings: []ch.Setting{
+			{Key: "max_execution_time", Value: strconv.FormatInt(seconds, 10), Important: true},
+			{Key: "max_memory_usage", Value: strconv.FormatInt(o.MaxMemory, 10), Important: true},
+		},
+		seconds: stat.NewHistogram(stat.Seconds),
+	}
+}
 
-// Query answers r.
+// Query answers r, which must come from Parse. The error wraps ErrTooExpensive
+// when asking again as is will not help; every other error is the database's
+// or ctx's.
 func (e *Engine) Query(ctx context.Context, r Request) (*Result, error) {
-	panic("BUG: not built")
+	ctx, cancel := context.WithTimeout(ctx, e.timeout)
+	defer cancel()
+
+	pieces := plan(r.From, r.To, usable(&r))
+	s := build(&r, pieces)
+	a := newAnswer(&r)
+	start := time.Now()
+	err := e.pool.Do(ctx, ch.Query{
+		Body:       s.text,
+		Parameters: s.params,
+		Settings:   e.settings,
+		Result:     a.columns(),
+		OnResult:   a.read,
+	})
+	e.seconds.Observe(time.Since(start))
+	e.count(pieces)
+	if err != nil {
+		switch proto.Error(clickhouse.Code(err)) {
+		case proto.ErrTimeoutExceeded, proto.ErrTooSlow, proto.ErrMemoryLimitExceeded:
+			err = fmt.Errorf("%w (%w)", ErrTooExpensive, err)
+		}
+		return nil, fmt.Errorf("query metrics of %q: %w", r.EventName, err)
+	}
+	return &a.result, nil
 }
 
-// Describe adds edge_query_seconds and edge_query_source_total to set.
-func (e *Engine) Describe(set *stat.Set) { panic("BUG: not built") }
-
-// Result is the answer to one Request.
-type Result struct {
-	Request   Request
-	Events    int64
-	Users     uint64
-	Groups    []Group
-	Truncated bool // more groups existed than an answer holds
+// count adds one to every table the query read.
+func (e *Engine) count(pieces []piece) {
+	var seen [tables]bool
+	for _, p := range pieces {
+		if !seen[p.table] {
+			seen[p.table] = true
+			e.sources[p.table].Inc()
+		}
+	}
 }
 
-// Group is one entry of the answer's data list.
-type Group struct {
-	Label  string
-	Events int64
-	Users  uint64
+// Describe adds the engine's metrics to set.
+func (e *Engine) Describe(set *stat.Set) {
+	set.Histogram("edge_query_seconds", "Time of one metrics query in ClickHouse, connection included.", e.seconds)
+	set.CounterVec("edge_query_source_total", "Metrics queries that read this table; one query may read several.",
+		[]string{"source"}, func(emit stat.Emit) {
+			for t := range tables {
+				emit(float64(e.sources[t].Load()), t.String())
+			}
+		})
 }
-
-// AppendJSON appends the answer as one JSON object.
-func (r *Result) AppendJSON(dst []byte) []byte { panic("BUG: not built") }

@@ -1,0 +1,91 @@
+package query
+
+import (
+	"strconv"
+	"time"
+	"unicode/utf8"
+)
+
+// Result is the answer to one Request.
+type Result struct {
+	Request   Request
+	Events    int64
+	Users     uint64 // distinct over the whole range, within the error bound; 0 with CountsOnly
+	Groups    []Group
+	Truncated bool // more names existed than an answer holds; Groups has the largest
+}
+
+// Group is one entry of the answer's data list.
+type Group struct {
+	// Label is the channel or campaign, "" for events that have none, or the
+	// bucket's start in UTC: 2024-02-24T13:00:00Z, of a day 2024-02-24.
+	Label  string
+	Events int64
+	Users  uint64
+}
+
+// AppendJSON appends the answer as one JSON object. unique_users is left out
+// when it was not asked for, and "truncated":true is there only when it is so.
+func (r *Result) AppendJSON(dst []byte) []byte {
+	dst = append(dst, `{"event_name":`...)
+	dst = appendString(dst, r.Request.EventName)
+	dst = append(dst, `,"from":`...)
+	dst = strconv.AppendInt(dst, r.Request.From, 10)
+	dst = append(dst, `,"to":`...)
+	dst = strconv.AppendInt(dst, r.Request.To, 10)
+	dst = append(dst, `,"grouped_by":`...)
+	dst = appendString(dst, r.Request.GroupBy)
+	dst = r.appendCounts(append(dst, ','), r.Events, r.Users)
+	dst = append(dst, `,"data":[`...)
+	for i, g := range r.Groups {
+		if i > 0 {
+			dst = append(dst, ',')
+		}
+		dst = append(dst, `{"group":`...)
+		dst = appendString(dst, g.Label)
+		dst = r.appendCounts(append(dst, ','), g.Events, g.Users)
+		dst = append(dst, '}')
+	}
+	dst = append(dst, ']')
+	if r.Truncated {
+		dst = append(dst, `,"truncated":true`...)
+	}
+	return append(dst, '}')
+}
+
+func (r *Result) appendCounts(dst []byte, events int64, users uint64) []byte {
+	dst = append(dst, `"total_events":`...)
+	dst = strconv.AppendInt(dst, events, 10)
+	if r.Request.CountsOnly {
+		return dst
+	}
+	dst = append(dst, `,"unique_users":`...)
+	return strconv.AppendUint(dst, users, 10)
+}
+
+// appendString appends s as a JSON string. Bytes that are not UTF-8, which only
+// a foreign writer can have put into the tables, become U+FFFD.
+func appendString(dst []byte, s string) []byte {
+	const hex = "0123456789abcdef"
+	dst = append(dst, '"')
+	for _, c := range s { // an invalid byte ranges as U+FFFD
+		switch {
+		case c == '"' || c == '\\':
+			dst = append(dst, '\\', byte(c))
+		case c < ' ':
+			dst = append(dst, '\\', 'u', '0', '0', hex[c>>4], hex[c&15])
+		default:
+			dst = utf8.AppendRune(dst, c)
+		}
+	}
+	return append(dst, '"')
+}
+
+// timeLabel is the label of the bucket that starts at sec.
+func timeLabel(groupBy string, sec int64) string {
+	layout := time.RFC3339
+	if groupBy == "day" {
+		layout = time.DateOnly
+	}
+	return time.Unix(sec, 0).UTC().Format(layout)
+}

@@ -1,0 +1,192 @@
+package query
+
+import (
+	"strconv"
+	"strings"
+
+	"github.com/ClickHouse/ch-go/proto"
+)
+
+// statement is the SQL of one request. Its text depends only on the shape of
+// the request and on integers; every string of the caller travels beside it as
+// a query parameter.
+type statement struct {
+	text   string
+	params []proto.Parameter
+}
+
+// build writes one SELECT that answers with one row: total, users and, when
+// groups are asked for, an array per key of the data list. Three levels:
+//
+//	pieces   one SELECT per table, UNION ALL: counts and mergeable states
+//	groups   GROUP BY g: one count and one state per group
+//	answer   the groups as sorted arrays, their counts summed and their states
+//	         merged once more into the total
+//
+// GROUPING SETS ((g), ()) would say the same in fewer words and feed every
+// state into two aggregations; this way the total merges one state per group.
+// Raw rows alone come out of their SELECT grouped and skip the second level.
+func build(r *Request, pieces []piece) statement {
+	b := &builder{r: r}
+	b.Grow(1024)
+	b.WriteString("SELECT sum(total) AS events")
+	b.users(", uniqCombined64Merge(users) AS distinct_users")
+	b.arrays()
+	b.WriteString("\nFROM (\n")
+	if r.GroupBy == "" || len(pieces) == 1 && pieces[0].table == rawTable {
+		b.pieces(pieces)
+	} else {
+		b.WriteString("SELECT g, sum(total) AS total")
+		b.users(", uniqCombined64MergeState(users) AS users")
+		b.WriteString("\nFROM (\n")
+		b.pieces(pieces)
+		// A rollup's counts may have been corrected down to nothing.
+		b.WriteString(")\nGROUP BY g\nHAVING total != 0\n")
+	}
+	b.WriteString(")")
+
+	s := statement{text: b.String(), params: []proto.Parameter{param("event", r.EventName)}}
+	if r.Channel != "" {
+		s.params = append(s.params, param("channel", r.Channel))
+	}
+	if r.CampaignID != "" {
+		s.params = append(s.params, param("campaign", r.CampaignID))
+	}
+	return s
+}
+
+// builder is the text of one statement.
+type builder struct {
+	strings.Builder
+	r *Request
+}
+
+// users writes s if the request asks for distinct users.
+func (b *builder) users(s string) {
+	if !b.r.CountsOnly {
+		b.WriteString(s)
+	}
+}
+
+// arrays writes the columns of the data list. The sort key is the tuple
+// itself: names by descending total and then by name, times ascending. One
+// name more than an answer holds tells that there were more.
+func (b *builder) arrays() {
+	switch {
+	case b.r.GroupBy == "":
+		return
+	case bucketSeconds(b.r.GroupBy) != 0:
+		b.WriteString(",\n  (groupArraySorted(" + strconv.Itoa(maxBuckets) + ")((toInt64(g), total")
+		b.users(", finalizeAggregation(users)")
+		b.WriteString(")) AS list).1 AS labels, list.2 AS totals")
+	default:
+		b.WriteString(",\n  (groupArraySorted(" + strconv.Itoa(maxNames+1) + ")((-total, CAST(g, 'String')")
+		b.users(", finalizeAggregation(users)")
+		b.WriteString(")) AS list).2 AS labels, arrayMap(x -> -x, list.1) AS totals")
+	}
+	b.users(", list.3 AS users_per_group")
+}
+
+// columns are the names that differ from table to table.
+type columns struct {
+	name, time string
+	literal    string // a Unix second as a constant of the time column's type
+	unit       int64  // seconds per step of that constant
+	seconds    string // the time column as Unix seconds
+}
+
+var schema = [tables]columns{
+	rawTable:    {"events", "ts", "%", 1, "toUnixTimestamp(ts)"},
+	minuteTable: {"events_1m", "m", "%", 1, "toUnixTimestamp(m)"},
+	hourTable:   {"events_1h", "h", "%", 1, "toUnixTimestamp(h)"},
+	dayTable:    {"events_1d", "d", "toDate(%)", 86400, "toUnixTimestamp(d, 'UTC')"},
+}
+
+// pieces writes one SELECT per table that occurs, fine tables first.
+func (b *builder) pieces(pieces []piece) {
+	first := true
+	for t := range tables {
+		var own []piece
+		for _, p := range pieces {
+			if p.table == t {
+				own = append(own, p)
+			}
+		}
+		if len(own) == 0 {
+			continue
+		}
+		if !first {
+			b.WriteString("UNION ALL\n")
+		}
+		first = false
+		b.selectFrom(t, own)
+	}
+}
+
+func (b *builder) selectFrom(t table, own []piece) {
+	b.WriteString("SELECT ")
+	if b.r.GroupBy != "" {
+		b.WriteString(b.groupKey(t) + " AS g, ")
+	}
+	if t == rawTable {
+		b.WriteString("toInt64(count()) AS total")
+		b.users(", uniqCombined64State(user_id) AS users")
+	} else {
+		b.WriteString("n AS total")
+		b.users(", u AS users")
+	}
+	b.WriteString(" FROM " + schema[t].name + "\nWHERE event_name = {event:String}")
+	if b.r.Channel != "" {
+		b.WriteString(" AND channel = {channel:String}")
+	}
+	if b.r.CampaignID != "" {
+		b.WriteString(" AND campaign_id = {campaign:String}")
+	}
+	b.ranges(t, own)
+	if t == rawTable && b.r.GroupBy != "" {
+		b.WriteString(" GROUP BY g")
+	}
+	b.WriteByte('\n')
+}
+
+// groupKey is the group of one row of t: a name, or the bucket's first Unix
+// second. Integer arithmetic is exact here because every grain divides a UTC
+// day and no accepted time is before 1970.
+func (b *builder) groupKey(t table) string {
+	width := bucketSeconds(b.r.GroupBy)
+	switch {
+	case width == 0:
+		return b.r.GroupBy
+	case t != rawTable && t.grain() == width:
+		return schema[t].seconds
+	}
+	w := strconv.FormatInt(width, 10)
+	return "intDiv(" + schema[t].seconds + ", " + w + ") * " + w
+}
+
+func (b *builder) ranges(t table, own []piece) {
+	c := &schema[t]
+	at := func(sec int64) string {
+		return strings.Replace(c.literal, "%", strconv.FormatInt(sec/c.unit, 10), 1)
+	}
+	for i, p := range own {
+		if i == 0 {
+			b.WriteString("\n  AND (")
+		} else {
+			b.WriteString(" OR ")
+		}
+		b.WriteString(c.time + " >= " + at(p.from) + " AND " + c.time + " < " + at(p.to))
+	}
+	b.WriteByte(')')
+}
+
+// param returns a query parameter that arrives as exactly value. The server
+// undoes two layers: a parameter travels as a quoted literal, and what is
+// inside the quotes is read as a tab-separated field.
+func param(key, value string) proto.Parameter {
+	return proto.Parameter{Key: key, Value: "'" + escape(escape(value)) + "'"}
+}
+
+var escaper = strings.NewReplacer(`\`, `\\`, `'`, `\'`, "\n", `\n`, "\r", `\r`, "\t", `\t`, "\x00", `\0`)
+
+func escape(s string) string { return escaper.Replace(s) }

@@ -1,0 +1,84 @@
+package query
+
+import (
+	"testing"
+
+	"github.com/ClickHouse/ch-go/proto"
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestBuild(t *testing.T) {
+	f := func(r Request, want string, params ...proto.Parameter) {
+		t.Helper()
+		s := build(&r, plan(r.From, r.To, usable(&r)))
+		if d := cmp.Diff(want, "\n"+s.text); d != "" {
+			t.Errorf("build(%+v): -want +got\n%s", r, d)
+		}
+		if d := cmp.Diff(params, s.params); d != "" {
+			t.Errorf("parameters of %+v: -want +got\n%s", r, d)
+		}
+	}
+	event := proto.Parameter{Key: "event", Value: "'view'"}
+	const midnight = 19724 * day
+
+	// Everything at once: both ragged ends, hours, days.
+	f(Request{EventName: "view", From: midnight - hour - 1, To: midnight + 2*day + hour + 1, GroupBy: "channel"}, `
+SELECT sum(total) AS events, uniqCombined64Merge(users) AS distinct_users,
+  (groupArraySorted(10001)((-total, CAST(g, 'String'), finalizeAggregation(users))) AS list).2 AS labels, arrayMap(x -> -x, list.1) AS totals, list.3 AS users_per_group
+FROM (
+SELECT g, sum(total) AS total, uniqCombined64MergeState(users) AS users
+FROM (
+SELECT channel AS g, toInt64(count()) AS total, uniqCombined64State(user_id) AS users FROM events
+WHERE event_name = {event:String}
+  AND (ts >= 1704149999 AND ts < 1704150000 OR ts >= 1704330000 AND ts < 1704330001) GROUP BY g
+UNION ALL
+SELECT channel AS g, n AS total, u AS users FROM events_1h
+WHERE event_name = {event:String}
+  AND (h >= 1704150000 AND h < 1704153600 OR h >= 1704326400 AND h < 1704330000)
+UNION ALL
+SELECT channel AS g, n AS total, u AS users FROM events_1d
+WHERE event_name = {event:String}
+  AND (d >= toDate(19724) AND d < toDate(19726))
+)
+GROUP BY g
+HAVING total != 0
+)`, event)
+
+	// No groups, and a channel.
+	f(Request{EventName: "view", From: midnight, To: midnight + day, Channel: "web"}, `
+SELECT sum(total) AS events, uniqCombined64Merge(users) AS distinct_users
+FROM (
+SELECT n AS total, u AS users FROM events_1d
+WHERE event_name = {event:String} AND channel = {channel:String}
+  AND (d >= toDate(19724) AND d < toDate(19725))
+)`, event, proto.Parameter{Key: "channel", Value: "'web'"})
+
+	// Campaigns are in raw rows only.
+	f(Request{EventName: "view", From: midnight, To: midnight + 9*day, GroupBy: "day", CampaignID: "it's"}, `
+SELECT sum(total) AS events, uniqCombined64Merge(users) AS distinct_users,
+  (groupArraySorted(11000)((toInt64(g), total, finalizeAggregation(users))) AS list).1 AS labels, list.2 AS totals, list.3 AS users_per_group
+FROM (
+SELECT intDiv(toUnixTimestamp(ts), 86400) * 86400 AS g, toInt64(count()) AS total, uniqCombined64State(user_id) AS users FROM events
+WHERE event_name = {event:String} AND campaign_id = {campaign:String}
+  AND (ts >= 1704153600 AND ts < 1704931200) GROUP BY g
+)`, event, proto.Parameter{Key: "campaign", Value: `'it\\\'s'`})
+
+	// Counts alone come from the minutes.
+	f(Request{EventName: "view", From: midnight + 1, To: midnight + hour, GroupBy: "minute", CountsOnly: true}, `
+SELECT sum(total) AS events,
+  (groupArraySorted(11000)((toInt64(g), total)) AS list).1 AS labels, list.2 AS totals
+FROM (
+SELECT g, sum(total) AS total
+FROM (
+SELECT intDiv(toUnixTimestamp(ts), 60) * 60 AS g, toInt64(count()) AS total FROM events
+WHERE event_name = {event:String}
+  AND (ts >= 1704153601 AND ts < 1704153660) GROUP BY g
+UNION ALL
+SELECT toUnixTimestamp(m) AS g, n AS total FROM events_1m
+WHERE event_name = {event:String}
+  AND (m >= 1704153660 AND m < 1704157200)
+)
+GROUP BY g
+HAVING total != 0
+)`, event)
+}
