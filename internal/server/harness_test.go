@@ -1,0 +1,229 @@
+package server
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"edge/internal/codec"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m,
+		// fasthttp's clock for the Date header, started once per process.
+		goleak.IgnoreTopFunction("github.com/valyala/fasthttp.updateServerDate.func1"))
+}
+
+const good = `{"event_name":"product_view","channel":"web","user_id":"user_12345","timestamp":1708732800000,"tags":["a"],"metadata":{"k":1}}`
+
+// edge is a running server and the address to reach it at.
+type edge struct {
+	*Server
+	t    *testing.T
+	addr string
+	// published counts the events Publish took.
+	published *atomic.Int64
+}
+
+// start serves Defaults changed by change on a loopback port until the test ends.
+func start(t *testing.T, change func(*Config)) *edge {
+	t.Helper()
+	cfg := Defaults()
+	cfg.Events = codec.NewPool(codec.Rules{})
+	published := new(atomic.Int64)
+	cfg.Publish = func(b *codec.Batch) error {
+		published.Add(int64(b.Len()))
+		return nil
+	}
+	if change != nil {
+		change(&cfg)
+	}
+	if err := cfg.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := &edge{Server: New(cfg), t: t, addr: ln.Addr().String(), published: published}
+	served := make(chan error, 1)
+	go func() { served <- e.Serve(ln) }()
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		if err := e.Shutdown(ctx); err != nil {
+			t.Error(err)
+		}
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+		if n := e.memory.used.Load(); n != 0 {
+			t.Errorf("%d bytes of body budget still charged; want 0", n)
+		}
+		eventually(t, "every connection is counted out", func() bool { return e.gate.open.Load() == 0 })
+	})
+	return e
+}
+
+// conn is one raw connection.
+type conn struct {
+	net.Conn
+	t  *testing.T
+	br *bufio.Reader
+}
+
+func (e *edge) dial() *conn {
+	e.t.Helper()
+	c, err := net.Dial("tcp", e.addr)
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+	e.t.Cleanup(func() { c.Close() })
+	return &conn{c, e.t, bufio.NewReader(c)}
+}
+
+func (c *conn) send(raw string) {
+	c.t.Helper()
+	if _, err := io.WriteString(c, raw); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// answer is a response with its body read.
+type answer struct {
+	*http.Response
+	body string
+}
+
+func (c *conn) answer() answer {
+	c.t.Helper()
+	return c.answerTo("POST")
+}
+
+func (c *conn) answerTo(method string) answer {
+	c.t.Helper()
+	res, err := http.ReadResponse(c.br, &http.Request{Method: method})
+	if err != nil {
+		c.t.Fatalf("read answer: %v", err)
+	}
+	body, err := io.ReadAll(res.Body)
+	if err != nil {
+		c.t.Fatalf("read answer's body: %v", err)
+	}
+	res.Body.Close()
+	return answer{res, string(body)}
+}
+
+// closed waits for the server to close the connection, and fails on more answers.
+func (c *conn) closed() {
+	c.t.Helper()
+	rest, err := io.ReadAll(c.br)
+	if err != nil && !strings.Contains(err.Error(), "reset") {
+		c.t.Errorf("connection not closed: %v", err)
+	}
+	if len(rest) > 0 {
+		c.t.Errorf("unexpected bytes before close: %q", rest)
+	}
+}
+
+// do sends one request over a connection of its own.
+func (e *edge) do(method, path string, header map[string]string, body []byte) answer {
+	e.t.Helper()
+	var raw bytes.Buffer
+	raw.WriteString(method + " " + path + " HTTP/1.1\r\nHost: edge\r\n")
+	for k, v := range header {
+		raw.WriteString(k + ": " + v + "\r\n")
+	}
+	if body != nil {
+		raw.WriteString("Content-Length: " + itoa(len(body)) + "\r\n")
+	}
+	raw.WriteString("\r\n")
+	raw.Write(body)
+	c := e.dial()
+	c.send(raw.String())
+	a := c.answerTo(method)
+	c.Close()
+	return a
+}
+
+func itoa(n int) string { return string(appendInt(n)) }
+
+func appendInt(n int) []byte { b, _ := json.Marshal(n); return b }
+
+// check compares status and body, and holds what every answer promises.
+func (a answer) check(t *testing.T, status int, body string) {
+	t.Helper()
+	if a.StatusCode != status {
+		t.Errorf("got status %d (%s); want %d", a.StatusCode, a.body, status)
+	}
+	if !strings.Contains(a.body, body) {
+		t.Errorf("got body %s; want it to contain %s", a.body, body)
+	}
+	a.promises(t)
+}
+
+func (a answer) promises(t *testing.T) {
+	t.Helper()
+	want := func(key, value string) {
+		t.Helper()
+		if got := a.Header.Get(key); got != value {
+			t.Errorf("%d: got %s %q; want %q", a.StatusCode, key, got, value)
+		}
+	}
+	want("X-Content-Type-Options", "nosniff")
+	want("Cache-Control", "no-store")
+	want("Server", "")
+	if a.StatusCode != http.StatusNoContent {
+		want("Content-Type", "application/json")
+	}
+	switch a.StatusCode {
+	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
+		want("Retry-After", "1")
+	default:
+		want("Retry-After", "")
+	}
+	if a.StatusCode >= 300 && a.StatusCode < 400 {
+		t.Errorf("redirected to %s", a.Header.Get("Location"))
+	}
+	if a.body == "" {
+		return
+	}
+	var doc map[string]any
+	if err := json.Unmarshal([]byte(a.body), &doc); err != nil {
+		t.Errorf("answer is not a JSON object: %v: %s", err, a.body)
+	}
+	if text, _ := doc["error"].(string); a.StatusCode >= 400 && text == "" {
+		t.Errorf("%d without an error sentence: %s", a.StatusCode, a.body)
+	}
+}
+
+// eventually waits for cond with a deadline.
+func eventually(t *testing.T, what string, cond func() bool) {
+	t.Helper()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(5 * time.Second); !cond(); <-tick.C {
+		if time.Now().After(deadline) {
+			t.Fatalf("never happened: %s", what)
+		}
+	}
+}
+
+func header(pairs ...string) map[string]string {
+	h := make(map[string]string)
+	for i := 0; i < len(pairs); i += 2 {
+		h[pairs[i]] = pairs[i+1]
+	}
+	return h
+}

@@ -1,0 +1,261 @@
+package server
+
+import (
+	"bytes"
+	"errors"
+	"strconv"
+	"time"
+
+	"edge/internal/codec"
+	"edge/internal/producer"
+
+	"github.com/valyala/fasthttp"
+)
+
+// eventSlack is how much longer than its event a body on /events may be:
+// white space around it, and what an encoding adds to a small body.
+const eventSlack = 1 << 10
+
+// format is how a body spells its events.
+type format uint8
+
+const (
+	formatJSON format = iota
+	formatLines
+)
+
+// since returns the time from the request's header to now.
+func since(ctx *fasthttp.RequestCtx) time.Duration { return time.Since(ctx.Time()) }
+
+// admit decides all that the header can: whether this request may send its
+// body, and what the body will be. limit is for the body on the wire.
+func (s *Server) admit(ctx *fasthttp.RequestCtx, limit int) (format, encoding, error) {
+	switch {
+	case s.cfg.Publish == nil:
+		return 0, 0, errNoIngest
+	case s.stopping.Load():
+		return 0, 0, errStopping
+	}
+	if err := authorize(ctx, s.writers); err != nil {
+		return 0, 0, err
+	}
+	f, err := contentType(ctx.Request.Header.ContentType())
+	if err != nil {
+		return 0, 0, err
+	}
+	enc, err := contentEncoding(&ctx.Request.Header)
+	if err != nil {
+		return 0, 0, err
+	}
+	length := ctx.Request.Header.ContentLength()
+	if length > limit {
+		return 0, 0, &sizeError{limit: limit}
+	}
+	if length > prefetch && s.memory.used.Load()+int64(length) > s.memory.limit {
+		return 0, 0, errMemory
+	}
+	return f, enc, nil
+}
+
+// receive returns the inflated body, or nil and the error to answer with.
+func (s *Server) receive(ctx *fasthttp.RequestCtx, enc encoding, limit, inflated int) (*block, error) {
+	blk, err := s.readBody(ctx, limit)
+	if err != nil || enc == identity {
+		return blk, err
+	}
+	plain, err := s.inflate.inflate(s.memory, enc, blk.b, inflated)
+	s.memory.put(blk)
+	return plain, err
+}
+
+// waiting reports whether the client waits for 100 Continue before it sends
+// the body.
+func waiting(ctx *fasthttp.RequestCtx) bool {
+	return ctx.Request.MayContinue() && ctx.RequestBodyStream() == nil && ctx.Request.Header.ContentLength() != 0
+}
+
+func (s *Server) postEvent(ctx *fasthttp.RequestCtx) error {
+	limit := s.cfg.MaxEventBytes + eventSlack
+	f, enc, err := s.admit(ctx, limit)
+	if err == nil && f == formatLines {
+		err = errLinesOnSingle
+	}
+	if err == nil && waiting(ctx) {
+		ctx.SetStatusCode(fasthttp.StatusContinue)
+		return nil
+	}
+	var body *block
+	if err == nil {
+		body, err = s.receive(ctx, enc, limit, limit)
+	}
+	if err != nil {
+		s.refuse(ctx, err, 1)
+		return nil
+	}
+	batch := s.cfg.Events.Get()
+	broken := batch.DecodeOne(body.b, ctx.Time())
+	s.memory.put(body)
+	if broken != nil {
+		s.refuse(ctx, broken, 1)
+		batch.Release()
+		return nil
+	}
+	err = s.publish(batch)
+	batch.Release()
+	if err != nil {
+		s.refuse(ctx, err, 1)
+		return nil
+	}
+	s.stats.Accepted.Inc()
+	ctx.SetStatusCode(fasthttp.StatusAccepted)
+	ctx.Response.SetBodyRaw(bodyAccepted)
+	return nil
+}
+
+func (s *Server) postBulk(ctx *fasthttp.RequestCtx) error {
+	f, enc, err := s.admit(ctx, s.cfg.MaxBodyBytes)
+	if err == nil && waiting(ctx) {
+		ctx.SetStatusCode(fasthttp.StatusContinue)
+		return nil
+	}
+	var body *block
+	if err == nil {
+		body, err = s.receive(ctx, enc, s.cfg.MaxBodyBytes, s.cfg.MaxInflatedBytes)
+	}
+	if err != nil {
+		s.refuse(ctx, err, 1)
+		return nil
+	}
+	batch := s.cfg.Events.Get()
+	var broken *codec.Error
+	if f == formatLines {
+		broken = batch.DecodeLines(body.b, ctx.Time())
+	} else {
+		broken = batch.DecodeArray(body.b, ctx.Time())
+	}
+	s.memory.put(body)
+	s.answerBulk(ctx, batch, broken)
+	batch.Release()
+	return nil
+}
+
+// answerBulk publishes what is valid in batch and reports on the rest.
+func (s *Server) answerBulk(ctx *fasthttp.RequestCtx, batch *codec.Batch, broken *codec.Error) {
+	if broken != nil {
+		s.refuse(ctx, broken, 1)
+		return
+	}
+	rejected := batch.Rejected()
+	accepted := batch.Len()
+	if accepted == 0 && len(rejected) == 0 {
+		s.refuse(ctx, errEmptyArray, 0)
+		return
+	}
+	for i := range rejected {
+		s.stats.rejected[rejected[i].Err.Reason].Inc()
+	}
+	if accepted > 0 {
+		if err := s.publish(batch); err != nil {
+			s.refuse(ctx, err, accepted)
+			return
+		}
+		s.stats.Accepted.Add(uint64(accepted))
+		ctx.SetStatusCode(fasthttp.StatusAccepted)
+	} else {
+		ctx.SetStatusCode(fasthttp.StatusBadRequest)
+	}
+	if len(rejected) == 0 {
+		var buf [96]byte
+		ctx.Response.SetBody(appendBulk(buf[:0], accepted, rejected))
+		return
+	}
+	// Long answers do not go through the connection's own buffer, which it
+	// would keep until it closes.
+	ctx.Response.SetBodyRaw(appendBulk(nil, accepted, rejected))
+}
+
+// appendBulk appends the answer of POST /events/bulk.
+func appendBulk(dst []byte, accepted int, rejected []codec.Rejection) []byte {
+	status := "accepted"
+	if accepted == 0 {
+		status = "rejected"
+	}
+	dst = append(dst, `{"status":"`...)
+	dst = append(dst, status...)
+	dst = append(dst, `","accepted":`...)
+	dst = strconv.AppendInt(dst, int64(accepted), 10)
+	dst = append(dst, `,"rejected":`...)
+	dst = strconv.AppendInt(dst, int64(len(rejected)), 10)
+	dst = append(dst, `,"errors":[`...)
+	for i := range rejected {
+		if i > 0 {
+			dst = append(dst, ',')
+		}
+		dst = append(dst, `{"index":`...)
+		dst = strconv.AppendInt(dst, int64(rejected[i].Index), 10)
+		dst = append(dst, `,"error":"`...)
+		dst = rejected[i].Err.AppendText(dst) // stands in a JSON string as it is
+		dst = append(dst, `"}`...)
+	}
+	dst = append(dst, ']')
+	if accepted == 0 {
+		dst = append(dst, `,"error":"no event was accepted; the first: `...)
+		dst = rejected[0].Err.AppendText(dst)
+		dst = append(dst, '"')
+	}
+	return append(dst, '}')
+}
+
+// publish hands batch on. Errors other than the producer's own are the
+// broker's: logged here, since the client gets no details.
+func (s *Server) publish(batch *codec.Batch) error {
+	err := s.cfg.Publish(batch)
+	switch {
+	case err == nil, err == producer.ErrFull:
+		return err
+	case errors.Is(err, producer.ErrTimeout):
+		return producer.ErrTimeout
+	case errors.Is(err, producer.ErrClosed):
+		return producer.ErrClosed
+	}
+	s.log.Error("events not published", "component", "http", "err", err)
+	return brokerError{err}
+}
+
+// contentType returns the format a Content-Type stands for. None means JSON;
+// text/plain is what a browser can send without asking first. Parameters say
+// nothing we do not know: JSON is UTF-8.
+func contentType(v []byte) (format, error) {
+	name, _, _ := bytes.Cut(v, []byte(";"))
+	name = bytes.TrimSpace(name)
+	switch {
+	case len(name) == 0, equalFold(name, "application/json"), equalFold(name, "text/plain"):
+		return formatJSON, nil
+	case equalFold(name, "application/x-ndjson"), equalFold(name, "application/ndjson"), equalFold(name, "application/jsonl"):
+		return formatLines, nil
+	}
+	return 0, &unsupportedError{what: "content type", value: string(name), want: "application/json or application/x-ndjson"}
+}
+
+// contentEncoding returns the one coding of a body. Stacked codings are
+// refused: they serve nobody but bombs.
+func contentEncoding(h *fasthttp.RequestHeader) (encoding, error) {
+	v := bytes.TrimSpace(h.ContentEncoding())
+	switch {
+	case len(v) == 0:
+		return identity, nil
+	case len(h.PeekAll(fasthttp.HeaderContentEncoding)) > 1, bytes.IndexByte(v, ',') >= 0:
+		return 0, errEncodingList
+	case equalFold(v, "identity"):
+		return identity, nil
+	case equalFold(v, "gzip"), equalFold(v, "x-gzip"):
+		return gzipped, nil
+	case equalFold(v, "deflate"):
+		return deflated, nil
+	case equalFold(v, "br"):
+		return brotlied, nil
+	case equalFold(v, "zstd"):
+		return zstded, nil
+	}
+	return 0, &unsupportedError{what: "content encoding", value: string(v), want: "gzip, zstd, br or deflate"}
+}

@@ -1,0 +1,163 @@
+package server
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/valyala/fasthttp"
+)
+
+// gate stands between the listener and fasthttp and decides which connections
+// exist. fasthttp has both limits too, but answers over them in plain text
+// without Retry-After, does not count the ones refused per address, and gives
+// up accepting for good when the process runs out of descriptors, which is what
+// a flood of connections does first.
+type gate struct {
+	max, maxPerIP int
+	stats         *Stats
+	tooMany       []byte // the whole answer over max
+	tooManyPerIP  []byte
+	open          atomic.Int64
+	stopped       chan struct{}
+	stopOnce      sync.Once
+
+	mu    sync.Mutex
+	perIP map[netip.Prefix]int
+}
+
+func newGate(cfg *Config, s *Server) *gate {
+	return &gate{
+		max: cfg.MaxConns, maxPerIP: cfg.MaxConnsPerIP,
+		stats: &s.stats,
+		tooMany: rawAnswer("503 Service Unavailable", s.retry,
+			fmt.Sprintf("too many open connections; the limit is %d", cfg.MaxConns)),
+		tooManyPerIP: rawAnswer("429 Too Many Requests", s.retry,
+			fmt.Sprintf("too many open connections from your address; the limit is %d", cfg.MaxConnsPerIP)),
+		stopped: make(chan struct{}),
+		perIP:   make(map[netip.Prefix]int),
+	}
+}
+
+func rawAnswer(status string, retry []byte, text string) []byte {
+	body := append(appendString([]byte(`{"error":`), text), '}')
+	return fmt.Appendf(nil, "HTTP/1.1 %s\r\nConnection: close\r\nContent-Type: application/json\r\n"+
+		"X-Content-Type-Options: nosniff\r\nCache-Control: no-store\r\nRetry-After: %s\r\nContent-Length: %d\r\n\r\n%s",
+		status, retry, len(body), body)
+}
+
+// listener returns ln behind the gate.
+func (g *gate) listener(ln net.Listener) net.Listener { return &gatedListener{ln, g} }
+
+func (g *gate) stop() { g.stopOnce.Do(func() { close(g.stopped) }) }
+
+type gatedListener struct {
+	net.Listener
+	gate *gate
+}
+
+// Accept returns the next connection within the limits. Running out of
+// descriptors or buffers passes; it waits 5 ms, then longer, up to a second.
+func (l *gatedListener) Accept() (net.Conn, error) {
+	wait := 5 * time.Millisecond
+	for {
+		c, err := l.Listener.Accept()
+		if err == nil {
+			if answer := l.gate.enter(c); answer != nil {
+				reject(c, answer)
+				continue
+			}
+			return c, nil
+		}
+		if !passing(err) {
+			return nil, err
+		}
+		select {
+		case <-l.gate.stopped:
+			return nil, err
+		case <-time.After(wait):
+			wait = min(2*wait, time.Second)
+		}
+	}
+}
+
+func passing(err error) bool {
+	for _, e := range []syscall.Errno{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.ECONNABORTED} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+// enter counts c in, or returns the answer to refuse it with.
+func (g *gate) enter(c net.Conn) []byte {
+	if g.open.Add(1) > int64(g.max) {
+		g.open.Add(-1)
+		g.stats.RejectedConns.Inc()
+		return g.tooMany
+	}
+	if addr, ok := g.address(c); ok {
+		g.mu.Lock()
+		n := g.perIP[addr]
+		if n < g.maxPerIP {
+			g.perIP[addr] = n + 1
+		}
+		g.mu.Unlock()
+		if n >= g.maxPerIP {
+			g.open.Add(-1)
+			g.stats.RejectedConns.Inc()
+			return g.tooManyPerIP
+		}
+	}
+	return nil
+}
+
+// connState counts connections out. fasthttp reports every connection it was
+// given as closed exactly once.
+func (g *gate) connState(c net.Conn, state fasthttp.ConnState) {
+	if state != fasthttp.StateClosed {
+		return
+	}
+	g.open.Add(-1)
+	if addr, ok := g.address(c); ok {
+		g.mu.Lock()
+		if g.perIP[addr]--; g.perIP[addr] <= 0 {
+			delete(g.perIP, addr)
+		}
+		g.mu.Unlock()
+	}
+}
+
+// address returns what counts as one client: an IPv4 address or an IPv6 /64,
+// the least a provider hands out.
+func (g *gate) address(c net.Conn) (netip.Prefix, bool) {
+	tcp, ok := c.RemoteAddr().(*net.TCPAddr)
+	if g.maxPerIP == 0 || !ok {
+		return netip.Prefix{}, false
+	}
+	addr := tcp.AddrPort().Addr().Unmap().WithZone("")
+	bits := 32
+	if addr.Is6() {
+		bits = 64
+	}
+	p, err := addr.Prefix(bits)
+	return p, err == nil
+}
+
+// reject says why and closes. The answer fits any empty socket buffer; over
+// TLS it would have to wait for a handshake, so there it is left out.
+func reject(c net.Conn, answer []byte) {
+	if _, encrypted := c.(*tls.Conn); !encrypted {
+		// Nothing to do about a client that is gone already.
+		_ = c.SetWriteDeadline(time.Now().Add(50 * time.Millisecond))
+		_, _ = c.Write(answer)
+	}
+	_ = c.Close()
+}

@@ -1,0 +1,211 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"runtime/debug"
+
+	"edge/internal/query"
+
+	"github.com/fasthttp/router"
+	"github.com/valyala/fasthttp"
+)
+
+// Header names in canonical form and fixed values, as bytes: setting them by
+// SetCanonical skips the normalising copy on every request.
+var (
+	keyNoSniff       = []byte("X-Content-Type-Options")
+	keyCacheControl  = []byte("Cache-Control")
+	keyRetryAfter    = []byte("Retry-After")
+	keyAuthenticate  = []byte("Www-Authenticate")
+	keyAuthorization = []byte("Authorization")
+	keyAPIKey        = []byte("X-Api-Key")
+	keyOrigin        = []byte("Origin")
+	keyVary          = []byte("Vary")
+	keyAllow         = []byte("Allow")
+	keyAllowOrigin   = []byte("Access-Control-Allow-Origin")
+	keyAllowMethods  = []byte("Access-Control-Allow-Methods")
+	keyAllowHeaders  = []byte("Access-Control-Allow-Headers")
+	keyMaxAge        = []byte("Access-Control-Max-Age")
+	keyExpose        = []byte("Access-Control-Expose-Headers")
+
+	valJSON    = []byte("application/json")
+	valNoSniff = []byte("nosniff")
+	valNoStore = []byte("no-store")
+	valBearer  = []byte(`Bearer realm="edge"`)
+	valAny     = []byte("*")
+	valHeaders = []byte("content-type, content-encoding, authorization, x-api-key, x-retry-count")
+	// Two hours is as long as Chromium remembers a preflight.
+	valMaxAge = []byte("7200")
+
+	bodyAccepted = []byte(`{"status":"accepted"}`)
+	bodyHealthy  = []byte(`{"status":"healthy"}`)
+)
+
+// handler answers a request, or returns what is wrong with it.
+type handler func(*fasthttp.RequestCtx) error
+
+// serve answers one request. A trailing slash is another spelling of a route
+// and not a reason to redirect: clients drop the body of a redirected POST, or
+// turn it into a GET.
+func (s *Server) serve(ctx *fasthttp.RequestCtx) {
+	uri := ctx.URI()
+	if p := uri.PathOriginal(); len(p) > 1 && p[len(p)-1] == '/' {
+		uri.SetPathBytes(p[:len(p)-1])
+	}
+	s.routes.Handler(ctx)
+}
+
+// newRoutes returns the routing table.
+func (s *Server) newRoutes() *router.Router {
+	r := router.New()
+	r.RedirectTrailingSlash = false
+	r.RedirectFixedPath = false
+	r.GlobalOPTIONS = s.on(routeOther, s.preflight)
+	r.MethodNotAllowed = s.on(routeOther, func(*fasthttp.RequestCtx) error { return errMethod })
+	r.NotFound = s.on(routeOther, func(*fasthttp.RequestCtx) error { return errNoRoute })
+	r.PanicHandler = s.panicked
+
+	get := func(path string, label route, h handler) {
+		r.GET(path, s.on(label, h))
+		r.HEAD(path, s.on(label, h))
+	}
+	r.POST("/events", s.on(routeEvents, s.postEvent))
+	r.POST("/events/bulk", s.on(routeBulk, s.postBulk))
+	get("/metrics", routeMetrics, s.getMetrics)
+	get("/health", routeHealth, s.getHealth)
+	get("/ready", routeReady, s.getReady)
+	return r
+}
+
+// on wraps h with what every answer has: headers, its place in the counters,
+// and a recover, because fasthttp has none and one bad request would take down
+// the process with everything in flight.
+func (s *Server) on(label route, h handler) fasthttp.RequestHandler {
+	return func(ctx *fasthttp.RequestCtx) {
+		defer s.done(ctx, label)
+		commonHeaders(ctx)
+		s.cors.allow(ctx)
+		// fasthttp takes any digit.digit; what HTTP/2.0 means by a header is
+		// not what we would read.
+		if p := ctx.Request.Header.Protocol(); len(p) < 6 || p[5] != '1' {
+			s.fail(ctx, errVersion)
+			return
+		}
+		if err := h(ctx); err != nil {
+			s.fail(ctx, err)
+		}
+	}
+}
+
+// done counts the answer. It is what on defers, so recover works here.
+func (s *Server) done(ctx *fasthttp.RequestCtx, label route) {
+	if v := recover(); v != nil {
+		s.panicked(ctx, v)
+	}
+	status := ctx.Response.StatusCode()
+	if status == fasthttp.StatusContinue {
+		return // the answer is still to come
+	}
+	if s.stopping.Load() {
+		ctx.SetConnectionClose()
+	}
+	s.stats.observe(label, status, since(ctx))
+}
+
+// panicked answers 500 in place of whatever was half said.
+func (s *Server) panicked(ctx *fasthttp.RequestCtx, v any) {
+	s.stats.Panics.Inc()
+	s.log.Error("handler panicked", "component", "http", "err", fmt.Sprint(v), "stack", string(debug.Stack()))
+	ctx.Response.Reset()
+	commonHeaders(ctx)
+	s.fail(ctx, errPanic)
+	ctx.SetConnectionClose()
+}
+
+func commonHeaders(ctx *fasthttp.RequestCtx) {
+	h := &ctx.Response.Header
+	h.SetContentTypeBytes(valJSON)
+	h.SetCanonical(keyNoSniff, valNoSniff)
+	h.SetCanonical(keyCacheControl, valNoStore)
+}
+
+// expect answers a client that waits for permission to send its body: whatever
+// the header alone decides is said now, with its sentence, and the body never
+// travels. The answer stands in ctx already; fasthttp sends it as it is.
+func (s *Server) expect(ctx *fasthttp.RequestCtx) int {
+	s.serve(ctx)
+	status := ctx.Response.StatusCode()
+	if status == fasthttp.StatusContinue {
+		ctx.SetStatusCode(fasthttp.StatusOK)
+	}
+	return status
+}
+
+func (s *Server) getMetrics(ctx *fasthttp.RequestCtx) error {
+	if s.cfg.Query == nil {
+		return errNoQuery
+	}
+	if s.stopping.Load() {
+		return errStopping
+	}
+	if err := authorize(ctx, s.readers); err != nil {
+		return err
+	}
+	args := ctx.QueryArgs()
+	req, err := query.Parse(func(name string) string { return string(args.Peek(name)) }, ctx.Time())
+	if err != nil {
+		return parameterError{err}
+	}
+	// Not ctx as parent: it ends with Shutdown, which lets requests finish.
+	limit, cancel := context.WithTimeout(context.Background(), s.cfg.QueryTimeout)
+	defer cancel()
+	res, err := s.cfg.Query(limit, req)
+	if err != nil {
+		s.log.Error("query not answered", "component", "http", "err", err)
+		return storeError{err}
+	}
+	ctx.Response.SetBodyRaw(res.AppendJSON(nil))
+	return nil
+}
+
+func (s *Server) getHealth(ctx *fasthttp.RequestCtx) error {
+	ctx.Response.SetBodyRaw(bodyHealthy)
+	return nil
+}
+
+// getReady reports every check, and all that fail in one sentence.
+func (s *Server) getReady(ctx *fasthttp.RequestCtx) error {
+	var problems string
+	problem := func(text string) {
+		if problems != "" {
+			problems += "; "
+		}
+		problems += text
+	}
+	checks := []byte(`{`)
+	for i, c := range s.cfg.Checks {
+		state := "ok"
+		if err := c.Func(); err != nil {
+			state = err.Error()
+			problem(c.Name + ": " + state)
+		}
+		if i > 0 {
+			checks = append(checks, ',')
+		}
+		checks = append(appendString(checks, c.Name), ':')
+		checks = appendString(checks, state)
+	}
+	checks = append(checks, '}')
+	if s.draining.Load() {
+		problem("the server is stopping")
+	}
+	if problems == "" {
+		ctx.Response.SetBodyRaw(fmt.Appendf(nil, `{"status":"ready","checks":%s}`, checks))
+		return nil
+	}
+	body := appendString([]byte(`{"status":"not ready","error":`), problems)
+	body = append(append(body, `,"checks":`...), checks...)
+	s.answerError(ctx, fasthttp.StatusServiceUnavailable, append(body, '}'))
+	return nil
+}

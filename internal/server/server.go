@@ -1,0 +1,250 @@
+// Package server is the front door: the public HTTP listener that turns
+// requests into checked batches and answers with what became of them, and the
+// handler of the admin listener.
+//
+// fasthttp runs one goroutine per connection and calls the handler once the
+// header is in. Three choices shape the rest:
+//
+// Bodies are streamed (StreamRequestBody), though every decoder here wants its
+// body in one piece. Unstreamed, fasthttp reads the whole body before it asks
+// us anything, into a buffer that belongs to the connection until it closes: a
+// thousand keep-alive connections that once sent 10 MiB would pin 10 GiB.
+// Streamed, it reads at most 8 KiB and asks. Everything the header decides
+// (route, key, type, encoding, declared size) is answered before the body is
+// read, and what is read goes into blocks charged to one budget (memory.go), so
+// the bytes of all bodies together have a bound. Over it the answer is 429.
+//
+// Body memory is given back before Publish waits: a Batch holds copies. A
+// request parked for its acknowledgement costs its batch and its connection.
+//
+// What a request needs of the pipeline is two functions, Publish and Query. A
+// process without that role leaves it nil and the route answers 404.
+//
+// Everything a fasthttp.RequestCtx hands out dies with the handler; nothing
+// here keeps any of it. All methods may be called from any goroutine.
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"edge/internal/codec"
+	"edge/internal/query"
+
+	"github.com/fasthttp/router"
+	"github.com/valyala/fasthttp"
+)
+
+// Config is what a Server needs to know. Start from Defaults.
+type Config struct {
+	// Events holds the batches that requests are decoded into and Publish takes
+	// them on: nil once every event is durable as promised, else
+	// producer.ErrFull, ErrTimeout, ErrClosed or the broker's error. The server
+	// releases its own reference to the batch afterwards. Publish is nil in a
+	// process that does not ingest.
+	Events  *codec.Pool
+	Publish func(*codec.Batch) error
+	// Query answers a parsed metrics query. Nil in a process that does not.
+	Query func(context.Context, query.Request) (*query.Result, error)
+	// Checks decide /ready.
+	Checks []Check
+	Log    *slog.Logger
+
+	MaxEventBytes    int   // one event's text, as in codec.Rules
+	MaxBodyBytes     int   // one bulk body as it comes over the wire
+	MaxInflatedBytes int   // one bulk body after its content encoding is undone
+	MaxInflightBytes int64 // all bodies held at one time
+	MaxHeaderBytes   int   // request line and header; also the read buffer of a connection
+	MaxConns         int   // open connections
+	MaxConnsPerIP    int   // open connections of one IPv4 address or IPv6 /64; 0 is no limit
+
+	ReadTimeout  time.Duration // a whole request, from its first byte; also a silent new connection
+	WriteTimeout time.Duration // one answer
+	IdleTimeout  time.Duration // between two requests on a connection
+	QueryTimeout time.Duration // one metrics query
+	RetryAfter   time.Duration // what 429 and 503 ask for, rounded up to whole seconds
+
+	// WriteKeys guard the POST routes and ReadKeys guard GET /metrics, each only
+	// when not empty. An entry is the key, or "sha256:" and its digest in hex.
+	WriteKeys, ReadKeys []string
+	// Origins may call from a browser: "*" is any, empty is none.
+	Origins []string
+}
+
+// Check is one thing readiness depends on. Func is called for every GET /ready
+// and must not block: report state that is already known.
+type Check struct {
+	Name string
+	Func func() error
+}
+
+// Defaults returns a Config with every limit and timeout set.
+func Defaults() Config {
+	return Config{
+		MaxEventBytes:    64 << 10,
+		MaxBodyBytes:     10 << 20,
+		MaxInflatedBytes: 32 << 20,
+		MaxInflightBytes: 256 << 20,
+		// Browsers send up to 4 KiB of cookies next to a long referrer. Every
+		// connection owns a buffer of this size, idle ones too.
+		MaxHeaderBytes: 8 << 10,
+		MaxConns:       32 << 10,
+		ReadTimeout:    5 * time.Second,
+		WriteTimeout:   10 * time.Second,
+		IdleTimeout:    2 * time.Minute,
+		QueryTimeout:   10 * time.Second,
+		RetryAfter:     time.Second,
+		Origins:        []string{"*"},
+	}
+}
+
+// Validate returns every problem of c, one sentence each.
+func (c *Config) Validate() error {
+	var errs []error
+	positive := func(name string, n int64) {
+		if n <= 0 {
+			errs = append(errs, fmt.Errorf("%s is %d; it must be positive", name, n))
+		}
+	}
+	positive("the event size limit", int64(c.MaxEventBytes))
+	positive("the body size limit", int64(c.MaxBodyBytes))
+	positive("the inflated body size limit", int64(c.MaxInflatedBytes))
+	positive("the limit of connections", int64(c.MaxConns))
+	positive("the read timeout", int64(c.ReadTimeout))
+	positive("the write timeout", int64(c.WriteTimeout))
+	positive("the idle timeout", int64(c.IdleTimeout))
+	positive("the query timeout", int64(c.QueryTimeout))
+	positive("the retry-after time", int64(c.RetryAfter))
+	if c.MaxHeaderBytes < 1<<10 {
+		errs = append(errs, fmt.Errorf("the header size limit is %d bytes; it must be at least 1024", c.MaxHeaderBytes))
+	}
+	if c.MaxConnsPerIP < 0 {
+		errs = append(errs, fmt.Errorf("the limit of connections per address is %d; it must not be negative", c.MaxConnsPerIP))
+	}
+	// A body and its inflated form are held together, in power-of-two blocks
+	// that exist twice while they grow.
+	if need := 3 * int64(c.MaxBodyBytes+c.MaxInflatedBytes); c.MaxInflightBytes < need {
+		errs = append(errs, fmt.Errorf("the budget for request bodies is %d bytes; the body limits need at least %d", c.MaxInflightBytes, need))
+	}
+	if _, err := parseKeys(c.WriteKeys); err != nil {
+		errs = append(errs, fmt.Errorf("write keys: %w", err))
+	}
+	if _, err := parseKeys(c.ReadKeys); err != nil {
+		errs = append(errs, fmt.Errorf("read keys: %w", err))
+	}
+	if c.Publish != nil && c.Events == nil {
+		errs = append(errs, errors.New("ingesting needs a pool of batches"))
+	}
+	return errors.Join(errs...)
+}
+
+// Server is the public listener.
+type Server struct {
+	cfg     Config
+	http    *fasthttp.Server
+	routes  *router.Router
+	memory  *memory
+	inflate *inflaters
+	gate    *gate
+	writers keys
+	readers keys
+	cors    cors
+	retry   []byte // value of Retry-After
+	log     *rareLog
+	stats   Stats
+
+	draining atomic.Bool // not ready, still serving
+	stopping atomic.Bool // refuses new work
+}
+
+// New returns a server for cfg, which Validate must accept.
+func New(cfg Config) *Server {
+	if err := cfg.Validate(); err != nil {
+		panic("BUG: server config not validated: " + err.Error())
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	s := &Server{
+		cfg:     cfg,
+		memory:  newMemory(cfg.MaxInflightBytes, max(cfg.MaxBodyBytes, cfg.MaxInflatedBytes)),
+		inflate: newInflaters(),
+		cors:    newCORS(cfg.Origins),
+		retry:   appendSeconds(nil, cfg.RetryAfter),
+		log:     &rareLog{log: cfg.Log, every: 10 * time.Second},
+	}
+	s.writers, _ = parseKeys(cfg.WriteKeys)
+	s.readers, _ = parseKeys(cfg.ReadKeys)
+	s.stats.init()
+	s.gate = newGate(&cfg, s)
+	s.routes = s.newRoutes()
+	s.http = &fasthttp.Server{
+		Handler:           s.serve,
+		ErrorHandler:      s.badRequest,
+		ExpectHandler:     s.expect,
+		ConnState:         s.gate.connState,
+		Logger:            quiet{cfg.Log},
+		StreamRequestBody: true,
+		// With streaming this only caps what is read ahead of the handler.
+		MaxRequestBodySize: max(cfg.MaxBodyBytes, cfg.MaxEventBytes),
+		ReadBufferSize:     cfg.MaxHeaderBytes,
+		// Answers are a few hundred bytes; longer ones bypass the buffer.
+		WriteBufferSize: 1 << 10,
+		ReadTimeout:     cfg.ReadTimeout,
+		WriteTimeout:    cfg.WriteTimeout,
+		IdleTimeout:     cfg.IdleTimeout,
+		// The gate is the limit. A worker is freed a little after its connection
+		// is counted out, so fasthttp's own limit needs room above it.
+		Concurrency: 2 * cfg.MaxConns,
+		// TCPKeepalive stays off: net.Listen has set it on every connection
+		// already, and when setting it fails here (the client is gone again)
+		// fasthttp stops accepting for good.
+		CloseOnShutdown:              true,
+		DisablePreParseMultipartForm: true,
+		NoDefaultServerHeader:        true,
+		SecureErrorLogMessage:        true,
+	}
+	return s
+}
+
+// Serve answers connections of ln until Shutdown, and takes ownership of ln.
+func (s *Server) Serve(ln net.Listener) error {
+	if err := s.http.Serve(s.gate.listener(ln)); err != nil && !s.stopping.Load() {
+		return fmt.Errorf("accept on %s: %w", ln.Addr(), err)
+	}
+	return nil
+}
+
+// Drain makes /ready answer 503 while everything else goes on, so that load
+// balancers look elsewhere before Shutdown.
+func (s *Server) Drain() { s.draining.Store(true) }
+
+// Shutdown stops accepting, lets the requests already admitted finish, answers
+// 503 to later ones on connections still open, and closes those that are idle.
+// When ctx ends first the connections left are reported as an error.
+func (s *Server) Shutdown(ctx context.Context) error {
+	s.Drain()
+	s.stopping.Store(true)
+	s.gate.stop()
+	if err := s.http.ShutdownWithContext(ctx); err != nil {
+		return fmt.Errorf("drain %d http connections: %w", s.gate.open.Load(), err)
+	}
+	return nil
+}
+
+// quiet takes what fasthttp reports about single connections: news about
+// clients, not about us, and as frequent as clients like.
+type quiet struct{ log *slog.Logger }
+
+// Printf implements fasthttp.Logger.
+func (q quiet) Printf(format string, args ...any) {
+	if q.log.Enabled(context.Background(), slog.LevelDebug) {
+		q.log.Debug(strings.TrimSpace(fmt.Sprintf(format, args...)), "component", "http")
+	}
+}
