@@ -106,7 +106,7 @@ var sentences = [...]string{
 	wantArray:      "expected an array of events or an object with the key events",
 	bracketsLost:   "nested far too deep to go on",
 	wantObject:     "expected an object",
-	badUTF8:        "not valid UTF-8",
+	badUTF8:        "is not valid UTF-8",
 	missing:        "is required",
 	wantString:     "must be a string",
 	wantInteger:    "must be integer milliseconds since 1970 in 64 bits, without fraction or exponent",
@@ -156,7 +156,9 @@ func (e *Error) AppendText(dst []byte) []byte {
 	case e.Field != "":
 		dst = append(dst, e.Field...)
 		dst = append(dst, ' ')
-	case e.Reason == Malformed:
+	case e.what == badUTF8:
+		dst = append(dst, "a string "...)
+	case e.Reason == Malformed && e.what != wantObject:
 		dst = append(dst, "malformed JSON: "...)
 	}
 	dst = append(dst, sentences[e.what]...)
