@@ -3,6 +3,7 @@ package query
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/ClickHouse/ch-go/proto"
 )
@@ -11,6 +12,7 @@ import (
 // from the request, in the order build writes them.
 type answer struct {
 	result Result
+	zone   *time.Location
 	timed  bool
 	rows   int
 
@@ -22,8 +24,9 @@ type answer struct {
 	each   *proto.ColArr[uint64]
 }
 
-func newAnswer(r *Request) *answer {
+func newAnswer(r *Request, zone *time.Location) *answer {
 	return &answer{
+		zone:   zone,
 		result: Result{Request: *r},
 		timed:  bucketSeconds(r.GroupBy) != 0,
 		names:  new(proto.ColStr).Array(),
@@ -84,7 +87,7 @@ func (a *answer) readGroups() {
 	}
 	if a.timed {
 		for i, sec := range a.times.Row(0) {
-			groups[i].Label = timeLabel(a.result.Request.GroupBy, sec)
+			groups[i].Label = timeLabel(a.result.Request.GroupBy, sec, a.zone)
 		}
 	} else {
 		for i, name := range a.names.Row(0) {

@@ -40,11 +40,12 @@ const rawSpan = 2 * 3600
 //
 //   - No rollup knows campaigns.
 //   - Groups need buckets that do not cross a group's edge: hours cannot come
-//     from days.
+//     from days, nor days of Berlin from days of UTC, nor those of Kathmandu
+//     from hours.
 //   - Distinct users need states, which minutes do not carry. With users asked
 //     for, the minutes are no help for the counts either: the rows below an
 //     hour must be read for their users, and counting them on the way is free.
-func usable(r *Request) tableSet {
+func usable(r *Request, zone offsets) tableSet {
 	if r.GroupBy == "campaign_id" || r.CampaignID != "" {
 		return 0
 	}
@@ -53,7 +54,7 @@ func usable(r *Request) tableSet {
 	}
 	var s tableSet
 	for t := minuteTable; t < tables; t++ {
-		if width := bucketSeconds(r.GroupBy); width != 0 && t.grain() > width {
+		if width := bucketSeconds(r.GroupBy); width != 0 && (t.grain() > width || !zone.align(t.grain())) {
 			continue
 		}
 		if t == minuteTable && !r.CountsOnly {

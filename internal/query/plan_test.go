@@ -2,6 +2,7 @@ package query
 
 import (
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
@@ -126,7 +127,7 @@ func TestUsable(t *testing.T) {
 		if r.To == 0 {
 			r.To = 30 * day
 		}
-		if got := usable(&r); got != set {
+		if got := usable(&r, zoneOffsets(time.UTC, r.From, r.To)); got != set {
 			t.Errorf("usable(%+v) = %04b; want %04b", r, got, set)
 		}
 	}

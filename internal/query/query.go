@@ -92,11 +92,16 @@ func (e *Engine) Query(ctx context.Context, r Request) (*Result, error) {
 	ctx, cancel := context.WithTimeout(ctx, e.timeout)
 	defer cancel()
 
-	pieces := plan(r.From, r.To, usable(&r))
-	s := build(&r, pieces)
-	a := newAnswer(&r)
+	zone, err := loadZone(r.Zone)
+	if err != nil {
+		return nil, err
+	}
+	offsets := zoneOffsets(zone, r.From, r.To)
+	pieces := plan(r.From, r.To, usable(&r, offsets))
+	s := build(&r, offsets, pieces)
+	a := newAnswer(&r, zone)
 	start := time.Now()
-	err := e.pool.Do(ctx, ch.Query{
+	err = e.pool.Do(ctx, ch.Query{
 		Body:       s.text,
 		Parameters: s.params,
 		Settings:   e.settings,

@@ -45,7 +45,9 @@ func TestParse(t *testing.T) {
 	f("event_name=v&from=0&to=660000&group_by=minute", Request{EventName: "v", To: 660000, GroupBy: "minute"})
 	f("event_name=v&from=0&to=39600000&group_by=hour", Request{EventName: "v", To: 39600000, GroupBy: "hour"})
 	f("event_name=v&from=0&to=950400000&group_by=day", Request{EventName: "v", To: 950400000, GroupBy: "day"})
-	f("event_name="+strings.Repeat("v", 1024), Request{EventName: strings.Repeat("v", 1024), From: end - day, To: end})
+	f("event_name="+strings.Repeat("v", 4096), Request{EventName: strings.Repeat("v", 4096), From: end - day, To: end})
+	f("event_name=v&from=5&to=6&group_by=day&timezone=Asia/Tokyo",
+		Request{EventName: "v", From: 5, To: 6, GroupBy: "day", Zone: "Asia/Tokyo"})
 	f("event_name=\x00'\\{x:String}", Request{EventName: "\x00'\\{x:String}", From: end - day, To: end})
 }
 
@@ -59,9 +61,9 @@ func TestParseRefuses(t *testing.T) {
 	}
 	f("", "event_name is required")
 	f("event_name=", "event_name is required")
-	f("event_name="+strings.Repeat("v", 1025), "event_name is 1025 bytes long; at most 1024 are allowed")
-	f("event_name=v&channel="+strings.Repeat("v", 2000), "channel is 2000 bytes long; at most 1024 are allowed")
-	f("event_name=v&campaign_id="+strings.Repeat("v", 2000), "campaign_id is 2000 bytes long; at most 1024 are allowed")
+	f("event_name="+strings.Repeat("v", 4097), "event_name is 4097 bytes long; at most 4096 are allowed")
+	f("event_name=v&channel="+strings.Repeat("v", 5000), "channel is 5000 bytes long; at most 4096 are allowed")
+	f("event_name=v&campaign_id="+strings.Repeat("v", 5000), "campaign_id is 5000 bytes long; at most 4096 are allowed")
 	f("event_name=\xff", "event_name must be valid UTF-8")
 	f("event_name=v&channel=\xc3", "channel must be valid UTF-8")
 
@@ -78,6 +80,7 @@ func TestParseRefuses(t *testing.T) {
 	f("event_name=v&to=0", "from (0) must be before to (0)")
 
 	f("event_name=v&unique_users=yes", "unique_users must be true or false")
+	f("event_name=v&timezone=CEST", `timezone must be an IANA name such as Europe/Berlin, not "CEST"`)
 	f("event_name=v&group_by=week", "group_by must be one of channel, campaign_id, minute, hour, day")
 	f("event_name=v&group_by=Channel", "group_by must be one of channel, campaign_id, minute, hour, day")
 	f("event_name=v&from=0&to=660001&group_by=minute", "group_by=minute over this range has 11001 groups; at most 11000 are allowed")

@@ -18,7 +18,8 @@ type Result struct {
 // Group is one entry of the answer's data list.
 type Group struct {
 	// Label is the channel or campaign, "" for events that have none, or the
-	// bucket's start in UTC: 2024-02-24T13:00:00Z, of a day 2024-02-24.
+	// bucket's start in the request's zone, of a day the date alone:
+	// 2024-02-24T13:00:00Z, 2024-02-24T14:00:00+01:00, 2024-02-24.
 	Label  string
 	Events int64
 	Users  uint64
@@ -81,11 +82,10 @@ func appendString(dst []byte, s string) []byte {
 	return append(dst, '"')
 }
 
-// timeLabel is the label of the bucket that starts at sec.
-func timeLabel(groupBy string, sec int64) string {
-	layout := time.RFC3339
+// timeLabel is the label of a bucket key, as offsets.key makes them.
+func timeLabel(groupBy string, key int64, zone *time.Location) string {
 	if groupBy == "day" {
-		layout = time.DateOnly
+		return time.Unix(key, 0).UTC().Format(time.DateOnly)
 	}
-	return time.Unix(sec, 0).UTC().Format(layout)
+	return time.Unix(key, 0).In(zone).Format(time.RFC3339)
 }

@@ -3,6 +3,7 @@ package query
 import (
 	"encoding/json"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 )
@@ -44,16 +45,19 @@ func TestAppendStringIsJSON(t *testing.T) {
 }
 
 func TestTimeLabel(t *testing.T) {
-	f := func(groupBy string, sec int64, want string) {
+	berlin := mustZone(t, "Europe/Berlin")
+	f := func(groupBy string, key int64, zone *time.Location, want string) {
 		t.Helper()
-		if got := timeLabel(groupBy, sec); got != want {
-			t.Errorf("timeLabel(%q, %d) = %q; want %q", groupBy, sec, got, want)
+		if got := timeLabel(groupBy, key, zone); got != want {
+			t.Errorf("timeLabel(%q, %d, %s) = %q; want %q", groupBy, key, zone, got, want)
 		}
 	}
-	f("minute", 1708779660, "2024-02-24T13:01:00Z")
-	f("hour", 1708779600, "2024-02-24T13:00:00Z")
-	f("day", 1708732800, "2024-02-24")
-	f("day", 0, "1970-01-01")
+	f("minute", 1708779660, time.UTC, "2024-02-24T13:01:00Z")
+	f("hour", 1708779600, time.UTC, "2024-02-24T13:00:00Z")
+	f("day", 1708732800, time.UTC, "2024-02-24")
+	f("day", 0, time.UTC, "1970-01-01")
+	f("hour", 1708779600, berlin, "2024-02-24T14:00:00+01:00")
+	f("day", 1708732800, berlin, "2024-02-24")
 }
 
 func TestEscape(t *testing.T) {

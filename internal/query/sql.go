@@ -26,8 +26,8 @@ type statement struct {
 // GROUPING SETS ((g), ()) would say the same in fewer words and feed every
 // state into two aggregations; this way the total merges one state per group.
 // Raw rows alone come out of their SELECT grouped and skip the second level.
-func build(r *Request, pieces []piece) statement {
-	b := &builder{r: r}
+func build(r *Request, zone offsets, pieces []piece) statement {
+	b := &builder{r: r, zone: zone}
 	b.Grow(1024)
 	b.WriteString("SELECT sum(total) AS events")
 	b.users(", uniqCombined64Merge(users) AS distinct_users")
@@ -58,7 +58,8 @@ func build(r *Request, pieces []piece) statement {
 // builder is the text of one statement.
 type builder struct {
 	strings.Builder
-	r *Request
+	r    *Request
+	zone offsets
 }
 
 // users writes s if the request asks for distinct users.
@@ -76,7 +77,7 @@ func (b *builder) arrays() {
 	case b.r.GroupBy == "":
 		return
 	case bucketSeconds(b.r.GroupBy) != 0:
-		b.WriteString(",\n  (groupArraySorted(" + strconv.Itoa(maxBuckets) + ")((toInt64(g), total")
+		b.WriteString(",\n  (groupArraySorted(" + strconv.Itoa(maxBuckets) + ")((g, total")
 		b.users(", finalizeAggregation(users)")
 		b.WriteString(")) AS list).1 AS labels, list.2 AS totals")
 	default:
@@ -149,19 +150,16 @@ func (b *builder) selectFrom(t table, own []piece) {
 	b.WriteByte('\n')
 }
 
-// groupKey is the group of one row of t: a name, or the bucket's first Unix
-// second. Integer arithmetic is exact here because every grain divides a UTC
-// day and no accepted time is before 1970.
+// groupKey is the group of one row of t: a name, or a bucket in seconds.
 func (b *builder) groupKey(t table) string {
 	width := bucketSeconds(b.r.GroupBy)
 	switch {
 	case width == 0:
 		return b.r.GroupBy
-	case t != rawTable && t.grain() == width:
-		return schema[t].seconds
+	case t.grain() == width && t != rawTable:
+		return "toInt64(" + schema[t].seconds + ")"
 	}
-	w := strconv.FormatInt(width, 10)
-	return "intDiv(" + schema[t].seconds + ", " + w + ") * " + w
+	return "toInt64(" + b.zone.key(schema[t].seconds, width) + ")"
 }
 
 func (b *builder) ranges(t table, own []piece) {

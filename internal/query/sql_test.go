@@ -10,7 +10,12 @@ import (
 func TestBuild(t *testing.T) {
 	f := func(r Request, want string, params ...proto.Parameter) {
 		t.Helper()
-		s := build(&r, plan(r.From, r.To, usable(&r)))
+		zone, err := loadZone(r.Zone)
+		if err != nil {
+			t.Fatal(err)
+		}
+		o := zoneOffsets(zone, r.From, r.To)
+		s := build(&r, o, plan(r.From, r.To, usable(&r, o)))
 		if d := cmp.Diff(want, "\n"+s.text); d != "" {
 			t.Errorf("build(%+v): -want +got\n%s", r, d)
 		}
@@ -56,9 +61,9 @@ WHERE event_name = {event:String} AND channel = {channel:String}
 	// Campaigns are in raw rows only.
 	f(Request{EventName: "view", From: midnight, To: midnight + 9*day, GroupBy: "day", CampaignID: "it's"}, `
 SELECT sum(total) AS events, uniqCombined64Merge(users) AS distinct_users,
-  (groupArraySorted(11000)((toInt64(g), total, finalizeAggregation(users))) AS list).1 AS labels, list.2 AS totals, list.3 AS users_per_group
+  (groupArraySorted(11000)((g, total, finalizeAggregation(users))) AS list).1 AS labels, list.2 AS totals, list.3 AS users_per_group
 FROM (
-SELECT intDiv(toUnixTimestamp(ts), 86400) * 86400 AS g, toInt64(count()) AS total, uniqCombined64State(user_id) AS users FROM events
+SELECT toInt64(intDiv(toUnixTimestamp(ts), 86400) * 86400) AS g, toInt64(count()) AS total, uniqCombined64State(user_id) AS users FROM events
 WHERE event_name = {event:String} AND campaign_id = {campaign:String}
   AND (ts >= 1704153600 AND ts < 1704931200) GROUP BY g
 )`, event, proto.Parameter{Key: "campaign", Value: `'it\\\'s'`})
@@ -66,15 +71,15 @@ WHERE event_name = {event:String} AND campaign_id = {campaign:String}
 	// Counts alone come from the minutes.
 	f(Request{EventName: "view", From: midnight + 1, To: midnight + hour, GroupBy: "minute", CountsOnly: true}, `
 SELECT sum(total) AS events,
-  (groupArraySorted(11000)((toInt64(g), total)) AS list).1 AS labels, list.2 AS totals
+  (groupArraySorted(11000)((g, total)) AS list).1 AS labels, list.2 AS totals
 FROM (
 SELECT g, sum(total) AS total
 FROM (
-SELECT intDiv(toUnixTimestamp(ts), 60) * 60 AS g, toInt64(count()) AS total FROM events
+SELECT toInt64(intDiv(toUnixTimestamp(ts), 60) * 60) AS g, toInt64(count()) AS total FROM events
 WHERE event_name = {event:String}
   AND (ts >= 1704153601 AND ts < 1704153660) GROUP BY g
 UNION ALL
-SELECT toUnixTimestamp(m) AS g, n AS total FROM events_1m
+SELECT toInt64(toUnixTimestamp(m)) AS g, n AS total FROM events_1m
 WHERE event_name = {event:String}
   AND (m >= 1704153660 AND m < 1704157200)
 )

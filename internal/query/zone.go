@@ -1,0 +1,105 @@
+package query
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	// Zone names must mean the same on every host, also in an image that has
+	// no zone files.
+	_ "time/tzdata"
+)
+
+// offset is a zone's distance from UTC, in force from one instant on.
+type offset struct {
+	since   int64 // Unix seconds; of the first offset of a range, the range's start
+	seconds int64 // east of UTC
+}
+
+// offsets are the distances from UTC that a zone has during a range, in
+// ascending order. Go's zone database is the only one asked: the server gets
+// plain numbers, so the two cannot disagree about a law that changed.
+type offsets []offset
+
+// loadZone refuses "Local", which would mean the server's zone.
+func loadZone(name string) (*time.Location, error) {
+	if name == "" {
+		return time.UTC, nil
+	}
+	zone, err := time.LoadLocation(name)
+	if err != nil || name == "Local" {
+		return nil, fmt.Errorf("timezone must be an IANA name such as Europe/Berlin, not %.64q", name)
+	}
+	return zone, nil
+}
+
+func zoneOffsets(zone *time.Location, from, to int64) offsets {
+	var all offsets
+	for at := from; at < to; {
+		t := time.Unix(at, 0).In(zone)
+		_, seconds := t.Zone()
+		if n := len(all); n == 0 || all[n-1].seconds != int64(seconds) {
+			all = append(all, offset{at, int64(seconds)})
+		}
+		_, end := t.ZoneBounds()
+		if end.IsZero() {
+			break
+		}
+		at = end.Unix()
+	}
+	return all
+}
+
+// align reports whether every local bucket edge is a multiple of grain, so
+// that no row of a table with that grain belongs to two local buckets.
+func (o offsets) align(grain int64) bool {
+	for i, x := range o {
+		if x.seconds%grain != 0 || i > 0 && x.since%grain != 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// buckets is the number of local buckets of the given width that [from, to)
+// touches, exact but for hours that a change of offset cuts in two.
+func (o offsets) buckets(from, to, width int64) int64 {
+	last := to - 1 + o[len(o)-1].seconds + width
+	return last/width - (from+o[0].seconds+width)/width + 1
+}
+
+// shift is the SQL of "local second plus bias" of x, a UTC second.
+func (o offsets) shift(x string, bias int64) string {
+	num := func(n int64) string { return strconv.FormatInt(n, 10) }
+	last := o[len(o)-1]
+	if len(o) == 1 {
+		return x + " + " + num(last.seconds+bias)
+	}
+	var b strings.Builder
+	b.WriteString(x + " + multiIf(")
+	for i, y := range o[:len(o)-1] {
+		b.WriteString(x + " < " + num(o[i+1].since) + ", " + num(y.seconds+bias) + ", ")
+	}
+	b.WriteString(num(last.seconds+bias) + ")")
+	return b.String()
+}
+
+// key is the SQL of the bucket that holds the UTC second x.
+//
+// Of a day it is the local date as Unix seconds of that date's midnight in
+// UTC: a local day may be 23 or 25 hours long. Of an hour or a minute it is
+// the instant the bucket starts: on the night the clocks go back, two
+// different hours have the same wall-clock time.
+//
+// The bias of one width keeps the dividend positive in the first hours of 1970.
+func (o offsets) key(x string, width int64) string {
+	w := strconv.FormatInt(width, 10)
+	switch {
+	case o.align(width):
+		return "intDiv(" + x + ", " + w + ") * " + w
+	case width == dayTable.grain():
+		return "intDiv(" + o.shift(x, width) + ", " + w + ") * " + w + " - " + w
+	}
+	return x + " - (" + o.shift(x, width) + ") % " + w
+}

@@ -1,0 +1,93 @@
+package query
+
+import (
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+)
+
+// zones have whole, half and quarter hours, either hemisphere, a clock change
+// of half an hour, one that skipped a day, and none at all.
+var zones = []string{"", "UTC", "Europe/Berlin", "America/New_York", "America/St_Johns", "Asia/Kathmandu",
+	"Asia/Kolkata", "Australia/Lord_Howe", "Pacific/Apia", "Pacific/Kiritimati", "Africa/Casablanca"}
+
+func mustZone(t rapid.TB, name string) *time.Location {
+	t.Helper()
+	zone, err := loadZone(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return zone
+}
+
+// at is the offset in force at sec.
+func (o offsets) at(sec int64) int64 {
+	s := o[0].seconds
+	for _, x := range o {
+		if x.since <= sec {
+			s = x.seconds
+		}
+	}
+	return s
+}
+
+func TestZoneOffsetsAreTheZones(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		zone := mustZone(t, rapid.SampledFrom(zones).Draw(t, "zone"))
+		from := rapid.Int64Range(0, maxTime-1).Draw(t, "from")
+		to := from + rapid.Int64Range(1, 5*365*day).Draw(t, "span")
+		sec := rapid.Int64Range(from, to-1).Draw(t, "second")
+		o := zoneOffsets(zone, from, to)
+		_, want := time.Unix(sec, 0).In(zone).Zone()
+		if got := o.at(sec); got != int64(want) {
+			t.Fatalf("offset of %s at %d = %d; want %d", zone, sec, got, want)
+		}
+	})
+}
+
+func TestAlign(t *testing.T) {
+	f := func(zone string, grain int64, want bool) {
+		t.Helper()
+		from := time.Date(2024, 1, 1, 0, 0, 0, 0, time.UTC).Unix()
+		if got := zoneOffsets(mustZone(t, zone), from, from+365*day).align(grain); got != want {
+			t.Errorf("%s aligns to %d s = %v; want %v", zone, grain, got, want)
+		}
+	}
+	f("", day, true)
+	f("Europe/Berlin", day, false)
+	f("Europe/Berlin", hour, true)
+	f("Asia/Kathmandu", hour, false)
+	f("Asia/Kathmandu", minute, true)
+	f("Australia/Lord_Howe", hour, false)
+}
+
+func TestZoneKey(t *testing.T) {
+	f := func(zone string, width int64, want string) {
+		t.Helper()
+		from := time.Date(2024, 1, 1, 0, 0, 0, 0, time.UTC).Unix()
+		if got := zoneOffsets(mustZone(t, zone), from, from+365*day).key("x", width); got != want {
+			t.Errorf("key in %q of %d s = %s; want %s", zone, width, got, want)
+		}
+	}
+	f("", day, "intDiv(x, 86400) * 86400")
+	f("Europe/Berlin", hour, "intDiv(x, 3600) * 3600")
+	f("Asia/Kolkata", hour, "x - (x + 23400) % 3600")
+	f("Asia/Kolkata", day, "intDiv(x + 106200, 86400) * 86400 - 86400")
+	f("Europe/Berlin", day, "intDiv(x + multiIf(x < 1711846800, 90000, x < 1729990800, 93600, 90000), 86400) * 86400 - 86400")
+}
+
+func TestZoneNames(t *testing.T) {
+	f := func(name string) {
+		t.Helper()
+		if _, err := Parse(params("event_name=v&timezone="+name), now); err == nil {
+			t.Errorf("timezone %q was taken", name)
+		}
+	}
+	f("Local")
+	f("Mars/Olympus_Mons")
+	f("../../etc/passwd")
+	f("/etc/localtime")
+	f("+01:00")
+	f("Europe/Berlin\x00")
+}
