@@ -1,0 +1,419 @@
+package clickhouse
+
+import (
+	"errors"
+	"net"
+	"strings"
+	"time"
+
+	"github.com/ClickHouse/ch-go/compress"
+	"github.com/ClickHouse/ch-go/proto"
+)
+
+// query serves one Query packet. An exception goes to the client and leaves the
+// session alive; any other error ends it.
+func (s *session) query() error {
+	q, err := decodeQuery(s.in, s.version)
+	if err != nil {
+		return err
+	}
+	external, err := s.externalTables(q.compressed)
+	if err != nil {
+		return err
+	}
+	if external > 0 {
+		err = &exception{code: codeNotImplemented, message: "External tables are not supported; use a temporary table"}
+	} else {
+		err = s.execute(&q)
+	}
+	var e *exception
+	if err != nil && !errors.As(err, &e) {
+		return err
+	}
+	if err != nil {
+		s.sendException(err)
+	}
+	if ferr := s.flush(); ferr != nil {
+		return ferr
+	}
+	if errors.Is(err, errStuck) {
+		return err
+	}
+	return nil
+}
+
+// externalTables walks past the Data packets that follow a query, the empty one
+// that ends them included, and counts the rest.
+func (s *session) externalTables(compressed bool) (int, error) {
+	for n := 0; ; n++ {
+		code, err := s.in.byte()
+		if err != nil {
+			return n, err
+		}
+		if proto.ClientCode(code) != proto.ClientCodeData {
+			return n, malformed("packet code %d follows a query instead of its data", code)
+		}
+		shape, err := s.clientBlock(compressed, discard)
+		if err != nil {
+			return n, err
+		}
+		if shape.columns == 0 {
+			return n, nil
+		}
+	}
+}
+
+func discard([]byte) error { return nil }
+
+// clientBlock walks the Data packet whose code has been read and passes its
+// block to keep in the library's revision.
+func (s *session) clientBlock(compressed bool, keep func([]byte) error) (blockShape, error) {
+	if _, err := s.in.string(maxName); err != nil { // table name
+		return blockShape{}, err
+	}
+	c := s.in
+	if compressed {
+		if s.unzipped == nil {
+			s.frames = newFrameReader(s.in)
+			s.unzipped = newCursor(s.frames)
+		}
+		c = s.unzipped
+	}
+	if err := walkInfo(c); err != nil {
+		return blockShape{}, err
+	}
+	flag := flagNone
+	if proto.FeatureCustomSerialization.In(s.version) {
+		flag = flagDrop
+	}
+	c.keep = keep
+	shape, err := s.walker.block(c, flag)
+	c.keeping = false
+	if err != nil {
+		var e *exception
+		if errors.As(err, &e) {
+			// The end of a block with such a column cannot be found.
+			return shape, malformed("%s", e.message)
+		}
+		return shape, err
+	}
+	if compressed && (c.r != c.w || s.frames.left != 0) {
+		return shape, malformed("a block ends inside a compressed frame")
+	}
+	return shape, nil
+}
+
+func (s *session) execute(q *clientQuery) error {
+	st, err := parseStatement(q.body)
+	if err != nil {
+		return err
+	}
+	if st.names {
+		for _, p := range q.params {
+			if strings.ContainsAny(p.value, `/\`) {
+				return refusedFile("name " + clip(p.value))
+			}
+		}
+	}
+	if st.changes {
+		// The settings of a SET would only hide what it does to the session.
+		err = s.settings.apply(nil)
+	} else {
+		err = s.settings.apply(q.settings)
+	}
+	switch {
+	case err != nil:
+		return err
+	case st.insert:
+		return s.insert(q, &st)
+	case st.returns:
+		return s.rows(q, &st)
+	default:
+		return s.command(q, &st)
+	}
+}
+
+// command runs a statement without rows.
+func (s *session) command(q *clientQuery, st *statement) error {
+	w := s.watch(true)
+	err := s.eng.exec(st.text, q.params)
+	if stopped := w.stop(); stopped != nil {
+		return stopped
+	}
+	if st.changes {
+		s.settings.forget()
+	}
+	if err != nil && !(w.cancelled.Load() && exceptionCode(err) == codeQueryCancelled) {
+		return err
+	}
+	return s.finish(q, proto.Progress{})
+}
+
+// finish closes a successful answer.
+func (s *session) finish(q *clientQuery, p proto.Progress) error {
+	proto.Profile{}.EncodeAware(&s.out, s.version)
+	proto.ServerCodeProgress.Encode(&s.out)
+	p.EncodeAware(&s.out, s.version)
+	if err := s.sendBlock(q, emptyBlock, flagNone); err != nil {
+		return err
+	}
+	proto.ServerCodeEndOfStream.Encode(&s.out)
+	return nil
+}
+
+// emptyBlock has no columns and no rows.
+var emptyBlock = []byte{0, 0}
+
+// rows runs a statement that may answer with rows and sends them as they come.
+func (s *session) rows(q *clientQuery, st *statement) error {
+	w := s.watch(true)
+	sent, p, err := s.sendRows(q, st, w)
+	if stopped := w.stop(); stopped != nil {
+		return stopped
+	}
+	var e *exception
+	switch {
+	case err != nil && !errors.As(err, &e):
+		return err
+	case err != nil && w.cancelled.Load() && e.code == codeQueryCancelled:
+		// A client that cancelled waits for the end, not for an error.
+	case err != nil && e.code == codeNotASelect && sent == 0 && notStreamable(e):
+		return s.command(q, st)
+	case err != nil:
+		return err
+	case sent == 0 && !w.cancelled.Load():
+		if err := s.emptyHeader(q, st); err != nil {
+			return err
+		}
+	}
+	return s.finish(q, p)
+}
+
+// notStreamable tells the stream interface's own refusal of a statement without
+// rows from a query's BAD_ARGUMENTS.
+func notStreamable(e *exception) bool {
+	return strings.Contains(strings.ToLower(e.message), "stream")
+}
+
+// sendRows sends a header and every block; sent counts them.
+func (s *session) sendRows(q *clientQuery, st *statement, w *watch) (sent int, p proto.Progress, err error) {
+	rows, err := s.eng.stream(st.text, q.params)
+	if err != nil {
+		return 0, p, err
+	}
+	defer rows.close()
+	flag := flagNone
+	if proto.FeatureCustomSerialization.In(s.version) {
+		flag = flagAdd
+	}
+	for !w.cancelled.Load() && !w.gone.Load() {
+		block, err := rows.next()
+		if err != nil {
+			return sent, p, err
+		}
+		if block == nil {
+			break
+		}
+		if sent == 0 {
+			header, err := s.headerOf(block)
+			if err != nil {
+				return 0, p, err
+			}
+			if err := s.sendBlock(q, header, flag); err != nil {
+				return 0, p, err
+			}
+		}
+		if err := s.sendBlock(q, block, flag); err != nil {
+			return sent, p, err
+		}
+		sent++
+		if err := s.flush(); err != nil {
+			return sent, p, err
+		}
+	}
+	p.Rows, p.Bytes = rows.rowsRead, rows.bytesRead
+	return sent, p, nil
+}
+
+// headerOf returns a block of the same columns without rows.
+func (s *session) headerOf(block []byte) ([]byte, error) {
+	c := &cursor{keep: discard}
+	c.over(block)
+	if _, err := s.walker.block(c, flagNone); err != nil {
+		return nil, err
+	}
+	return encodeHeader(s.walker.columns), nil
+}
+
+// encodeHeader makes a Native block of columns without rows.
+func encodeHeader(columns []column) []byte {
+	var b proto.Buffer
+	b.PutInt(len(columns))
+	b.PutInt(0)
+	for _, c := range columns {
+		b.PutString(c.name)
+		b.PutString(c.typ)
+	}
+	return b.Buf
+}
+
+// emptyHeader names the columns of an empty result, of which the library says
+// nothing at all. Only what fits into a subquery can be asked; for the rest (an
+// empty SHOW TABLES) the client gets a result without columns.
+func (s *session) emptyHeader(q *clientQuery, st *statement) error {
+	columns, err := s.describe("DESCRIBE ("+st.text+"\n)", q.params)
+	var e *exception
+	if err != nil && !errors.As(err, &e) || len(columns) == 0 {
+		return err
+	}
+	flag := flagNone
+	if proto.FeatureCustomSerialization.In(s.version) {
+		flag = flagAdd
+	}
+	return s.sendBlock(q, encodeHeader(columns), flag)
+}
+
+// describe runs a DESCRIBE and returns the names and types it lists.
+func (s *session) describe(sql string, params []parameter) ([]column, error) {
+	p, err := s.eng.query(sql, params)
+	if err != nil {
+		return nil, err
+	}
+	var c cursor
+	c.over(p)
+	const fields = 7 // name, type, default type, default, comment, codec, TTL
+	var columns []column
+	for c.r < c.w {
+		var row [fields]string
+		for i := range row {
+			if row[i], err = c.string(uint64(len(p))); err != nil {
+				return nil, err
+			}
+		}
+		columns = append(columns, column{row[0], row[1]})
+	}
+	return columns, nil
+}
+
+// blockInfo is what precedes a block on the wire: no overflow rows, bucket -1.
+var blockInfo = []byte{1, 0, 2, 0xff, 0xff, 0xff, 0xff, 0}
+
+// smallBlock goes through the packet buffer; larger ones are written from where
+// the engine made them.
+const smallBlock = 16 << 10
+
+// sendBlock puts one block of the library's in line as a Data packet. A large
+// one is written at once, since its bytes are only borrowed.
+func (s *session) sendBlock(q *clientQuery, block []byte, flag serialization) error {
+	start := len(s.out.Buf)
+	proto.ServerCodeData.Encode(&s.out)
+	s.out.PutString("") // table name
+	var err error
+	switch {
+	case q.compressed:
+		err = s.compressBlock(q, block, flag)
+	case len(block) <= smallBlock:
+		s.out.PutRaw(blockInfo)
+		err = s.eachSpan(block, flag, func(p []byte) error {
+			s.out.PutRaw(p)
+			return nil
+		})
+	default:
+		s.out.PutRaw(blockInfo)
+		err = s.writeBlock(block, flag)
+	}
+	if err != nil && len(s.out.Buf) > start {
+		s.out.Buf = s.out.Buf[:start] // an exception may still follow
+	}
+	return err
+}
+
+func (s *session) eachSpan(block []byte, flag serialization, keep func([]byte) error) error {
+	c := &cursor{keep: keep}
+	c.over(block)
+	if _, err := s.walker.block(c, flag); err != nil {
+		return err
+	}
+	if len(s.walker.columns) == 0 {
+		return keep(emptyBlock)
+	}
+	if c.r != c.w {
+		return &exception{code: codeUnknown, message: "The engine sent more than one block at once"}
+	}
+	return nil
+}
+
+// writeBlock sends the packets in line and the block with one vectored write.
+func (s *session) writeBlock(block []byte, flag serialization) error {
+	spans := net.Buffers{s.out.Buf}
+	first := true
+	err := s.eachSpan(block, flag, func(p []byte) error {
+		if first {
+			p = append([]byte(nil), p...) // the walker's own, which it reuses
+			first = false
+		}
+		spans = append(spans, p)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	if err := s.conn.SetWriteDeadline(time.Now().Add(transferTimeout)); err != nil {
+		return err
+	}
+	_, err = spans.WriteTo(s.conn)
+	s.out.Reset()
+	return err
+}
+
+func (s *session) compressBlock(q *clientQuery, block []byte, flag serialization) error {
+	z := s.compressor(q)
+	s.plain = append(s.plain[:0], blockInfo...)
+	frame := func(p []byte) error {
+		if err := z.Compress(p); err != nil {
+			return err
+		}
+		s.out.PutRaw(z.Data)
+		return nil
+	}
+	err := s.eachSpan(block, flag, func(p []byte) error {
+		for len(p) > 0 {
+			n := min(len(p), outFrame-len(s.plain))
+			s.plain = append(s.plain, p[:n]...)
+			p = p[n:]
+			if len(s.plain) == outFrame {
+				if err := frame(s.plain); err != nil {
+					return err
+				}
+				s.plain = s.plain[:0]
+			}
+		}
+		return nil
+	})
+	if err != nil || len(s.plain) == 0 {
+		return err
+	}
+	return frame(s.plain)
+}
+
+// compressor is LZ4 unless the query asks for ZSTD, as on a server.
+func (s *session) compressor(q *clientQuery) *compress.Writer {
+	for _, v := range q.settings {
+		if v.Key == "network_compression_method" && strings.EqualFold(v.Value, "ZSTD") {
+			if s.zstd == nil {
+				s.zstd = compress.NewWriter(compress.LevelZero, compress.ZSTD)
+			}
+			return s.zstd
+		}
+	}
+	if s.lz4 == nil {
+		s.lz4 = compress.NewWriter(compress.LevelZero, compress.LZ4)
+	}
+	return s.lz4
+}
+
+func escapeIdentifier(s string) string {
+	return strings.NewReplacer("`", "``", `\`, `\\`).Replace(s)
+}

@@ -1,0 +1,173 @@
+package clickhouse
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// A server accepts connections and gives each a session with the engine.
+type server struct {
+	cfg     Config
+	log     *slog.Logger
+	eng     *engine
+	version engineVersion
+
+	buffered atomic.Int64 // bytes of inserts under way
+
+	mu       sync.Mutex
+	sessions map[*session]struct{}
+	serial   uint64
+	ended    sync.WaitGroup
+}
+
+type engineVersion struct {
+	major, minor, patch int
+	timezone            string
+}
+
+func (srv *server) readVersion() error {
+	p, err := srv.eng.admin.query("SELECT version(), timezone()", nil)
+	if err != nil {
+		return fmt.Errorf("ask the engine for its version: %w", err)
+	}
+	var c cursor
+	c.over(p)
+	version, err := c.string(uint64(len(p)))
+	if err != nil {
+		return err
+	}
+	if srv.version.timezone, err = c.string(uint64(len(p))); err != nil {
+		return err
+	}
+	for i, part := range strings.SplitN(version, ".", 4) {
+		n, _ := strconv.Atoi(part)
+		switch i {
+		case 0:
+			srv.version.major = n
+		case 1:
+			srv.version.minor = n
+		case 2:
+			srv.version.patch = n
+		}
+	}
+	return nil
+}
+
+// serve accepts until ctx ends, then waits for the queries under way. It
+// returns an error when one would not stop.
+func (srv *server) serve(ctx context.Context, ln net.Listener) error {
+	srv.sessions = make(map[*session]struct{})
+	accepted := make(chan error, 1)
+	go func() { accepted <- srv.accept(ctx, ln) }()
+	var err error
+	select {
+	case <-ctx.Done():
+		ln.Close()
+		<-accepted
+	case err = <-accepted:
+	}
+	return errors.Join(err, srv.drain())
+}
+
+func (srv *server) accept(ctx context.Context, ln net.Listener) error {
+	for {
+		conn, err := ln.Accept()
+		switch {
+		case err == nil:
+			srv.start(ctx, conn)
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, net.ErrClosed):
+			return err
+		default:
+			// Out of file descriptors, most likely: they come back when
+			// sessions end, and giving up would not bring them sooner.
+			srv.log.Warn("accept a connection", "error", err)
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(50 * time.Millisecond):
+			}
+		}
+	}
+}
+
+func (srv *server) start(ctx context.Context, conn net.Conn) {
+	srv.mu.Lock()
+	defer srv.mu.Unlock()
+	srv.serial++
+	s := newSession(srv, conn, "edge-session-"+strconv.FormatUint(srv.serial, 10))
+	full := len(srv.sessions) >= srv.cfg.MaxConnections
+	if full {
+		s.version = revision
+		s.sendException(&exception{code: codeTooManyQueries,
+			message: fmt.Sprintf("Too many connections: the limit is %d", srv.cfg.MaxConnections)})
+		_ = conn.SetWriteDeadline(time.Now().Add(time.Second))
+		_, _ = conn.Write(s.out.Buf)
+		conn.Close()
+		return
+	}
+	srv.sessions[s] = struct{}{}
+	srv.ended.Add(1)
+	go func() {
+		defer srv.ended.Done()
+		s.run(ctx)
+		srv.mu.Lock()
+		delete(srv.sessions, s)
+		srv.mu.Unlock()
+	}()
+}
+
+// drain ends all sessions: idle ones at once, busy ones after their query or,
+// past the time allowed, with it.
+func (srv *server) drain() error {
+	done := make(chan struct{})
+	go func() { srv.ended.Wait(); close(done) }()
+	srv.each(func(s *session) {
+		if !s.busy.Load() {
+			s.conn.Close()
+		}
+	})
+	if waited(done, srv.cfg.Drain) {
+		return nil
+	}
+	for range 20 {
+		srv.each(func(s *session) {
+			s.conn.Close()
+			if err := srv.eng.kill(s.tag); err != nil {
+				srv.log.Warn("kill a query at shutdown", "error", err)
+			}
+		})
+		if waited(done, 250*time.Millisecond) {
+			return nil
+		}
+	}
+	return errors.New("a query would not stop")
+}
+
+func (srv *server) each(f func(*session)) {
+	srv.mu.Lock()
+	defer srv.mu.Unlock()
+	for s := range srv.sessions {
+		f(s)
+	}
+}
+
+func waited(done <-chan struct{}, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-done:
+		return true
+	case <-t.C:
+		return false
+	}
+}

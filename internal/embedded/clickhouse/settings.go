@@ -1,0 +1,129 @@
+package clickhouse
+
+import (
+	"errors"
+	"fmt"
+	"sort"
+	"strings"
+
+	"github.com/ClickHouse/ch-go/proto"
+)
+
+// sessionSettings makes a query's settings true for that query alone. The
+// library knows only SET, which lasts, so the settings of one query are taken
+// back before the next. A client that sends the same settings every time (a
+// sink does) costs nothing: the difference is empty.
+type sessionSettings struct {
+	conn    *engineConn
+	applied map[string]string
+	// base holds what a setting goes back to, as the right side of SET. It is
+	// asked for once a name and forgotten when the client runs SET itself.
+	base map[string]string
+}
+
+// forget must follow a SET of the client's.
+func (s *sessionSettings) forget() { s.base = nil }
+
+// apply brings the session to exactly the settings of one query.
+func (s *sessionSettings) apply(wanted []proto.Setting) error {
+	want := make(map[string]string, len(wanted))
+	for _, w := range wanted {
+		if ok, err := s.known(w); err != nil {
+			return err
+		} else if ok {
+			want[w.Key] = quote(w.Value)
+		}
+	}
+	change := make(map[string]string)
+	for name := range s.applied {
+		if _, ok := want[name]; !ok {
+			change[name] = s.base[name]
+		}
+	}
+	for name, value := range want {
+		if have, ok := s.applied[name]; !ok || have != value {
+			change[name] = value
+		}
+	}
+	if len(change) == 0 {
+		return nil
+	}
+	if err := s.conn.exec(setStatement(change), nil); err != nil {
+		return s.takeBack(change, err)
+	}
+	s.applied = want
+	return nil
+}
+
+// errStuck says that a session's settings cannot be put right any more (a
+// client that set readonly=1, say): the connection has to go.
+var errStuck = errors.New("settings of an earlier query cannot be taken back")
+
+// takeBack undoes a SET of which some part failed.
+func (s *sessionSettings) takeBack(change map[string]string, cause error) error {
+	for name := range s.applied {
+		change[name] = s.base[name]
+	}
+	for name := range change {
+		if err := s.conn.exec(setStatement(map[string]string{name: s.base[name]}), nil); err != nil {
+			return fmt.Errorf("%w: %w", errStuck, cause)
+		}
+	}
+	s.applied = nil
+	return cause
+}
+
+// known looks a setting up. An unknown one is an error only when the client
+// says that it matters, as on a server.
+func (s *sessionSettings) known(w proto.Setting) (bool, error) {
+	if w.Key == tagSetting {
+		return false, nil
+	}
+	if base, ok := s.base[w.Key]; ok {
+		return base != "", nil
+	}
+	if s.base == nil {
+		s.base = make(map[string]string)
+	}
+	row, err := s.conn.query("SELECT value, changed FROM system.settings WHERE name="+quote(w.Key), nil)
+	if err != nil {
+		return false, err
+	}
+	if len(row) == 0 {
+		if w.Important {
+			return false, &exception{code: codeUnknownSetting, message: "Unknown setting '" + clip(w.Key) + "'"}
+		}
+		s.base[w.Key] = ""
+		return false, nil
+	}
+	var c cursor
+	c.over(row)
+	value, err := c.string(uint64(len(row)))
+	if err != nil {
+		return false, err
+	}
+	s.base[w.Key] = "DEFAULT"
+	if changed, err := c.byte(); err != nil {
+		return false, err
+	} else if changed != 0 {
+		s.base[w.Key] = quote(value)
+	}
+	return true, nil
+}
+
+func setStatement(values map[string]string) string {
+	names := make([]string, 0, len(values))
+	for name := range values {
+		names = append(names, name)
+	}
+	sort.Strings(names)
+	var b strings.Builder
+	b.WriteString("SET ")
+	for i, name := range names {
+		if i > 0 {
+			b.WriteString(", ")
+		}
+		b.WriteString("`" + escapeIdentifier(name) + "`=" + values[name])
+	}
+	return b.String()
+}

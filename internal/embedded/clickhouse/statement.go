@@ -1,0 +1,293 @@
+package clickhouse
+
+import (
+	"strings"
+)
+
+// A statement is what the session has to know about a query before the engine
+// sees it: whether rows come back, whether the client sends rows, and the text
+// with the parts taken out that mean something else inside a library.
+type statement struct {
+	text    string // for the engine
+	returns bool   // may answer with rows: goes to the stream interface first
+	changes bool   // SET: what is remembered about session settings is stale
+	names   bool   // has {x:Identifier} parameters, which may name a table
+
+	insert  bool   // the client sends the rows as Data packets
+	target  string // `db.t` or `FUNCTION f(…)` as written
+	columns string // `(a, b)` as written, or ""
+	options string // `SETTINGS …` as written, or ""
+}
+
+// A scanner looks at a statement's tokens.
+type scanner struct {
+	q      string
+	tokens []token
+}
+
+func (s *scanner) text(i int) string {
+	if i < 0 || i >= len(s.tokens) {
+		return ""
+	}
+	return s.q[s.tokens[i].start:s.tokens[i].end]
+}
+
+// is reports whether token i is the bare keyword.
+func (s *scanner) is(i int, keyword string) bool {
+	return i >= 0 && i < len(s.tokens) && s.tokens[i].kind == tokenWord && strings.EqualFold(s.text(i), keyword)
+}
+
+func (s *scanner) isPunct(i int, c string) bool {
+	return i >= 0 && i < len(s.tokens) && s.tokens[i].kind == tokenPunct && s.text(i) == c
+}
+
+func (s *scanner) isOneOf(i int, keywords ...string) bool {
+	for _, k := range keywords {
+		if s.is(i, k) {
+			return true
+		}
+	}
+	return false
+}
+
+// past returns the index after the parenthesis that closes the one at i.
+func (s *scanner) past(i int) int {
+	depth := s.tokens[i].depth
+	for i++; i < len(s.tokens); i++ {
+		if s.isPunct(i, ")") && s.tokens[i].depth == depth {
+			return i + 1
+		}
+	}
+	return i
+}
+
+// parseStatement classifies and cleans one query, or refuses it.
+func parseStatement(q string) (statement, error) {
+	s := &scanner{q: q, tokens: lex(q)}
+	if len(s.tokens) == 0 {
+		return statement{}, &exception{code: codeSyntaxError, message: "Syntax error: empty query"}
+	}
+	if s.is(0, "INSERT") {
+		return s.parseInsert()
+	}
+	if err := s.oneStatement(); err != nil {
+		return statement{}, err
+	}
+	if err := s.refuseServerFiles(len(s.tokens)); err != nil {
+		return statement{}, err
+	}
+	st := statement{text: q, names: s.hasIdentifierParameter()}
+	switch {
+	case s.is(0, "DROP"):
+		st.text = s.withoutSync()
+	case s.is(0, "SET"):
+		st.changes = true
+	case s.isOneOf(0, "CREATE", "ALTER", "ATTACH", "DETACH", "RENAME", "EXCHANGE", "TRUNCATE", "OPTIMIZE", "USE",
+		"SYSTEM", "GRANT", "REVOKE", "DELETE", "UPDATE", "UNDROP", "MOVE", "BEGIN", "COMMIT", "ROLLBACK"):
+	default:
+		// KILL and CHECK answer with rows too.
+		st.returns = true
+		st.text = s.withoutFormat()
+	}
+	return st, nil
+}
+
+// oneStatement refuses `a; b`: the library would run both and answer for one.
+func (s *scanner) oneStatement() error {
+	n := len(s.tokens)
+	for n > 0 && s.isPunct(n-1, ";") {
+		n--
+	}
+	s.tokens = s.tokens[:n]
+	if n == 0 {
+		return &exception{code: codeSyntaxError, message: "Syntax error: empty query"}
+	}
+	s.q = s.q[:s.tokens[n-1].end]
+	for i := range s.tokens {
+		if s.isPunct(i, ";") {
+			return &exception{code: codeSyntaxError, message: "Syntax error: multi-statements are not allowed"}
+		}
+	}
+	return nil
+}
+
+// fileFunctions reach the server's own files or start programs on it. A
+// ClickHouse server confines them to a directory; the library does not.
+var fileFunctions = map[string]bool{
+	"file": true, "filecluster": true, "filesystem": true, "executable": true, "executablepool": true,
+	"sqlite": true, "hdfs": true, "hdfscluster": true, "python": true, "disk": true,
+	"iceberglocal": true, "deltalakelocal": true, "paimonlocal": true, "hudilocal": true,
+}
+
+// refuseServerFiles looks at the first n tokens for the ways a query could read
+// or write the server's files: table functions and engines, INTO OUTFILE, FROM
+// INFILE, and a table named like a path (the library's default database falls
+// back to the file system).
+func (s *scanner) refuseServerFiles(n int) error {
+	for i := range n {
+		switch s.tokens[i].kind {
+		case tokenWord:
+			if s.isPunct(i+1, "(") && fileFunctions[strings.ToLower(s.text(i))] {
+				return refusedFile("function or engine " + s.text(i))
+			}
+			if s.is(i, "OUTFILE") && s.is(i-1, "INTO") || s.is(i, "INFILE") && s.is(i-1, "FROM") {
+				return refusedFile(s.text(i-1) + " " + s.text(i))
+			}
+			if s.is(i, "FROM") && s.is(0, "ATTACH") && i+1 < n && s.tokens[i+1].kind == tokenString {
+				return refusedFile("ATTACH … FROM a path")
+			}
+		case tokenQuoted:
+			name := strings.Trim(s.text(i), "`\"")
+			if s.isPunct(i+1, "(") && fileFunctions[strings.ToLower(name)] ||
+				strings.HasPrefix(name, "/") || strings.Contains(name, "../") || strings.Contains(name, `\`) {
+				return refusedFile("name " + clip(s.text(i)))
+			}
+		case tokenString:
+			// The library takes a literal there for a file name; trim(… FROM 'x') is fine.
+			if s.isOneOf(i-1, "FROM", "JOIN", "TABLE", "INTO") && strings.Contains(s.text(i), "/") {
+				return refusedFile("name " + clip(s.text(i)))
+			}
+		}
+	}
+	return nil
+}
+
+func (s *scanner) hasIdentifierParameter() bool {
+	for i := range s.tokens {
+		if s.isPunct(i, "{") && s.is(i+3, "Identifier") {
+			return true
+		}
+	}
+	return false
+}
+
+func refusedFile(what string) error {
+	return &exception{code: codeAccessDenied, message: "This server does not touch files for its clients: " + what + " is refused"}
+}
+
+// withoutSync drops the SYNC of a DROP: inside the library nothing works off
+// the queue it would wait for, so it would wait for ever.
+func (s *scanner) withoutSync() string {
+	n := len(s.tokens)
+	switch {
+	case s.is(n-1, "SYNC"):
+		n--
+	case s.is(n-1, "DELAY") && s.is(n-2, "NO"):
+		n -= 2
+	}
+	return s.q[:s.tokens[max(n-1, 0)].end]
+}
+
+// withoutFormat drops `FORMAT x`: over the native protocol the client formats.
+func (s *scanner) withoutFormat() string {
+	for i := len(s.tokens) - 1; i > 0; i-- {
+		if !s.is(i, "FORMAT") || s.tokens[i].depth != 0 || i+1 >= len(s.tokens) || s.tokens[i+1].kind != tokenWord {
+			continue
+		}
+		if i+2 == len(s.tokens) || s.is(i+2, "SETTINGS") {
+			return s.q[:s.tokens[i].start] + s.q[s.tokens[i+1].end:]
+		}
+	}
+	return s.q
+}
+
+// parseInsert tells an INSERT that waits for the client's blocks from one that
+// brings its rows along (inline values, SELECT), which the engine takes as is.
+func (s *scanner) parseInsert() (statement, error) {
+	i := 1
+	if s.is(i, "INTO") {
+		i++
+	}
+	if s.is(i, "TABLE") {
+		i++
+	}
+	start := i
+	function := s.is(i, "FUNCTION") && !s.isPunct(i+1, ".")
+	if function {
+		i++
+	}
+	for i++; s.isPunct(i, "."); i += 2 {
+	}
+	if i-1 < len(s.tokens) && s.isPunct(i-1, "{") { // {name:Identifier}
+		for i < len(s.tokens) && !s.isPunct(i-1, "}") {
+			i++
+		}
+	}
+	if function && s.isPunct(i, "(") {
+		i = s.past(i)
+	}
+	st := statement{insert: true, target: s.slice(start, i), names: s.hasIdentifierParameter()}
+	if s.isPunct(i, "(") && !s.isOneOf(i+1, "SELECT", "WITH") && !s.isPunct(i+1, "(") {
+		from := i
+		i = s.past(i)
+		if !s.isPunct(i-1, ")") {
+			return statement{}, &exception{code: codeSyntaxError, message: "Syntax error: the column list of the INSERT is not closed"}
+		}
+		st.columns = s.slice(from, i)
+	}
+	if s.is(i, "SETTINGS") {
+		from := i
+		for i < len(s.tokens) && !s.isOneOf(i, "VALUES", "FORMAT", "SELECT", "WITH", "FROM") && !s.isPunct(i, ";") {
+			i++
+		}
+		st.options = s.slice(from, i)
+	}
+	return s.finishInsert(st, i)
+}
+
+func (s *scanner) finishInsert(st statement, i int) (statement, error) {
+	data := i // first token of inline rows
+	sql := len(s.tokens)
+	switch {
+	case s.is(i, "VALUES"):
+		data = i + 1
+	case s.is(i, "FORMAT"):
+		data = i + 2
+		if !s.is(i+1, "VALUES") {
+			sql = min(data, sql) // what follows is data, not SQL
+		}
+	}
+	for s.isPunct(data, ";") && data == len(s.tokens)-1 {
+		s.tokens = s.tokens[:data]
+		sql = min(sql, data)
+	}
+	if err := s.refuseServerFiles(sql); err != nil {
+		return statement{}, err
+	}
+	if st.target != "" && data >= len(s.tokens) {
+		return st, nil
+	}
+	if data == i { // INSERT … SELECT
+		if err := s.oneStatement(); err != nil {
+			return statement{}, err
+		}
+	}
+	return statement{text: s.q, names: st.names}, nil
+}
+
+func (s *scanner) slice(i, j int) string {
+	j = min(j, len(s.tokens))
+	if i >= j {
+		return ""
+	}
+	return s.q[s.tokens[i].start:s.tokens[j-1].end]
+}
+
+// describe is the query that names the columns an INSERT expects: it leaves out
+// MATERIALIZED and ALIAS columns and resolves table functions, as a server does.
+func (st *statement) describe() string {
+	cols := "*"
+	if st.columns != "" {
+		cols = st.columns[1 : len(st.columns)-1]
+	}
+	from := st.target
+	if f := strings.TrimSpace(from); len(f) > 8 && strings.EqualFold(f[:8], "FUNCTION") && strings.ContainsAny(f[8:9], " \t\r\n") {
+		from = f[9:]
+	}
+	return "DESCRIBE (SELECT " + cols + " FROM " + from + ")"
+}
+
+// fromFile is the INSERT that reads its rows from path.
+func (st *statement) fromFile(path string) string {
+	return "INSERT INTO " + st.target + " " + st.columns + " FROM INFILE '" + path + "' " + st.options + " FORMAT Native"
+}
