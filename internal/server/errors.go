@@ -174,8 +174,7 @@ func (s *Server) answerError(ctx *fasthttp.RequestCtx, status int, body []byte) 
 		ctx.Response.Header.SetCanonical(keyRetryAfter, s.retry)
 	case fasthttp.StatusUnauthorized:
 		ctx.Response.Header.SetCanonical(keyAuthenticate, valBearer)
-	case fasthttp.StatusRequestTimeout, fasthttp.StatusHTTPVersionNotSupported:
-		// Where the next request would begin is anybody's guess.
+	case fasthttp.StatusRequestTimeout:
 		ctx.SetConnectionClose()
 	}
 }

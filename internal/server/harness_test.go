@@ -19,9 +19,11 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	// What fasthttp leaves behind: a clock for the Date header, and a sweeper per
+	// server that notices its end within ten seconds.
 	goleak.VerifyTestMain(m,
-		// fasthttp's clock for the Date header, started once per process.
-		goleak.IgnoreTopFunction("github.com/valyala/fasthttp.updateServerDate.func1"))
+		goleak.IgnoreAnyFunction("github.com/valyala/fasthttp.updateServerDate.func1"),
+		goleak.IgnoreAnyFunction("github.com/valyala/fasthttp.(*workerPool).Start.func2"))
 }
 
 const good = `{"event_name":"product_view","channel":"web","user_id":"user_12345","timestamp":1708732800000,"tags":["a"],"metadata":{"k":1}}`

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"runtime/debug"
@@ -86,14 +87,32 @@ func (s *Server) on(label route, h handler) fasthttp.RequestHandler {
 		defer s.done(ctx, label)
 		commonHeaders(ctx)
 		s.cors.allow(ctx)
-		// fasthttp takes any digit.digit; what HTTP/2.0 means by a header is
-		// not what we would read.
-		if p := ctx.Request.Header.Protocol(); len(p) < 6 || p[5] != '1' {
-			s.fail(ctx, errVersion)
+		if err := framing(&ctx.Request.Header); err != nil {
+			s.fail(ctx, err)
+			ctx.SetConnectionClose() // where the next request begins is anybody's guess
 			return
 		}
 		if err := h(ctx); err != nil {
 			s.fail(ctx, err)
+		}
+	}
+}
+
+// framing refuses two things that fasthttp lets pass and a proxy in front may
+// read otherwise: versions other than 1.x, and header lines that end in a bare
+// LF, which to some are part of the line.
+func framing(h *fasthttp.RequestHeader) error {
+	if p := h.Protocol(); len(p) < 6 || p[5] != '1' {
+		return errVersion
+	}
+	raw := h.RawHeaders()
+	for i := 0; ; i++ {
+		n := bytes.IndexByte(raw[i:], '\n')
+		if n < 0 {
+			return nil
+		}
+		if i += n; i == 0 || raw[i-1] != '\r' {
+			return errHTTP
 		}
 	}
 }

@@ -1,0 +1,342 @@
+package server
+
+import (
+	"io"
+	"strings"
+	"testing"
+	"time"
+
+	"edge/internal/codec"
+)
+
+// TestFraming sends what a proxy and a server could read differently. Each row
+// says what is answered, in order; after a refusal the connection is closed,
+// so bytes that one side took for a body are never served as a request.
+func TestFraming(t *testing.T) {
+	e := start(t, nil)
+	f := func(name, raw string, statuses ...int) {
+		t.Helper()
+		t.Run(name, func(t *testing.T) {
+			t.Helper()
+			c := e.dial()
+			c.t = t
+			c.send(raw)
+			for _, status := range statuses {
+				c.answer().check(t, status, "")
+			}
+			// Whoever kept the connection open has to be told to let go.
+			if err := c.Conn.(interface{ CloseWrite() error }).CloseWrite(); err != nil && !strings.Contains(err.Error(), "not connected") {
+				t.Fatal(err)
+			}
+			c.closed()
+		})
+	}
+	const smuggled = "GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
+	length := "Content-Length: " + itoa(len(good)) + "\r\n"
+	chunked := itohex(len(good)) + "\r\n" + good + "\r\n0\r\n\r\n"
+	post := "POST /events HTTP/1.1\r\nHost: a\r\n"
+
+	f("plain", post+length+"\r\n"+good, 202)
+	f("chunked", post+"Transfer-Encoding: chunked\r\n\r\n"+chunked, 202)
+	f("chunked with extension and trailer", post+"Transfer-Encoding: chunked\r\n\r\n"+
+		itohex(len(good))+";a=b\r\n"+good+"\r\n0\r\nX-Sum: 1\r\n\r\n", 202)
+	f("pipelined", post+length+"\r\n"+good+smuggled+post+length+"\r\n"+good, 202, 200, 202)
+	f("HTTP/1.0", "POST /events HTTP/1.0\r\n"+length+"\r\n"+good, 202)
+	f("absolute form", "POST http://edge/events HTTP/1.1\r\nHost: edge\r\n"+length+"\r\n"+good, 202)
+	f("obs-fold", post+"X-A: b\r\n c\r\n"+length+"\r\n"+good, 202)
+
+	// Length and chunked together: RFC 9112 6.1 lets a server take the chunks
+	// if it closes afterwards.
+	f("CL and TE", post+"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n"+chunked+smuggled, 202)
+	f("duplicate CL, same", post+length+length+"\r\n"+good+smuggled, 400)
+	f("duplicate CL, other", post+length+"Content-Length: 4\r\n\r\n"+good+smuggled, 400)
+	f("CL list", post+"Content-Length: 4, 4\r\n\r\n{}{}"+smuggled, 400)
+	f("CL with sign", post+"Content-Length: +5\r\n\r\n{}   "+smuggled, 400)
+	f("CL negative", post+"Content-Length: -5\r\n\r\n"+smuggled, 400)
+	f("CL hexadecimal", post+"Content-Length: 0x5\r\n\r\n{}   "+smuggled, 400)
+	f("CL beyond 64 bits", post+"Content-Length: 99999999999999999999\r\n\r\n{}"+smuggled, 400)
+	f("TE xchunked", post+"Transfer-Encoding: xchunked\r\n\r\n"+chunked+smuggled, 400)
+	// RFC 2616's word for no encoding; without a length there is no body, and
+	// every reading of it finds the next request in the same place.
+	f("TE identity", post+"Transfer-Encoding: identity\r\n\r\n"+smuggled, 400, 200)
+	f("TE gzip, chunked", post+"Transfer-Encoding: gzip, chunked\r\n\r\n"+chunked+smuggled, 400)
+	f("duplicate TE", post+"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n"+chunked+smuggled, 400)
+	f("TE on HTTP/1.0", "POST /events HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n"+chunked+smuggled, 400)
+	f("chunk size overflow", post+"Transfer-Encoding: chunked\r\n\r\nFFFFFFFFFFFFFFFFF\r\n{}\r\n0\r\n\r\n"+smuggled, 400)
+	f("chunk size negative", post+"Transfer-Encoding: chunked\r\n\r\n-2\r\n{}\r\n0\r\n\r\n"+smuggled, 400)
+	f("chunk size empty", post+"Transfer-Encoding: chunked\r\n\r\n\r\n{}\r\n0\r\n\r\n"+smuggled, 400)
+	f("LF in chunk extension", post+"Transfer-Encoding: chunked\r\n\r\n2;a\n{}\r\n0\r\n\r\n"+smuggled, 400)
+	f("chunk longer than its size", post+"Transfer-Encoding: chunked\r\n\r\n2\r\n{}{}\r\n0\r\n\r\n"+smuggled, 400)
+	f("space before colon", post+"Content-Length : 5\r\n\r\n{}   "+smuggled, 400)
+	f("bare LF in header", "GET /health HTTP/1.1\r\nX-A: b\nHost: a\r\n\r\n"+smuggled, 400)
+	f("bare LF at end of header", "GET /health HTTP/1.1\r\nHost: a\r\n\n"+smuggled, 400)
+	f("bare LF after the request line", "GET /health HTTP/1.1\nHost: a\r\n\r\n"+smuggled, 200, 200)
+	f("bare LF", "POST /events HTTP/1.1\nHost: a\nContent-Length: 2\n\n{}"+smuggled, 400)
+	f("NUL in value", post+"X-A: a\x00b\r\n\r\n"+smuggled, 400)
+	f("CR in value", post+"X-A: a\rb\r\n\r\n"+smuggled, 400)
+	f("no Host", "POST /events HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}"+smuggled, 400)
+	f("two Hosts", post+"Host: b\r\nContent-Length: 2\r\n\r\n{}"+smuggled, 400)
+	f("bad method", "PO ST /events HTTP/1.1\r\nHost: a\r\n\r\n"+smuggled, 400)
+	f("method with control", "PO\x01ST /events HTTP/1.1\r\nHost: a\r\n\r\n"+smuggled, 400)
+	f("no version", "POST /events\r\nHost: a\r\n\r\n"+smuggled, 400)
+	f("HTTP/9.9", "POST /events HTTP/9.9\r\nHost: a\r\n\r\n"+smuggled, 505)
+	f("HTTP/2.0", "GET /health HTTP/2.0\r\nHost: a\r\n\r\n"+smuggled, 505)
+	f("HTTP/2 preface", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400)
+	f("TLS hello", "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400)
+	f("64 KiB header", post+"X-A: "+strings.Repeat("a", 64<<10)+"\r\n\r\n", 431)
+	f("64 KiB of headers", post+strings.Repeat("X-A: b\r\n", 8<<10)+"\r\n", 431)
+	f("64 KiB URI", "GET /"+strings.Repeat("a", 64<<10)+" HTTP/1.1\r\nHost: a\r\n\r\n", 431)
+
+	if got, want := e.published.Load(), int64(e.stats.Accepted.Load()); got != want {
+		t.Errorf("published %d; accepted %d", got, want)
+	}
+}
+
+func itohex(n int) string {
+	const digits = "0123456789abcdef"
+	s := ""
+	for ; n > 0; n /= 16 {
+		s = string(digits[n%16]) + s
+	}
+	return s
+}
+
+func TestExpectContinue(t *testing.T) {
+	e := start(t, func(c *Config) { c.WriteKeys = []string{"k"} })
+	const key = "X-API-Key: k\r\n"
+	f := func(request, head string, status int, want string) {
+		t.Helper()
+		c := e.dial()
+		c.send(request + " HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\n" + head + "\r\n")
+		a := c.answer()
+		a.check(t, status, want)
+		if !a.Close {
+			t.Errorf("%s: refused before the body, and the connection was kept", request)
+		}
+		c.closed()
+	}
+	f("POST /events", "Content-Length: 9\r\n", 401, "API key")
+	f("POST /events", key+"Content-Length: 999999\r\n", 413, "66560")
+	f("POST /events/bulk", key+"Content-Length: 99999999\r\n", 413, "10485760")
+	f("POST /events", key+"Content-Length: 9\r\nContent-Type: text/html\r\n", 415, "text/html")
+	f("POST /events", key+"Content-Length: 9\r\nContent-Encoding: lzma\r\n", 415, "lzma")
+	f("POST /nope", key+"Content-Length: 9\r\n", 404, "no such route")
+	f("PUT /events", key+"Content-Length: 9\r\n", 405, "not allowed")
+
+	for _, framing := range []string{"Content-Length: " + itoa(len(good)), "Transfer-Encoding: chunked"} {
+		c := e.dial()
+		c.send("POST /events HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\n" + key + framing + "\r\n\r\n")
+		line, err := c.br.ReadString('\n')
+		if err != nil || line != "HTTP/1.1 100 Continue\r\n" {
+			t.Fatalf("got %q, %v; want 100 Continue", line, err)
+		}
+		if _, err := c.br.ReadString('\n'); err != nil {
+			t.Fatal(err)
+		}
+		if strings.HasPrefix(framing, "Transfer") {
+			c.send(itohex(len(good)) + "\r\n" + good + "\r\n0\r\n\r\n")
+		} else {
+			c.send(good)
+		}
+		c.answer().check(t, 202, "accepted")
+		// The connection goes on.
+		c.send("GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+		c.answer().check(t, 200, "healthy")
+		c.Close()
+	}
+	if got := e.stats.requests[routeEvents][codeIndex[202]].Load(); got != 2 {
+		t.Errorf("got %d answers counted; want 2, once per request", got)
+	}
+}
+
+// TestSlowClients holds that nothing a client leaves unfinished outlives the
+// read timeout, and that it is told and counted.
+func TestSlowClients(t *testing.T) {
+	const timeout = 100 * time.Millisecond
+	e := start(t, func(c *Config) { c.ReadTimeout = timeout })
+	f := func(t *testing.T, name, raw string) {
+		t.Helper()
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := e.dial()
+			c.t = t
+			began := time.Now()
+			c.send(raw)
+			a := c.answer()
+			a.check(t, 408, "read timeout")
+			c.closed()
+			if took := time.Since(began); took < timeout*8/10 {
+				t.Errorf("answered after %v; want the whole %v", took, timeout)
+			}
+		})
+	}
+	const post = "POST /events/bulk HTTP/1.1\r\nHost: a\r\n"
+	before := e.stats.Timeouts.Load()
+	// Returns when the parallel ones have.
+	t.Run("all", func(t *testing.T) {
+		f(t, "silent", "")
+		f(t, "request line", "POST /ev")
+		f(t, "header", post+"X-A: ")
+		f(t, "body", post+"Content-Length: 100\r\n\r\n[")
+		f(t, "long body", post+"Content-Length: 100000\r\n\r\n"+strings.Repeat(" ", 9000))
+		f(t, "chunk", post+"Transfer-Encoding: chunked\r\n\r\n100\r\n[")
+		f(t, "chunk size", post+"Transfer-Encoding: chunked\r\n\r\n1")
+		f(t, "after chunks", post+"Transfer-Encoding: chunked\r\n\r\n1\r\n[\r\n")
+		f(t, "gzip", post+"Content-Encoding: gzip\r\nContent-Length: 100\r\n\r\n\x1f\x8b")
+	})
+	if got := e.stats.Timeouts.Load() - before; got != 9 {
+		t.Errorf("got %d timeouts counted; want 9", got)
+	}
+}
+
+func TestIdleConnectionIsClosed(t *testing.T) {
+	e := start(t, func(c *Config) { c.IdleTimeout = 50 * time.Millisecond })
+	c := e.dial()
+	c.send("GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+	c.answer().check(t, 200, "healthy")
+	c.closed()
+}
+
+// TestRefusedBody holds that a client that sends its whole body before it reads
+// gets the sentence, not a connection reset, and that an ordinary one keeps its
+// connection.
+func TestRefusedBody(t *testing.T) {
+	e := start(t, func(c *Config) { c.MaxBodyBytes, c.MaxInflatedBytes = 100<<10, 100<<10 })
+	f := func(path string, size int, kept bool) {
+		t.Helper()
+		c := e.dial()
+		c.send("POST " + path + " HTTP/1.1\r\nHost: a\r\nContent-Length: " + itoa(size) + "\r\n\r\n" + strings.Repeat(" ", size))
+		a := c.answer()
+		a.check(t, 413, "larger than the limit")
+		if a.Close == kept {
+			t.Errorf("%s with %d bytes: got close %v; want %v", path, size, a.Close, !kept)
+		}
+		if kept {
+			c.send("GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+			c.answer().check(t, 200, "healthy")
+		}
+		c.Close()
+	}
+	f("/events", 70<<10, true)
+	f("/events/bulk", 101<<10, true)
+	f("/events/bulk", 1<<20, true)
+	f("/events/bulk", 1<<20+300<<10, false)
+
+	c := e.dial()
+	c.send("POST /events/bulk HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" +
+		strings.Repeat("1000\r\n"+strings.Repeat(" ", 4096)+"\r\n", 32) + "0\r\n\r\n")
+	c.answer().check(t, 413, "102400")
+}
+
+func TestConnectionFlood(t *testing.T) {
+	f := func(change func(*Config), status int, want string) {
+		t.Helper()
+		e := start(t, change)
+		var held []*conn
+		for range 3 {
+			c := e.dial()
+			c.send("GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+			c.answer().check(t, 200, "healthy")
+			held = append(held, c)
+		}
+		over := e.dial()
+		over.answer().check(t, status, want)
+		over.closed()
+		if got := e.stats.RejectedConns.Load(); got != 1 {
+			t.Errorf("got %d rejected connections; want 1", got)
+		}
+		held[0].Close()
+		eventually(t, "the freed place can be taken", func() bool { return e.gate.open.Load() == 2 })
+		e.do("GET", "/health", nil, nil).check(t, 200, "healthy")
+	}
+	f(func(c *Config) { c.MaxConns = 3 }, 503, "too many open connections; the limit is 3")
+	f(func(c *Config) { c.MaxConnsPerIP = 3 }, 429, "from your address; the limit is 3")
+}
+
+// TestHostileJSON holds that no body makes the server say more than 400.
+func TestHostileJSON(t *testing.T) {
+	e := start(t, nil)
+	deep := strings.Repeat("[", 30_000)
+	rows := []string{
+		"{", "}", "[", "]", `"`, "null", "true", "0", "-", "01", "1e", "[1 2]", "{a:1}", "tru", "\x00", "\xff\xfe",
+		"\xef\xbb\xbf" + good, good + "\x00", good + good, good + "//", "/**/" + good, "NaN", "{}", "[[]]", "[{}]", "[null]",
+		`{"":1}`, `{"event_name":"\ud800","user_id":"u","timestamp":1}`, `{"event_name":"` + "\x01" + `"}`, `{"event_name":"` + "\xc3" + `"}`,
+		`{"event_name":"\u0000","user_id":"u","timestamp":1708732800000}`, `{"timestamp":9223372036854775808}`, `{"timestamp":1e3}`,
+		`{"timestamp":-1}`, `{"timestamp":1.0}`, `{"timestamp":"1"}`, `{"tags":{}}`, `{"tags":[1]}`, `{"metadata":[]}`, `{"metadata":"x"}`,
+		`{"events":`, `{"events":{}}`, `{"events":[`, `{"x":` + deep, deep, `{"metadata":{"a":` + deep, strings.Repeat(`{"a":`, 10_000), strings.Repeat("[{", 10_000),
+		strings.Repeat(" ", 60_000), strings.Repeat(",", 60_000), strings.Repeat("\\", 60_000), `"` + strings.Repeat(`\u`, 20_000),
+	}
+	c := e.dial()
+	for _, path := range []string{"/events", "/events/bulk"} {
+		for _, typ := range []string{"application/json", "application/x-ndjson"} {
+			if path == "/events" && typ != "application/json" {
+				continue
+			}
+			for _, row := range rows {
+				c.send("POST " + path + " HTTP/1.1\r\nHost: a\r\nContent-Type: " + typ + "\r\nContent-Length: " + itoa(len(row)) + "\r\n\r\n" + row)
+				a := c.answer()
+				a.promises(t)
+				if a.StatusCode != 400 && a.StatusCode != 202 {
+					t.Errorf("%s %s: got %d %s; want 400", path, row[:min(40, len(row))], a.StatusCode, a.body)
+				}
+				if a.StatusCode == 202 && typ == "application/json" {
+					t.Errorf("%s %s: accepted", path, row[:min(40, len(row))])
+				}
+			}
+		}
+	}
+	if n := e.stats.Panics.Load(); n != 0 {
+		t.Errorf("got %d panics; want 0", n)
+	}
+}
+
+// TestInflightBudget holds that bodies over the budget are refused at once and
+// nothing is kept of them, and that the budget comes back.
+func TestInflightBudget(t *testing.T) {
+	e := start(t, func(c *Config) {
+		c.Events = codec.NewPool(codec.Rules{})
+		c.MaxBodyBytes, c.MaxInflatedBytes, c.MaxInflightBytes = 256<<10, 256<<10, 3*512<<10
+	})
+	const size = 200 << 10
+	head := "POST /events/bulk HTTP/1.1\r\nHost: a\r\nContent-Length: " + itoa(size) + "\r\n\r\n"
+	body := "[" + good + strings.Repeat(" ", size-len(good)-2) + "]"
+	// Bodies that are nearly there hold their blocks, 256 KiB each; a sixth of
+	// the budget. While such a block grows into place it takes half as much more.
+	var held []*conn
+	hold := func(n int) {
+		t.Helper()
+		for len(held) < n {
+			c := e.dial()
+			c.send(head + body[:size-1])
+			held = append(held, c)
+			eventually(t, "one more body is held", func() bool { return e.memory.used.Load() == int64(len(held))*256<<10 })
+		}
+	}
+	hold(4)
+	e.do("POST", "/events/bulk", nil, []byte(body)).check(t, 202, "accepted")
+	hold(5)
+	e.do("POST", "/events/bulk", nil, []byte(body)).check(t, 429, "in flight")
+	e.do("POST", "/events", nil, []byte(good)).check(t, 202, "accepted")
+	if got := e.rejections()["memory_full"]; got != 1 {
+		t.Errorf("got %d refused over the budget; want 1", got)
+	}
+	for _, c := range held {
+		_, _ = io.WriteString(c, body[size-1:])
+		c.answer().check(t, 202, `"accepted":1`)
+	}
+	e.do("POST", "/events/bulk", nil, []byte(body)).check(t, 202, "accepted")
+}
+
+// TestDeclaredLengthCostsNothing holds that a body's memory is paid with bytes,
+// not with promises.
+func TestDeclaredLengthCostsNothing(t *testing.T) {
+	e := start(t, nil)
+	for range 50 {
+		c := e.dial()
+		c.send("POST /events/bulk HTTP/1.1\r\nHost: a\r\nContent-Length: 10000000\r\n\r\n" + strings.Repeat(" ", prefetch))
+	}
+	eventually(t, "fifty bodies have begun", func() bool { return e.memory.used.Load() >= 50*firstRead })
+	if got := e.memory.used.Load(); got != 50*firstRead {
+		t.Errorf("got %d bytes charged; want %d", got, 50*firstRead)
+	}
+}
