@@ -39,7 +39,7 @@ type BrokerConfig struct {
 	// loses nothing, a power cut may lose acknowledged records.
 	NoSync bool
 	// MinFree is the free space in bytes below which producers are turned
-	// away; commits still have an eighth of it. 0 means 64 MiB.
+	// away; commits still have an eighth of it. 0 means 64 MiB, negative none.
 	MinFree int64
 	// SegmentBytes is the grain of Trim: only whole segment files go away.
 	// A start reads a segment at a time, so it bounds memory as well. 0 means 32 MiB.
@@ -62,8 +62,8 @@ func (c BrokerConfig) withDefaults() (BrokerConfig, error) {
 		return c, fmt.Errorf("data directory %q must be an absolute path", c.Dir)
 	}
 	for topic, n := range c.Topics {
-		if n < 1 {
-			return c, fmt.Errorf("topic %q: %d partitions, need at least 1", topic, n)
+		if n < 1 || n > maxPartitions {
+			return c, fmt.Errorf("topic %q: %d partitions, need 1 to %d", topic, n, maxPartitions)
 		}
 	}
 	for topic, r := range c.Retention {
@@ -160,6 +160,9 @@ func (b *Broker) open(ctx context.Context) (err error) {
 	if b.cluster, err = kfake.NewCluster(b.clusterOpts()...); err != nil {
 		return fmt.Errorf("open the log: %w", err)
 	}
+	b.disk = newDiskWatch(b)
+	b.log.disk.Store(b.disk)
+	b.cluster.Fault(badTopics())
 	if err := b.openTopics(); err != nil {
 		return err
 	}
@@ -174,7 +177,6 @@ func (b *Broker) open(ctx context.Context) (err error) {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	b.disk = newDiskWatch(b)
 	b.startBackground()
 	return nil
 }
@@ -244,6 +246,8 @@ func (b *Broker) startBackground() {
 	ctx, stop := context.WithCancel(context.Background())
 	b.stop = stop
 	b.background.Go(func() { every(ctx, diskEvery, b.disk.look) })
+	// On its own goroutine: an fsync on a dying disk can take minutes.
+	b.background.Go(func() { every(ctx, verifyEvery, b.disk.verify) })
 	if len(b.cfg.Retention) > 0 {
 		b.background.Go(func() {
 			every(ctx, trimEvery, func() {
@@ -395,7 +399,6 @@ func (b *Broker) abandon() {
 	}
 }
 
-// topics returns the names that cfg and m mention, in order.
 func sortedKeys[V any](m map[string]V) []string {
 	ks := make([]string, 0, len(m))
 	for k := range m {

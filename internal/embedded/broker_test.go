@@ -161,7 +161,7 @@ func TestStartRefuses(t *testing.T) {
 	f("only on a loopback IP", BrokerConfig{Dir: t.TempDir(), Listen: ":9092"})
 	f("only on a loopback IP", BrokerConfig{Dir: t.TempDir(), Listen: "example.org:9092"})
 	f("missing port", BrokerConfig{Dir: t.TempDir(), Listen: "127.0.0.1"})
-	f("need at least 1", BrokerConfig{Dir: t.TempDir(), Topics: map[string]int32{topic: 0}})
+	f("need 1 to 1024", BrokerConfig{Dir: t.TempDir(), Topics: map[string]int32{topic: 0}})
 }
 
 func TestCloseIsFinal(t *testing.T) {

@@ -5,7 +5,11 @@ import (
 	"encoding/binary"
 	"errors"
 	"net"
+	"slices"
+	"strings"
 
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kmsg"
 	"github.com/twmb/franz-go/pkg/kversion"
 )
@@ -43,6 +47,30 @@ func versions() *kversion.Versions {
 		}
 	})
 	return v
+}
+
+// maxPartitions is the most partitions one request may ask for: kfake makes
+// them one by one until memory ends, and a request may ask for two billion.
+const maxPartitions = 1024
+
+// badTopics turns away what the gate cannot see without decoding: topics that
+// would end the process, or that kfake's own retention would empty.
+func badTopics() kfake.Fault {
+	return kfake.Fault{
+		Keys:  []kmsg.Key{kmsg.CreateTopics},
+		Err:   kerr.PolicyViolation,
+		Count: -1,
+		When: func(r kmsg.Request) bool {
+			return slices.ContainsFunc(r.(*kmsg.CreateTopicsRequest).Topics, badTopic)
+		},
+	}
+}
+
+func badTopic(t kmsg.CreateTopicsRequestTopic) bool {
+	return t.Topic == "" || t.NumPartitions > maxPartitions || len(t.ReplicaAssignment) > maxPartitions ||
+		slices.ContainsFunc(t.Configs, func(c kmsg.CreateTopicsRequestTopicConfig) bool {
+			return strings.HasPrefix(c.Name, "retention.")
+		})
 }
 
 const (

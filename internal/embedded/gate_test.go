@@ -12,6 +12,7 @@ import (
 	"testing/iotest"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
@@ -123,5 +124,27 @@ func TestGateAllocatesNothing(t *testing.T) {
 		}
 	}); n != 0 {
 		t.Errorf("%v allocations per frame; want 0", n)
+	}
+}
+
+func TestTopicsTurnedAway(t *testing.T) {
+	b := start(t, BrokerConfig{Dir: t.TempDir()})
+	day := "86400000"
+	f := func(name string, partitions int32, configs map[string]*string, want error) {
+		t.Helper()
+		res, err := b.admin.CreateTopics(testContext(t), partitions, 1, configs, name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := res[name].Err; !errors.Is(err, want) {
+			t.Errorf("%s with %d partitions: got %v; want %v", name, partitions, err, want)
+		}
+	}
+	f("two-billion", 1<<31-1, nil, kerr.PolicyViolation)
+	f("one-too-many", maxPartitions+1, nil, kerr.PolicyViolation)
+	f("with-retention", 1, map[string]*string{"retention.ms": &day}, kerr.PolicyViolation)
+	f("fine", 3, nil, nil)
+	if n := len(b.Partitions("fine")); n != 3 {
+		t.Errorf("%d partitions; want 3", n)
 	}
 }

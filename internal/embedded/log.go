@@ -2,13 +2,16 @@ package embedded
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/twmb/franz-go/pkg/kfake"
+	"golang.org/x/sys/unix"
 )
 
 // kfakeLog is kfake's logger, and the only place where kfake tells that the
@@ -19,6 +22,8 @@ type kfakeLog struct {
 	log   *slog.Logger
 	dir   string
 	stats *stats
+
+	disk atomic.Pointer[diskWatch] // nil while the log is being loaded
 
 	mu   sync.Mutex
 	save error // what went wrong while the cluster was saved
@@ -39,7 +44,7 @@ func (l *kfakeLog) Logf(level kfake.LogLevel, format string, args ...any) {
 		l.mu.Unlock()
 		fallthrough
 	case strings.HasPrefix(format, "persist "), strings.HasPrefix(format, "compact "):
-		l.stats.diskErrors.Inc()
+		l.diskError(args)
 	case strings.HasSuffix(format, "truncating %d corrupt bytes") && len(args) == 4:
 		if n, ok := args[3].(int); ok {
 			l.stats.cutBytes.Add(uint64(n))
@@ -53,6 +58,19 @@ func (l *kfakeLog) Logf(level kfake.LogLevel, format string, args ...any) {
 	if lv := slogLevel(level); l.log.Enabled(context.Background(), lv) {
 		l.log.Log(context.Background(), lv, "embedded broker: "+fmt.Sprintf(format, args...))
 	}
+}
+
+// diskError counts a failed write. One that is not for want of space will not
+// heal by itself.
+func (l *kfakeLog) diskError(args []any) {
+	disk := l.disk.Load()
+	for _, a := range args {
+		if err, ok := a.(error); ok && disk != nil && (errors.Is(err, unix.EIO) || errors.Is(err, unix.EROFS)) {
+			disk.fail(err)
+			return
+		}
+	}
+	l.stats.diskErrors.Inc()
 }
 
 func (l *kfakeLog) saveError() error {

@@ -31,7 +31,8 @@ func TestMain(m *testing.M) {
 
 // produceForEver acknowledges records in a directory until it is killed, and
 // writes "partition offset value" for each acknowledgement, unbuffered, so
-// that what the parent has read was acknowledged before the kill.
+// that what the parent has read was acknowledged before the kill. A refused
+// record is a line that starts with "refused".
 func produceForEver(dir string) int {
 	ctx := context.Background()
 	b, err := StartBroker(ctx, BrokerConfig{Dir: dir, Topics: map[string]int32{topic: 2}, SegmentBytes: 64 << 10})
@@ -59,6 +60,8 @@ func produceForEver(dir string) int {
 		cl.Produce(ctx, &kgo.Record{Value: fmt.Appendf(nil, "%d-%d-%064d", pid, i, i)}, func(r *kgo.Record, err error) {
 			if err == nil {
 				acked <- r
+			} else {
+				fmt.Println("refused", err)
 			}
 		})
 	}

@@ -1,0 +1,175 @@
+package embedded
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+func commit(t testing.TB, b *Broker, at int64, metadata string) {
+	t.Helper()
+	var os kadm.Offsets
+	os.Add(kadm.Offset{Topic: topic, At: at, LeaderEpoch: -1, Metadata: metadata})
+	if err := b.admin.CommitAllOffsets(testContext(t), group, os); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// halve cuts the newest segment of dir in the middle, as a power cut does to
+// a file that was never synced.
+func halve(t testing.TB, dir string) {
+	t.Helper()
+	all := segments(t, dir)
+	path := all[len(all)-1]
+	st, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(path, st.Size()/2); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestLogLostItsTail(t *testing.T) {
+	b := start(t, BrokerConfig{Dir: t.TempDir()})
+	produce(t, newClient(t, b), 0, 100, 20)
+	commit(t, b, 90, "v1;src;99;10")
+	dir := crash(t, b)
+	halve(t, dir)
+
+	b = start(t, BrokerConfig{Dir: dir})
+	end := b.Partitions(topic)[0].HighWatermark
+	if end >= 90 || end == 0 {
+		t.Fatalf("the log ends at %d; the test wants it between 0 and 90", end)
+	}
+	if b.stats.cutBytes.Load() == 0 {
+		t.Error("the torn batch was not counted")
+	}
+	check := func() CheckResult {
+		t.Helper()
+		res, err := b.Check(testContext(t), CheckConfig{
+			Group: group, Topics: []string{topic}, Stored: map[string]map[int32]int64{topic: {0: 99}},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return res
+	}
+	want := CheckResult{Incarnation: 2, Regressions: []Regression{{
+		Topic: topic, HighWatermark: end, Committed: 90, Metadata: "v1;src;99;10", Stored: 99,
+	}}}
+	if diff := cmp.Diff(want, check()); diff != "" {
+		t.Fatalf("check (-want +got):\n%s", diff)
+	}
+	if got := b.stats.regressions.Load(); got != 1 || b.Incarnation() != 2 {
+		t.Errorf("counted %d regressions, incarnation %d; want 1 and 2", got, b.Incarnation())
+	}
+
+	// New events are consumed although their offsets were committed once.
+	cl := newClient(t, b, kgo.ConsumeTopics(topic), kgo.ConsumerGroup(group))
+	produce(t, cl, 1000, 5, 1)
+	for i, r := range consume(t, cl, 5) {
+		if want := end + int64(i); r.Offset != want {
+			t.Errorf("consumed offset %d; want %d", r.Offset, want)
+		}
+	}
+	cl.LeaveGroup()
+
+	dir = crash(t, b)
+	b = start(t, BrokerConfig{Dir: dir})
+	if b.Incarnation() != 2 {
+		t.Errorf("incarnation %d after a kill; want 2", b.Incarnation())
+	}
+}
+
+func TestCheck(t *testing.T) {
+	b := start(t, BrokerConfig{Dir: t.TempDir()})
+	produce(t, newClient(t, b), 0, 10, 1)
+	f := func(name string, stored int64, regressions int, incarnation uint32) {
+		t.Helper()
+		cfg := CheckConfig{Group: group, Topics: []string{topic}}
+		if stored >= 0 {
+			cfg.Stored = map[string]map[int32]int64{topic: {0: stored}}
+		}
+		res, err := b.Check(testContext(t), cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(res.Regressions) != regressions || res.Incarnation != incarnation {
+			t.Errorf("%s: %d regressions, incarnation %d; want %d, %d", name, len(res.Regressions), res.Incarnation, regressions, incarnation)
+		}
+	}
+	f("nothing committed, nothing stored", -1, 0, 1)
+	f("the last record stored", 9, 0, 1)
+	commit(t, b, 10, "")
+	f("everything committed", 9, 0, 1)
+	f("one more stored than the log has", 10, 1, 2)
+	f("the new incarnation has nothing stored", -1, 0, 2)
+}
+
+func TestTornCommitDoesNotHideLaterOnes(t *testing.T) {
+	b := start(t, BrokerConfig{Dir: t.TempDir()})
+	produce(t, newClient(t, b), 0, 10, 1)
+	commit(t, b, 3, "")
+	dir := crash(t, b)
+	f, err := os.OpenFile(filepath.Join(dir, "kafka", "groups.log"), os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Write([]byte{40, 0, 0, 0, 1, 2, 3}) // an entry of 40 bytes, torn in its checksum
+	f.Close()
+
+	b = start(t, BrokerConfig{Dir: dir})
+	commit(t, b, 5, "plan")
+	b = start(t, BrokerConfig{Dir: crash(t, b)})
+	if got := b.commits(group)[topic][0]; got.At != 5 || got.Metadata != "plan" {
+		t.Errorf("commit %d %q after a torn one and a kill; want 5 and its plan", got.At, got.Metadata)
+	}
+}
+
+func TestWholeEntriesOfEveryPrefix(t *testing.T) {
+	b := start(t, BrokerConfig{Dir: t.TempDir()})
+	produce(t, newClient(t, b), 0, 1, 1)
+	commit(t, b, 1, "")
+	path := filepath.Join(b.dir, "groups.log")
+	first, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	commit(t, b, 1, "again")
+	both, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := wholeEntries(both); got != len(both) {
+		t.Fatalf("%d of %d bytes are whole; want all", got, len(both))
+	}
+	for n := len(first); n < len(both); n++ {
+		if got := wholeEntries(both[:n]); got != len(first) {
+			t.Fatalf("prefix of %d bytes: %d are whole; want %d", n, got, len(first))
+		}
+	}
+	both[len(first)+12] ^= 1
+	if got := wholeEntries(both); got != len(first) {
+		t.Errorf("with a flipped bit %d are whole; want %d", got, len(first))
+	}
+}
+
+func TestStartRefusesSegmentsWithoutTopics(t *testing.T) {
+	b := start(t, BrokerConfig{Dir: t.TempDir()})
+	produce(t, newClient(t, b), 0, 1, 1)
+	for _, name := range []string{"meta.json", "topics.json"} {
+		dir := crash(t, b)
+		if err := os.Remove(filepath.Join(dir, "kafka", name)); err != nil {
+			t.Fatal(err)
+		}
+		if b, err := StartBroker(testContext(t), BrokerConfig{Dir: dir}); err == nil {
+			b.Close(testContext(t))
+			t.Errorf("started without %s over a log", name)
+		}
+	}
+}

@@ -1,0 +1,95 @@
+package embedded
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// produceAt acknowledges n batches of one record with the given timestamp.
+func produceAt(t testing.TB, cl *kgo.Client, n int, at time.Time) {
+	t.Helper()
+	for i := range n {
+		r := kgo.StringRecord(fmt.Sprintf("event-%d-%0200d", i, i))
+		r.Timestamp = at
+		if err := cl.ProduceSync(testContext(t), r).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestTrim(t *testing.T) {
+	b := start(t, BrokerConfig{
+		Dir: t.TempDir(), SegmentBytes: 1000,
+		Retention: map[string]Retention{topic: {Group: group, Age: time.Hour}},
+	})
+	cl := newClient(t, b)
+	produceAt(t, cl, 60, time.Now().Add(-2*time.Hour))
+	produceAt(t, cl, 40, time.Now())
+
+	f := func(name string, logStart int64) {
+		t.Helper()
+		if err := b.Trim(testContext(t)); err != nil {
+			t.Fatal(err)
+		}
+		if p := b.Partitions(topic)[0]; p.LogStart != logStart || p.HighWatermark != 100 {
+			t.Errorf("%s: log is [%d,%d); want [%d,100)", name, p.LogStart, p.HighWatermark, logStart)
+		}
+	}
+	f("nothing committed", 0)
+	commit(t, b, 30, "")
+	f("the commit bounds it", 30)
+	commit(t, b, 100, "")
+	before := len(segments(t, b.dir))
+	f("the age bounds it", 60)
+	if after := len(segments(t, b.dir)); after >= before {
+		t.Errorf("%d segment files before, %d after; want fewer", before, after)
+	}
+	if got := b.stats.trimmed.Load(); got != 60 {
+		t.Errorf("counted %d trimmed records; want 60", got)
+	}
+}
+
+// TestTrimKeepsTheOffsets trims everything it may and stops the broker in both
+// ways: the next record must get the next offset, never 0.
+func TestTrimKeepsTheOffsets(t *testing.T) {
+	cfg := BrokerConfig{Dir: t.TempDir(), SegmentBytes: 1000, Retention: map[string]Retention{topic: {Group: group}}}
+	b := start(t, cfg)
+	cl := newClient(t, b)
+	produceAt(t, cl, 100, time.Now().Add(-time.Hour))
+	commit(t, b, 100, "")
+	if err := b.Trim(testContext(t)); err != nil {
+		t.Fatal(err)
+	}
+	if p := b.Partitions(topic)[0]; p.LogStart != 99 {
+		t.Fatalf("log start %d; want 99, one record left", p.LogStart)
+	}
+	cl.Close()
+	killed := crash(t, b)
+	stop(t, b)
+	for name, dir := range map[string]string{"after a kill": killed, "after Close": cfg.Dir} {
+		cfg.Dir = dir
+		b := start(t, cfg)
+		if p := b.Partitions(topic)[0]; p.HighWatermark != 100 {
+			t.Errorf("%s: high watermark %d; want 100", name, p.HighWatermark)
+		}
+		res, err := b.Check(testContext(t), CheckConfig{Group: group, Topics: []string{topic}})
+		if err != nil || len(res.Regressions) != 0 {
+			t.Errorf("%s: check found %v, %v", name, res.Regressions, err)
+		}
+		stop(t, b)
+	}
+}
+
+func TestTrimWithoutAGroupGoesByAge(t *testing.T) {
+	b := start(t, BrokerConfig{Dir: t.TempDir(), Retention: map[string]Retention{topic: {Age: time.Hour}, "missing": {}}})
+	produceAt(t, newClient(t, b), 10, time.Now().Add(-2*time.Hour))
+	if err := b.Trim(testContext(t)); err != nil {
+		t.Fatal(err)
+	}
+	if p := b.Partitions(topic)[0]; p.LogStart != 9 || p.HighWatermark != 10 {
+		t.Errorf("log is [%d,%d); want [9,10)", p.LogStart, p.HighWatermark)
+	}
+}
