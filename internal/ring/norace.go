@@ -2,6 +2,9 @@
 
 package ring
 
+// perturb is for race builds, see race.go.
 const perturb = false
 
 func disturb() {}
+
+func setDisturbance(uint32) {}

@@ -15,6 +15,8 @@ const perturb = true
 // disturbance is how many of 256 steps yield; tests set it.
 var disturbance atomic.Uint32
 
+func setDisturbance(n uint32) { disturbance.Store(n) }
+
 func disturb() {
 	if n := disturbance.Load(); n != 0 && rand.Uint32()&255 < n {
 		runtime.Gosched()
