@@ -182,7 +182,7 @@ func (p *Pool) Strings(ctx context.Context, sql string) ([]string, error) {
 	var out []string
 	err := p.Do(ctx, ch.Query{
 		Body:   sql,
-		Result: proto.Results{{Name: "s", Data: &col}},
+		Result: proto.Results{{Data: &col}},
 		OnResult: func(context.Context, proto.Block) error {
 			for i := range col.Rows() {
 				out = append(out, col.Row(i))

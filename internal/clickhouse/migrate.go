@@ -282,8 +282,8 @@ func render(text, cluster string) ([]string, error) {
 		return nil, err
 	}
 	var out []string
-	for s := range strings.SplitSeq(b.String(), ";\n") {
-		if s = strings.TrimSpace(stripComments(s)); s != "" {
+	for s := range strings.SplitSeq(stripComments(b.String()), ";\n") {
+		if s = strings.TrimSpace(s); s != "" {
 			out = append(out, s)
 		}
 	}
@@ -293,8 +293,8 @@ func render(text, cluster string) ([]string, error) {
 	return out, nil
 }
 
-// stripComments drops whole-line comments: the server would keep them in the
-// recorded definition of nothing, and an exception quotes the statement.
+// stripComments drops whole-line comments, whose semicolons would end a
+// statement and whose text every exception would quote.
 func stripComments(s string) string {
 	var b strings.Builder
 	for line := range strings.Lines(s) {

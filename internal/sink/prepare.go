@@ -141,8 +141,45 @@ func names(settings [][2]string) []string {
 	return out
 }
 
-// register returns the number of the log: cluster, topic id and incarnation,
-// hashed, so that sinks that start at once agree without talking.
+// SourceID is the number of a log, the _src of its rows: cluster, topic id and
+// incarnation, hashed, so that sinks that start at once agree without talking.
+func SourceID(cluster string, topicID [16]byte, incarnation uint32) uint32 {
+	sum := sha256.Sum256(fmt.Appendf(nil, "%s/%x/%d", cluster, topicID, incarnation))
+	return binary.BigEndian.Uint32(sum[:])
+}
+
+// StoredBeyond returns, per partition of log src, the highest offset in events
+// that is not below the one given: nothing, when the log is whole. Asking only
+// beyond the end of the log is what the index on _offset makes cheap.
+func StoredBeyond(ctx context.Context, pool *clickhouse.Pool, src uint32, ends map[int32]int64) (map[int32]int64, error) {
+	out := make(map[int32]int64)
+	if len(ends) == 0 {
+		return out, nil
+	}
+	var beyond []string
+	for id, end := range ends {
+		beyond = append(beyond, fmt.Sprintf("(_part = %d AND _offset >= %d)", id, end))
+	}
+	var part proto.ColUInt32
+	var offset proto.ColUInt64
+	err := pool.Do(ctx, ch.Query{
+		Body: fmt.Sprintf("SELECT _part, max(_offset) AS o FROM events WHERE _src = %d AND (%s) GROUP BY _part",
+			src, strings.Join(beyond, " OR ")),
+		Result: proto.Results{{Name: "_part", Data: &part}, {Name: "o", Data: &offset}},
+		OnResult: func(context.Context, proto.Block) error {
+			for i := range part.Rows() {
+				out[int32(part[i])] = int64(offset[i])
+			}
+			return nil
+		},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read stored offsets beyond the end of the log: %w", err)
+	}
+	return out, nil
+}
+
+// register records the log in the table of sources and returns its number.
 func (s *Sink) register(ctx context.Context) (uint32, error) {
 	client, err := s.cfg.Kafka.Client()
 	if err != nil {
@@ -157,10 +194,8 @@ func (s *Sink) register(ctx context.Context) (uint32, error) {
 	if topic.Err != nil {
 		return 0, fmt.Errorf("read topic %s: %w", s.cfg.Topic, topic.Err)
 	}
+	id := SourceID(meta.Cluster, topic.ID, s.cfg.Incarnation)
 	topicID := hex.EncodeToString(topic.ID[:])
-	sum := sha256.Sum256(fmt.Appendf(nil, "%s/%s/%d", meta.Cluster, topicID, s.cfg.Incarnation))
-	id := binary.BigEndian.Uint32(sum[:])
-
 	identity := fmt.Sprintf("%s/%s/%d", meta.Cluster, topicID, s.cfg.Incarnation)
 	same, err := s.cfg.ClickHouse.Strings(ctx, fmt.Sprintf(
 		"SELECT concat(cluster_id, '/', topic_id, '/', toString(incarnation)) AS s FROM sources FINAL WHERE src = %d", id))

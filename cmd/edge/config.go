@@ -1,0 +1,325 @@
+package main
+
+import (
+	"encoding"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/caarlos0/env/v11"
+)
+
+// config is every setting. A field's tags are its name, its default and its
+// line in the README, which a test compares with this struct.
+type config struct {
+	Roles    []string `env:"ROLES" envDefault:"ingest,sink,query" doc:"what this process does: any of ingest, sink, query"`
+	Embedded bool     `env:"EMBEDDED" envDefault:"false" doc:"run the broker and the ClickHouse engine inside, on disk under DATA_DIR"`
+	DataDir  string   `env:"DATA_DIR" envDefault:"./data" doc:"where embedded mode keeps everything"`
+
+	ServerHost         string        `env:"SERVER_HOST" envDefault:"" doc:"address the public listener binds to; empty is all"`
+	ServerPort         uint16        `env:"SERVER_PORT" envDefault:"8080" doc:"public HTTP port"`
+	ServerReadTimeout  time.Duration `env:"SERVER_READ_TIMEOUT" envDefault:"5s" doc:"one whole request, from its first byte"`
+	ServerWriteTimeout time.Duration `env:"SERVER_WRITE_TIMEOUT" envDefault:"10s" doc:"one answer"`
+	ServerIdleTimeout  time.Duration `env:"SERVER_IDLE_TIMEOUT" envDefault:"2m" doc:"between two requests on a connection"`
+	AdminHost          string        `env:"ADMIN_HOST" envDefault:"127.0.0.1" doc:"address the admin listener binds to; it has no authentication"`
+	AdminPort          uint16        `env:"ADMIN_PORT" envDefault:"9091" doc:"Prometheus metrics, pprof and log level"`
+
+	MaxEventBytes    size `env:"MAX_EVENT_BYTES" envDefault:"64KiB" doc:"one event; larger is 413"`
+	MaxFieldBytes    size `env:"MAX_FIELD_BYTES" envDefault:"1KiB" doc:"event_name, user_id, campaign_id, event_id and each tag; longer is 400"`
+	MaxEvents        int  `env:"MAX_EVENTS" envDefault:"10000" doc:"events in one bulk request; more is 413"`
+	MaxBodyBytes     size `env:"MAX_BODY_BYTES" envDefault:"10MiB" doc:"one bulk body as sent; larger is 413"`
+	MaxInflatedBytes size `env:"MAX_INFLATED_BYTES" envDefault:"32MiB" doc:"one body after decompression; larger is 413"`
+	MaxInflightBytes size `env:"MAX_INFLIGHT_BYTES" envDefault:"256MiB" doc:"all request bodies in memory at once; beyond it 429"`
+	MaxConns         int  `env:"MAX_CONNS" envDefault:"32768" doc:"open connections; beyond it 503"`
+	MaxConnsPerIP    int  `env:"MAX_CONNS_PER_IP" envDefault:"0" doc:"open connections of one client address; 0 is no limit (right behind a proxy)"`
+
+	MinTime  time.Time     `env:"MIN_TIME" envDefault:"2000-01-01T00:00:00Z" doc:"oldest timestamp an event may carry"`
+	MaxAge   time.Duration `env:"MAX_AGE" envDefault:"0s" doc:"oldest an event may be on arrival; 0 leaves it to MIN_TIME"`
+	MaxAhead time.Duration `env:"MAX_AHEAD" envDefault:"24h" doc:"how far in the future a timestamp may be"`
+
+	WriteKeys   secrets  `env:"WRITE_KEYS" envDefault:"" doc:"keys that may POST events, each a key or sha256:<hex of it>; empty lets everyone"`
+	ReadKeys    secrets  `env:"READ_KEYS" envDefault:"" doc:"keys that may GET /metrics; empty lets everyone"`
+	CORSOrigins []string `env:"CORS_ORIGINS" envDefault:"*" doc:"origins a browser may call from; * is any, empty is none"`
+
+	Ack              string        `env:"ACK" envDefault:"broker" doc:"broker: 202 means acknowledged by the broker; memory: 202 means taken into memory, which a kill loses"`
+	AckTimeout       time.Duration `env:"ACK_TIMEOUT" envDefault:"2s" doc:"how long a request waits for the broker before 503"`
+	Shards           int           `env:"SHARDS" envDefault:"0" doc:"rings between HTTP and Kafka; 0 is one per core"`
+	RingRequests     int           `env:"RING_REQUESTS" envDefault:"16384" doc:"requests one ring holds; beyond it 429"`
+	RingBytes        size          `env:"RING_BYTES" envDefault:"32MiB" doc:"bytes one ring holds; beyond it 429"`
+	MaxInflight      int           `env:"MAX_INFLIGHT_RECORDS" envDefault:"200000" doc:"records sent to Kafka and not yet acknowledged"`
+	MaxBufferedBytes size          `env:"MAX_BUFFERED_BYTES" envDefault:"64MiB" doc:"bytes of those records"`
+	Linger           time.Duration `env:"LINGER" envDefault:"0s" doc:"how long to wait for a fuller Kafka batch"`
+
+	KafkaBrokers     []string      `env:"KAFKA_BROKERS" envDefault:"localhost:19092" doc:"seed brokers, host:port"`
+	KafkaTopic       string        `env:"KAFKA_TOPIC" envDefault:"events" doc:"topic of the events; its dead letters go to <topic>.dead"`
+	KafkaPartitions  int32         `env:"KAFKA_PARTITIONS" envDefault:"4" doc:"partitions when the topic is created; fixed from then on"`
+	KafkaReplication int16         `env:"KAFKA_REPLICATION" envDefault:"-1" doc:"replicas when the topic is created; -1 is the broker's default"`
+	KafkaRetention   time.Duration `env:"KAFKA_RETENTION" envDefault:"168h" doc:"how long the topic keeps events that are stored"`
+	KafkaGroup       string        `env:"KAFKA_GROUP" envDefault:"edge-sink" doc:"consumer group of the sink"`
+
+	ClickHouseHost     string        `env:"CLICKHOUSE_HOST" envDefault:"localhost" doc:"ClickHouse server"`
+	ClickHousePort     uint16        `env:"CLICKHOUSE_PORT" envDefault:"9000" doc:"its native protocol port"`
+	ClickHouseDatabase string        `env:"CLICKHOUSE_DATABASE" envDefault:"events_db" doc:"database, created when absent"`
+	ClickHouseUsername string        `env:"CLICKHOUSE_USERNAME" envDefault:"default" doc:"user"`
+	ClickHousePassword secret        `env:"CLICKHOUSE_PASSWORD" envDefault:"" doc:"password"`
+	ClickHouseCluster  string        `env:"CLICKHOUSE_CLUSTER" envDefault:"" doc:"cluster name: tables become Replicated, DDL runs ON CLUSTER"`
+	ClickHouseConns    int           `env:"CLICKHOUSE_CONNS" envDefault:"8" doc:"connections for queries"`
+	TableTTL           time.Duration `env:"TABLE_TTL" envDefault:"0s" doc:"how long rows are kept by their timestamp; 0 is for ever"`
+
+	FlushInterval time.Duration `env:"FLUSH_INTERVAL" envDefault:"100ms" doc:"shortest time between two inserts"`
+	FlushRows     int           `env:"FLUSH_ROWS" envDefault:"100000" doc:"rows that fill a block"`
+	FlushBytes    size          `env:"FLUSH_BYTES" envDefault:"64MiB" doc:"bytes that fill a block"`
+	InsertTimeout time.Duration `env:"INSERT_TIMEOUT" envDefault:"30s" doc:"one insert"`
+	StuckAfter    time.Duration `env:"STUCK_AFTER" envDefault:"60s" doc:"a sink that has something to store and stores nothing for this long is not ready"`
+
+	QueryTimeout time.Duration `env:"QUERY_TIMEOUT" envDefault:"10s" doc:"one metrics query"`
+
+	EmbeddedSync             bool   `env:"EMBEDDED_SYNC" envDefault:"true" doc:"embedded broker: fsync before acknowledging; false survives a kill but not a power cut"`
+	EmbeddedKafkaListen      string `env:"EMBEDDED_KAFKA_LISTEN" envDefault:"" doc:"loopback host:port that opens the embedded broker to kcat and rpk; empty keeps it closed"`
+	EmbeddedClickHouseListen string `env:"EMBEDDED_CLICKHOUSE_LISTEN" envDefault:"" doc:"loopback host:port that opens the embedded engine to clickhouse-client; empty keeps it closed"`
+
+	PrestopDelay    time.Duration `env:"PRESTOP_DELAY" envDefault:"0s" doc:"how long to keep serving after a stop signal, with /ready saying 503"`
+	ShutdownTimeout time.Duration `env:"SHUTDOWN_TIMEOUT" envDefault:"25s" doc:"for the whole stop; what is not done by then is left to the next start"`
+	LogLevel        string        `env:"LOG_LEVEL" envDefault:"info" doc:"debug, info, warn or error; changeable at run time on the admin port"`
+}
+
+// roles a process can have.
+const (
+	roleIngest = "ingest"
+	roleSink   = "sink"
+	roleQuery  = "query"
+)
+
+func (c *config) has(role string) bool { return slices.Contains(c.Roles, role) }
+
+func (c *config) deadLetterTopic() string { return c.KafkaTopic + ".dead" }
+
+func (c *config) clickHouseAddr() string {
+	return net.JoinHostPort(c.ClickHouseHost, strconv.Itoa(int(c.ClickHousePort)))
+}
+
+// loadConfig reads the environment. The error names every bad setting in a
+// sentence of its own.
+func loadConfig(environ map[string]string) (config, error) {
+	var c config
+	err := env.ParseWithOptions(&c, env.Options{Environment: environ})
+	var several env.AggregateError
+	if errors.As(err, &several) {
+		var errs []error
+		for _, e := range several.Errors {
+			errs = append(errs, explain(e, environ))
+		}
+		return c, errors.Join(errs...)
+	}
+	if err != nil {
+		return c, err
+	}
+	if c.DataDir, err = filepath.Abs(c.DataDir); err != nil {
+		return c, fmt.Errorf("DATA_DIR: %w", err)
+	}
+	return c, c.validate()
+}
+
+// explain names the variable where the parser names the struct field.
+func explain(err error, environ map[string]string) error {
+	var parse env.ParseError
+	if !errors.As(err, &parse) {
+		return err
+	}
+	f, ok := reflect.TypeFor[config]().FieldByName(parse.Name)
+	if !ok {
+		return err
+	}
+	name := f.Tag.Get("env")
+	if isSecret(f.Type) {
+		return fmt.Errorf("%s: %w", name, parse.Err)
+	}
+	return fmt.Errorf("%s=%q: %w", name, environ[name], parse.Err)
+}
+
+func (c *config) validate() error {
+	var errs []error
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if len(c.Roles) == 0 {
+		bad("ROLES is empty; name any of ingest, sink, query")
+	}
+	for _, r := range c.Roles {
+		if r != roleIngest && r != roleSink && r != roleQuery {
+			bad("ROLES has %q; it may have ingest, sink, query", r)
+		}
+	}
+	if c.Ack != "broker" && c.Ack != "memory" {
+		bad("ACK is %q; it may be broker or memory", c.Ack)
+	}
+	for _, p := range []struct {
+		name string
+		n    int64
+	}{
+		{"MAX_EVENT_BYTES", int64(c.MaxEventBytes)}, {"MAX_FIELD_BYTES", int64(c.MaxFieldBytes)}, {"MAX_EVENTS", int64(c.MaxEvents)},
+		{"MAX_BODY_BYTES", int64(c.MaxBodyBytes)}, {"MAX_INFLATED_BYTES", int64(c.MaxInflatedBytes)}, {"MAX_INFLIGHT_BYTES", int64(c.MaxInflightBytes)},
+		{"MAX_CONNS", int64(c.MaxConns)}, {"RING_REQUESTS", int64(c.RingRequests)}, {"RING_BYTES", int64(c.RingBytes)},
+		{"MAX_INFLIGHT_RECORDS", int64(c.MaxInflight)}, {"MAX_BUFFERED_BYTES", int64(c.MaxBufferedBytes)},
+		{"KAFKA_PARTITIONS", int64(c.KafkaPartitions)}, {"CLICKHOUSE_CONNS", int64(c.ClickHouseConns)},
+		{"FLUSH_ROWS", int64(c.FlushRows)}, {"FLUSH_BYTES", int64(c.FlushBytes)},
+		{"SERVER_READ_TIMEOUT", int64(c.ServerReadTimeout)}, {"SERVER_WRITE_TIMEOUT", int64(c.ServerWriteTimeout)},
+		{"SERVER_IDLE_TIMEOUT", int64(c.ServerIdleTimeout)}, {"ACK_TIMEOUT", int64(c.AckTimeout)}, {"FLUSH_INTERVAL", int64(c.FlushInterval)},
+		{"STUCK_AFTER", int64(c.StuckAfter)}, {"QUERY_TIMEOUT", int64(c.QueryTimeout)}, {"SHUTDOWN_TIMEOUT", int64(c.ShutdownTimeout)},
+	} {
+		if p.n <= 0 {
+			bad("%s must be positive", p.name)
+		}
+	}
+	for _, p := range []struct {
+		name string
+		d    time.Duration
+	}{{"MAX_AGE", c.MaxAge}, {"MAX_AHEAD", c.MaxAhead}, {"LINGER", c.Linger}, {"TABLE_TTL", c.TableTTL}, {"KAFKA_RETENTION", c.KafkaRetention}, {"PRESTOP_DELAY", c.PrestopDelay}} {
+		if p.d < 0 {
+			bad("%s must not be negative", p.name)
+		}
+	}
+	if c.InsertTimeout < time.Second {
+		bad("INSERT_TIMEOUT is %s; ClickHouse counts whole seconds, so it needs at least 1s", c.InsertTimeout)
+	}
+	if c.FlushRows > maxFlushRows {
+		bad("FLUSH_ROWS is %d; more than %d rows would no longer be one block, which recovery relies on", c.FlushRows, maxFlushRows)
+	}
+	if c.FlushBytes > maxFlushBytes {
+		bad("FLUSH_BYTES is %s; more than %s might no longer be one block, which recovery relies on", c.FlushBytes, size(maxFlushBytes))
+	}
+	if int64(c.MaxEventBytes) > 1<<19 {
+		bad("MAX_EVENT_BYTES is %s; a Kafka batch of this client holds at most 512KiB of one event", c.MaxEventBytes)
+	}
+	if int64(c.RingBytes) > 1<<30 || int64(c.MaxBufferedBytes) > 1<<31-1 {
+		bad("RING_BYTES may be at most 1GiB and MAX_BUFFERED_BYTES just under 2GiB")
+	}
+	errs = append(errs, c.validateAges()...)
+	for _, l := range []struct{ name, addr string }{{"EMBEDDED_KAFKA_LISTEN", c.EmbeddedKafkaListen}, {"EMBEDDED_CLICKHOUSE_LISTEN", c.EmbeddedClickHouseListen}} {
+		if l.addr == "" {
+			continue
+		}
+		host, _, err := net.SplitHostPort(l.addr)
+		if ip := net.ParseIP(host); err != nil || ip == nil || !ip.IsLoopback() {
+			bad("%s is %q; it must be a loopback IP and port, such as 127.0.0.1:19092", l.name, l.addr)
+		}
+	}
+	for _, o := range c.CORSOrigins {
+		if u, err := url.Parse(o); o != "*" && (err != nil || u.Scheme == "" || u.Host == "" || u.Path != "") {
+			bad("CORS_ORIGINS has %q; an origin is scheme://host[:port]", o)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// A block must stay below what the sink tells ClickHouse to keep in one piece.
+const (
+	maxFlushRows  = 500_000
+	maxFlushBytes = 128 << 20
+)
+
+// validateAges checks the settings that depend on each other: a row older than
+// the table's TTL vanishes when it is inserted while the rollups count it, so
+// the oldest event that can reach the insert must be younger, with two days to
+// spare.
+func (c *config) validateAges() (errs []error) {
+	if c.TableTTL == 0 {
+		return nil
+	}
+	if c.MaxAge == 0 {
+		return append(errs, errors.New("TABLE_TTL needs MAX_AGE: an event older than the TTL would be counted and not kept"))
+	}
+	if need := c.MaxAge + c.KafkaRetention + 48*time.Hour; c.TableTTL < need {
+		errs = append(errs, fmt.Errorf("TABLE_TTL is %s; it must be at least MAX_AGE + KAFKA_RETENTION + 48h = %s", c.TableTTL, need))
+	}
+	return errs
+}
+
+// String is the effective settings, one NAME=value a line, secrets masked.
+func (c config) String() string {
+	var b strings.Builder
+	v := reflect.ValueOf(c)
+	for i := range v.NumField() {
+		fmt.Fprintf(&b, "%s=%s\n", v.Type().Field(i).Tag.Get("env"), display(v.Field(i)))
+	}
+	return b.String()
+}
+
+func display(v reflect.Value) string {
+	switch x := v.Interface().(type) {
+	case []string:
+		return strings.Join(x, ",")
+	case encoding.TextMarshaler:
+		text, err := x.MarshalText()
+		if err == nil {
+			return string(text)
+		}
+	}
+	return fmt.Sprint(v.Interface())
+}
+
+// secret never shows itself.
+type secret string
+
+func (s secret) String() string {
+	if s == "" {
+		return ""
+	}
+	return "***"
+}
+
+// secrets is a list of secret.
+type secrets []string
+
+func (s secrets) String() string {
+	if len(s) == 0 {
+		return ""
+	}
+	return "***"
+}
+
+func isSecret(t reflect.Type) bool {
+	return t == reflect.TypeFor[secret]() || t == reflect.TypeFor[secrets]()
+}
+
+// size is a number of bytes, written with an optional unit: 1048576, 64KiB, 10MB.
+type size int64
+
+var units = []struct {
+	suffix string
+	factor int64
+}{{"KiB", 1 << 10}, {"MiB", 1 << 20}, {"GiB", 1 << 30}, {"kB", 1e3}, {"KB", 1e3}, {"MB", 1e6}, {"GB", 1e9}, {"B", 1}}
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (s *size) UnmarshalText(text []byte) error {
+	digits, factor := string(text), int64(1)
+	for _, u := range units {
+		if d, ok := strings.CutSuffix(digits, u.suffix); ok {
+			digits, factor = strings.TrimSpace(d), u.factor
+			break
+		}
+	}
+	n, err := strconv.ParseInt(digits, 10, 64)
+	if err != nil || n < 0 || n > (1<<62)/factor {
+		return errors.New("want a number of bytes such as 65536, 64KiB or 10MB")
+	}
+	*s = size(n * factor)
+	return nil
+}
+
+func (s size) String() string {
+	for _, u := range []struct {
+		suffix string
+		factor size
+	}{{"GiB", 1 << 30}, {"MiB", 1 << 20}, {"KiB", 1 << 10}} {
+		if s != 0 && s%u.factor == 0 {
+			return strconv.FormatInt(int64(s/u.factor), 10) + u.suffix
+		}
+	}
+	return strconv.FormatInt(int64(s), 10)
+}

@@ -1,0 +1,171 @@
+// Command edge takes product events over HTTP, makes them durable in Kafka and
+// stores each exactly once in ClickHouse. All configuration is environment
+// variables; see edge config.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/term"
+)
+
+const usage = `edge ingests events over HTTP into Kafka and ClickHouse.
+
+usage: edge [command]
+
+  serve       run the roles in ROLES (the default)
+  migrate     bring the ClickHouse schema to this version and exit
+  replay      post an NDJSON file (plain or .gz) of events: edge replay FILE
+  health      ask the running server; exit status 0 when it is healthy
+  config      print the effective settings
+  kafka       run the embedded broker alone
+  clickhouse  run the embedded ClickHouse engine alone
+  version     print the version
+
+Settings are environment variables; edge config lists them.
+`
+
+// Exit statuses: 1 something failed, 2 it was asked wrongly.
+const (
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+func main() { os.Exit(command(os.Args[1:], os.Stdout, os.Stderr)) }
+
+// command runs one subcommand and returns the exit status.
+func command(args []string, out, errOut io.Writer) int {
+	name := "serve"
+	if len(args) > 0 {
+		name, args = args[0], args[1:]
+	}
+	commands := map[string]func(*invocation) error{
+		"serve": serve, "migrate": migrate, "replay": replay, "health": health,
+		"kafka": runBroker, "clickhouse": runEngine,
+		"config":  func(in *invocation) error { _, err := fmt.Fprint(out, in.cfg); return err },
+		"version": func(*invocation) error { v, c := buildVersion(); _, err := fmt.Fprintln(out, "edge", v, c); return err },
+	}
+	run, ok := commands[name]
+	switch {
+	case name == "help", name == "-h", name == "--help":
+		fmt.Fprint(out, usage)
+		return 0
+	case !ok:
+		fmt.Fprintf(errOut, "edge: unknown command %q\n\n%s", name, usage)
+		return exitUsage
+	}
+	in := &invocation{args: args, out: out}
+	var err error
+	if in.cfg, err = loadConfig(environ()); err == nil {
+		err = in.level.UnmarshalText([]byte(in.cfg.LogLevel))
+		if err != nil {
+			err = fmt.Errorf("LOG_LEVEL is %q; it may be debug, info, warn or error", in.cfg.LogLevel)
+		}
+	}
+	if err != nil {
+		for line := range strings.Lines(err.Error()) {
+			fmt.Fprint(errOut, "edge: ", line)
+		}
+		fmt.Fprintln(errOut)
+		return exitUsage
+	}
+	in.log = slog.New(logHandler(errOut, &in.level))
+	// The first signal begins an orderly stop, the second ends at once.
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, stop)
+	in.ctx = ctx
+	err = run(in)
+	var asked *usageError
+	switch {
+	case errors.As(err, &asked):
+		fmt.Fprintln(errOut, "edge:", err)
+		return exitUsage
+	case err != nil:
+		fmt.Fprintln(errOut, "edge:", err)
+		return exitFailed
+	}
+	return 0
+}
+
+// invocation is what every subcommand gets.
+type invocation struct {
+	ctx   context.Context
+	cfg   config
+	args  []string
+	out   io.Writer
+	log   *slog.Logger
+	level slog.LevelVar
+}
+
+type usageError struct{ text string }
+
+func (e *usageError) Error() string { return e.text }
+
+func environ() map[string]string {
+	m := make(map[string]string)
+	for _, kv := range os.Environ() {
+		k, v, _ := strings.Cut(kv, "=")
+		m[k] = v
+	}
+	return m
+}
+
+// logHandler writes text to a terminal and JSON to everything else.
+func logHandler(w io.Writer, level *slog.LevelVar) slog.Handler {
+	opts := &slog.HandlerOptions{Level: level}
+	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+		return slog.NewTextHandler(w, opts)
+	}
+	return slog.NewJSONHandler(w, opts)
+}
+
+func serve(in *invocation) error {
+	public, err := net.Listen("tcp", net.JoinHostPort(in.cfg.ServerHost, strconv.Itoa(int(in.cfg.ServerPort))))
+	if err != nil {
+		return fmt.Errorf("SERVER_PORT: %w", err)
+	}
+	admin, err := net.Listen("tcp", net.JoinHostPort(in.cfg.AdminHost, strconv.Itoa(int(in.cfg.AdminPort))))
+	if err != nil {
+		return fmt.Errorf("ADMIN_PORT: %w", errors.Join(err, public.Close()))
+	}
+	return run(in.ctx, in.cfg, listeners{public, admin}, in.log, &in.level)
+}
+
+// version is set by the linker for a release build.
+var version = ""
+
+// buildVersion returns the version and the commit this binary was built from.
+func buildVersion() (string, string) {
+	v, commit := version, ""
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return v, commit
+	}
+	if v == "" {
+		v = info.Main.Version
+	}
+	dirty := ""
+	for _, s := range info.Settings {
+		switch s.Key {
+		case "vcs.revision":
+			commit = s.Value
+		case "vcs.modified":
+			if s.Value == "true" {
+				dirty = "-dirty"
+			}
+		}
+	}
+	return v, commit + dirty
+}

@@ -1,0 +1,271 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/klauspost/compress/gzip"
+	"golang.org/x/term"
+)
+
+// replay posts a file of events, one JSON object a line, plain or gzipped.
+//
+// A line without an event_id gets one here, so that a request whose answer was
+// lost can be sent again and still count once. The ids are new for every run:
+// replaying a file twice is two sets of events.
+func replay(in *invocation) error {
+	if len(in.args) != 1 {
+		return &usageError{"replay wants one argument, the file"}
+	}
+	f, err := os.Open(in.args[0])
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	read := &countingReader{r: f}
+	lines, err := openLines(read)
+	if err != nil {
+		return fmt.Errorf("%s: %w", in.args[0], err)
+	}
+	host := in.cfg.ServerHost
+	if host == "" {
+		host = "127.0.0.1"
+	}
+	r := replayer{
+		url:    "http://" + net.JoinHostPort(host, strconv.Itoa(int(in.cfg.ServerPort))) + "/events/bulk",
+		client: &http.Client{Timeout: time.Minute},
+		prefix: newRunID(),
+		out:    in.out,
+		// A tenth of a second a request at any plausible speed; far below the
+		// server's limits.
+		maxEvents: min(5000, in.cfg.MaxEvents),
+		maxBytes:  int(min(4<<20, in.cfg.MaxBodyBytes/2)),
+	}
+	if len(in.cfg.WriteKeys) > 0 && !strings.HasPrefix(in.cfg.WriteKeys[0], "sha256:") {
+		r.key = in.cfg.WriteKeys[0]
+	}
+	return r.run(in.ctx, lines, func() float64 { return float64(read.n) / float64(max(info.Size(), 1)) })
+}
+
+type replayer struct {
+	url, key, prefix   string
+	client             *http.Client
+	out                io.Writer
+	maxEvents          int
+	maxBytes           int
+	accepted, rejected int
+	line               int
+	reasons            int // rejections shown so far
+}
+
+func (r *replayer) run(ctx context.Context, lines *bufio.Reader, done func() float64) error {
+	started := time.Now()
+	bar := newProgress(r.out, started)
+	var body bytes.Buffer
+	events, firstLine := 0, 1
+	flush := func() error {
+		if events == 0 {
+			return nil
+		}
+		err := r.post(ctx, body.Bytes(), firstLine)
+		body.Reset()
+		events, firstLine = 0, r.line+1
+		bar.show(done(), r.accepted, r.rejected)
+		return err
+	}
+	for {
+		line, err := lines.ReadBytes('\n')
+		if len(line) > 0 {
+			r.line++
+			if line = bytes.TrimSpace(line); len(line) > 0 {
+				r.appendEvent(&body, line)
+				events++
+			}
+		}
+		if events >= r.maxEvents || body.Len() >= r.maxBytes || err == io.EOF {
+			if err := flush(); err != nil {
+				bar.end()
+				return fmt.Errorf("line %d: %w", firstLine, err)
+			}
+		}
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			bar.end()
+			return fmt.Errorf("line %d: %w", r.line, err)
+		}
+	}
+	bar.end()
+	took := time.Since(started)
+	fmt.Fprintf(r.out, "accepted %d, rejected %d, %.0f events/s\n", r.accepted, r.rejected, float64(r.accepted)/took.Seconds())
+	if r.rejected > 0 {
+		return fmt.Errorf("%d events were rejected", r.rejected)
+	}
+	return nil
+}
+
+// appendEvent writes one line, with an event_id in front. When the event has
+// its own, that one comes later in the object and wins.
+func (r *replayer) appendEvent(b *bytes.Buffer, line []byte) {
+	if line[0] == '{' {
+		fmt.Fprintf(b, `{"event_id":"%s-%d"`, r.prefix, r.line)
+		if rest := bytes.TrimSpace(line[1:]); len(rest) > 0 && rest[0] != '}' {
+			b.WriteByte(',')
+		}
+		line = line[1:]
+	}
+	b.Write(line)
+	b.WriteByte('\n')
+}
+
+// post sends one body until it is answered with something other than "later".
+func (r *replayer) post(ctx context.Context, body []byte, firstLine int) error {
+	const patience = 2 * time.Minute
+	deadline := time.Now().Add(patience)
+	for {
+		verdict, wait, err := r.try(ctx, body)
+		if err == nil {
+			r.accepted += verdict.Accepted
+			r.rejected += verdict.Rejected
+			for _, e := range verdict.Errors {
+				if r.reasons++; r.reasons <= 10 {
+					fmt.Fprintf(r.out, "line %d: %s\n", firstLine+e.Index, e.Error)
+				}
+			}
+			return nil
+		}
+		if wait == 0 || time.Now().After(deadline) || ctx.Err() != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(wait):
+		}
+	}
+}
+
+type bulkVerdict struct {
+	Accepted int    `json:"accepted"`
+	Rejected int    `json:"rejected"`
+	Error    string `json:"error"`
+	Errors   []struct {
+		Index int    `json:"index"`
+		Error string `json:"error"`
+	} `json:"errors"`
+}
+
+// try posts once. A wait above zero says that it may be tried again after it.
+func (r *replayer) try(ctx context.Context, body []byte) (v bulkVerdict, wait time.Duration, err error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, r.url, bytes.NewReader(body))
+	if err != nil {
+		return v, 0, err
+	}
+	req.Header.Set("Content-Type", "application/x-ndjson")
+	if r.key != "" {
+		req.Header.Set("Authorization", "Bearer "+r.key)
+	}
+	resp, err := r.client.Do(req)
+	if err != nil {
+		return v, time.Second, err
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(io.LimitReader(resp.Body, 16<<20))
+	if err != nil {
+		return v, time.Second, err
+	}
+	if err := json.Unmarshal(text, &v); err != nil {
+		return v, 0, fmt.Errorf("%s answered %s with no JSON: %w", r.url, resp.Status, err)
+	}
+	switch {
+	case resp.StatusCode == http.StatusAccepted, resp.StatusCode == http.StatusBadRequest && v.Rejected > 0:
+		return v, 0, nil
+	case resp.StatusCode == http.StatusTooManyRequests, resp.StatusCode >= 500:
+		seconds, _ := strconv.Atoi(resp.Header.Get("Retry-After"))
+		return v, time.Duration(max(seconds, 1)) * time.Second, errors.New(v.Error)
+	}
+	return v, 0, fmt.Errorf("%s: %s", resp.Status, v.Error)
+}
+
+func newRunID() string {
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return hex.EncodeToString(b[:])
+}
+
+// openLines undoes gzip when the content says so.
+func openLines(r io.Reader) (*bufio.Reader, error) {
+	b := bufio.NewReaderSize(r, 1<<20)
+	magic, err := b.Peek(2)
+	if err != nil && err != io.EOF {
+		return nil, err
+	}
+	if !bytes.Equal(magic, []byte{0x1f, 0x8b}) {
+		return b, nil
+	}
+	z, err := gzip.NewReader(b)
+	if err != nil {
+		return nil, err
+	}
+	return bufio.NewReaderSize(z, 1<<20), nil
+}
+
+type countingReader struct {
+	r io.Reader
+	n int64
+}
+
+func (c *countingReader) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	c.n += int64(n)
+	return n, err
+}
+
+// progress draws a bar on a terminal and nothing elsewhere.
+type progress struct {
+	out     io.Writer
+	started time.Time
+	shown   time.Time
+	on      bool
+}
+
+func newProgress(out io.Writer, started time.Time) *progress {
+	f, ok := out.(*os.File)
+	return &progress{out: out, started: started, on: ok && term.IsTerminal(int(f.Fd()))}
+}
+
+func (p *progress) show(fraction float64, accepted, rejected int) {
+	const width = 30
+	if !p.on || time.Since(p.shown) < 100*time.Millisecond {
+		return
+	}
+	p.shown = time.Now()
+	filled := int(min(fraction, 1) * width)
+	fmt.Fprintf(p.out, "\r[%s%s] %3.0f%%  accepted %d  rejected %d  %.0f events/s ",
+		strings.Repeat("=", filled), strings.Repeat(" ", width-filled), 100*min(fraction, 1),
+		accepted, rejected, float64(accepted)/time.Since(p.started).Seconds())
+}
+
+func (p *progress) end() {
+	if p.on {
+		fmt.Fprint(p.out, "\r\033[K")
+	}
+}

@@ -1,0 +1,158 @@
+package sink
+
+import (
+	"encoding/binary"
+	"math/bits"
+)
+
+// window remembers the ids of the last records of one partition, so that an
+// event sent twice is stored once.
+//
+// Whether a record is a duplicate must not depend on what this process happened
+// to see: a successor that reads the same records again has to decide the same,
+// or a recovered batch would not be the declared one. So the rule speaks of the
+// log alone. A record is a duplicate when a stored record of its partition has
+// the same id, lies less than size offsets before it, and was received less
+// than age before it. Remembering more than that changes nothing, and what is
+// in events is enough to rebuild the window from.
+//
+// Slot offset%size of the ring belongs to an offset; the table finds an id's
+// slot. Both grow to size as needed: 20 bytes an offset, and 4 for each of the
+// table's cells, of which at most half are taken.
+type window struct {
+	size  int64 // offsets remembered
+	ageMs int64
+	ids   [][16]byte
+	times []uint32 // receive time in seconds; 0: no row at this offset
+	next  int64    // offset after the newest
+	used  int      // ids in the table
+	table []uint32 // slot+1, 0 empty; linear probing
+}
+
+func newWindow(size int64, ageMs int64) *window { return &window{size: size, ageMs: ageMs} }
+
+// seen reports whether (id, at offset, received then) is a duplicate, and
+// remembers it when it is not. Offsets must ascend.
+func (w *window) seen(id [16]byte, offset, receivedMs int64) bool {
+	w.advance(offset)
+	if w.table != nil {
+		for i := w.cell(id); w.table[i] != 0; i = (i + 1) & (len(w.table) - 1) {
+			slot := w.table[i] - 1
+			if w.ids[slot] != id {
+				continue
+			}
+			if receivedMs-int64(w.times[slot])*1000 < w.ageMs {
+				return true
+			}
+			w.remove(slot) // too old: the new one takes its place
+			break
+		}
+	}
+	w.add(id, offset, receivedMs)
+	return false
+}
+
+// advance forgets what lies size or more before offset.
+func (w *window) advance(offset int64) {
+	if w.ids == nil {
+		w.next = offset
+	}
+	if offset-w.next >= w.size {
+		w.clear()
+	}
+	for ; w.next <= offset; w.next++ {
+		if slot := w.next % w.size; slot < int64(len(w.ids)) && w.times[slot] != 0 {
+			w.remove(uint32(slot))
+		}
+	}
+}
+
+func (w *window) clear() {
+	clear(w.times)
+	clear(w.table)
+	w.used = 0
+}
+
+func (w *window) add(id [16]byte, offset, receivedMs int64) {
+	slot := int(offset % w.size)
+	for slot >= len(w.ids) {
+		// Doubling up to the size: a quiet partition costs what it has seen.
+		n := int(min(w.size, max(1024, 2*int64(slot))))
+		ids, times := make([][16]byte, n), make([]uint32, n)
+		copy(ids, w.ids)
+		copy(times, w.times)
+		w.ids, w.times = ids, times
+	}
+	if 2*(w.used+1) > len(w.table) {
+		w.grow()
+	}
+	w.ids[slot] = id
+	// Rounded up, so that a record is never taken for older than it is, and
+	// never 0.
+	w.times[slot] = uint32((receivedMs + 999) / 1000)
+	w.times[slot] = max(w.times[slot], 1)
+	w.insert(uint32(slot))
+}
+
+func (w *window) grow() {
+	w.table = make([]uint32, max(2048, 2*len(w.table)))
+	w.used = 0
+	for slot := range w.times {
+		if w.times[slot] != 0 {
+			w.insert(uint32(slot))
+		}
+	}
+}
+
+func (w *window) insert(slot uint32) {
+	i := w.cell(w.ids[slot])
+	for w.table[i] != 0 {
+		i = (i + 1) & (len(w.table) - 1)
+	}
+	w.table[i] = slot + 1
+	w.used++
+}
+
+// remove takes slot out of the table and closes the gap, so that a probe never
+// stops short of an id behind it.
+func (w *window) remove(slot uint32) {
+	mask := len(w.table) - 1
+	i := w.cell(w.ids[slot])
+	for w.table[i] != slot+1 {
+		i = (i + 1) & mask
+	}
+	for j := i; ; {
+		j = (j + 1) & mask
+		if w.table[j] == 0 {
+			break
+		}
+		home := w.cell(w.ids[w.table[j]-1])
+		if (j-home)&mask >= (j-i)&mask {
+			w.table[i] = w.table[j]
+			i = j
+		}
+	}
+	w.table[i] = 0
+	w.times[slot] = 0
+	w.used--
+}
+
+// cell is where id's search starts. Ids are hashes, random, or ordered by time;
+// folding both halves with a multiplication spreads all three.
+func (w *window) cell(id [16]byte) int {
+	hi, lo := bits.Mul64(binary.LittleEndian.Uint64(id[:8])^0x9e3779b97f4a7c15, binary.LittleEndian.Uint64(id[8:])^0xe7037ed1a0b428db)
+	return int((hi ^ lo) & uint64(len(w.table)-1))
+}
+
+// span returns how many ids the window holds and how far back the oldest was
+// received, in seconds before the newest.
+func (w *window) span() (ids int, seconds int64) {
+	var oldest, newest uint32
+	for _, t := range w.times {
+		if t != 0 && (oldest == 0 || t < oldest) {
+			oldest = t
+		}
+		newest = max(newest, t)
+	}
+	return w.used, int64(newest - oldest)
+}
