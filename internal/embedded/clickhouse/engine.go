@@ -99,9 +99,10 @@ type callArgs struct {
 func newCallArgs(sql, format string, params []parameter) *callArgs {
 	a := &callArgs{sql: sql, format: format}
 	for _, p := range params {
-		a.names = append(a.names, unsafe.StringData(p.name))
+		// The library refuses the null pointer that an empty string may be.
+		a.names = append(a.names, unsafe.StringData(p.name+"\x00"))
 		a.nameLens = append(a.nameLens, uintptr(len(p.name)))
-		a.values = append(a.values, unsafe.StringData(p.value))
+		a.values = append(a.values, unsafe.StringData(p.value+"\x00"))
 		a.valueLens = append(a.valueLens, uintptr(len(p.value)))
 	}
 	return a
@@ -119,7 +120,6 @@ func (c *engineConn) call(fn queryFunc, sql, format string, params []parameter) 
 		unsafe.Pointer(unsafe.SliceData(a.values)), unsafe.Pointer(unsafe.SliceData(a.valueLens)),
 		uintptr(len(a.names)))
 	runtime.KeepAlive(a)
-	runtime.KeepAlive(params)
 	if r == nil {
 		return nil, &exception{code: codeUnknown, message: "The engine gave no answer"}
 	}
@@ -188,7 +188,6 @@ func (s *resultStream) next() ([]byte, error) {
 		return nil, nil
 	}
 	if text := s.c.lib.failure(s.chunk); text != "" {
-		s.ended = true
 		return nil, parseException(text)
 	}
 	s.rowsRead, s.bytesRead = s.c.lib.rowsRead(s.chunk), s.c.lib.bytesRead(s.chunk)

@@ -22,6 +22,9 @@ func TestMain(m *testing.M) {
 	if dir := os.Getenv(childEnv); dir != "" {
 		os.Exit(childMain(dir))
 	}
+	if dir := os.Getenv(middleEnv); dir != "" {
+		os.Exit(middleMain(dir))
+	}
 	os.Exit(m.Run())
 }
 

@@ -17,6 +17,7 @@ func (s *session) query() error {
 	if err != nil {
 		return err
 	}
+	s.zipped, s.skipping = q.compressed, false
 	external, err := s.externalTables(q.compressed)
 	if err != nil {
 		return err
@@ -32,6 +33,7 @@ func (s *session) query() error {
 	}
 	if err != nil {
 		s.sendException(err)
+		s.skipping = true
 	}
 	if ferr := s.flush(); ferr != nil {
 		return ferr
@@ -61,6 +63,17 @@ func (s *session) externalTables(compressed bool) (int, error) {
 			return n, nil
 		}
 	}
+}
+
+// skipBlock drops a block of an INSERT that has failed already: a client may send
+// its rows before it has read the exception.
+func (s *session) skipBlock() error {
+	if !s.skipping {
+		return malformed("a block arrived outside a query")
+	}
+	shape, err := s.clientBlock(s.zipped, discard)
+	s.skipping = shape.columns > 0
+	return err
 }
 
 func discard([]byte) error { return nil }

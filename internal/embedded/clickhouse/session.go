@@ -41,6 +41,8 @@ type session struct {
 	unzipped *cursor // the bytes inside in's compressed frames
 	frames   *frameReader
 	timeout  time.Duration // for one read; 0 while idle
+	zipped   bool          // the last query's blocks are compressed
+	skipping bool          // it failed, and its rows may still be on their way
 	walker   walker
 	settings sessionSettings
 
@@ -142,8 +144,12 @@ func (s *session) packet(code proto.ClientCode) error {
 		return s.flush()
 	case proto.ClientCodeCancel:
 		return nil // it crossed the end of its query
-	case proto.ClientTablesStatusRequest:
-		return malformed("table status is for clusters")
+	case proto.ClientCodeData:
+		return s.skipBlock()
+	case proto.ClientCodeHello:
+		// ch-go gives up on a query with a zero byte before its Cancel, and
+		// closes the connection.
+		return io.EOF
 	default:
 		return malformed("packet code %d is not expected here", code)
 	}
@@ -284,6 +290,8 @@ func (w *watch) listen() {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return
 	case err != nil:
+		w.gone.Store(true)
+	case proto.ClientCode(code) == proto.ClientCodeHello: // see packet
 		w.gone.Store(true)
 	case proto.ClientCode(code) == proto.ClientCodeCancel:
 		w.s.in.r++

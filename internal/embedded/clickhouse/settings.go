@@ -79,36 +79,43 @@ func (s *sessionSettings) known(w proto.Setting) (bool, error) {
 	if w.Key == tagSetting {
 		return false, nil
 	}
-	if base, ok := s.base[w.Key]; ok {
-		return base != "", nil
-	}
-	if s.base == nil {
-		s.base = make(map[string]string)
-	}
-	row, err := s.conn.query("SELECT value, changed FROM system.settings WHERE name="+quote(w.Key), nil)
-	if err != nil {
-		return false, err
-	}
-	if len(row) == 0 {
-		if w.Important {
-			return false, &exception{code: codeUnknownSetting, message: "Unknown setting '" + clip(w.Key) + "'"}
+	base, ok := s.base[w.Key]
+	if !ok {
+		var err error
+		if base, err = s.lookUp(w.Key); err != nil {
+			return false, err
 		}
-		s.base[w.Key] = ""
-		return false, nil
+		if s.base == nil {
+			s.base = make(map[string]string)
+		}
+		s.base[w.Key] = base
+	}
+	if base == "" && w.Important {
+		return false, &exception{code: codeUnknownSetting, message: "Unknown setting '" + clip(w.Key) + "'"}
+	}
+	return base != "", nil
+}
+
+// lookUp returns what a setting goes back to, or "" when there is none such.
+func (s *sessionSettings) lookUp(name string) (string, error) {
+	row, err := s.conn.query("SELECT value, changed FROM system.settings WHERE name="+quote(name), nil)
+	if err != nil || len(row) == 0 {
+		return "", err
 	}
 	var c cursor
 	c.over(row)
 	value, err := c.string(uint64(len(row)))
 	if err != nil {
-		return false, err
+		return "", err
 	}
-	s.base[w.Key] = "DEFAULT"
-	if changed, err := c.byte(); err != nil {
-		return false, err
-	} else if changed != 0 {
-		s.base[w.Key] = quote(value)
+	changed, err := c.byte()
+	if err != nil {
+		return "", err
 	}
-	return true, nil
+	if changed == 0 {
+		return "DEFAULT", nil
+	}
+	return quote(value), nil
 }
 
 func setStatement(values map[string]string) string {

@@ -1,0 +1,198 @@
+package clickhouse
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/ClickHouse/ch-go"
+)
+
+func TestKilledChildIsRestartedWithItsData(t *testing.T) {
+	child := startChild(t, "")
+	c := dial(t, child)
+	do(t, c, "CREATE TABLE t (n UInt64) ENGINE=MergeTree ORDER BY n")
+	do(t, c, "INSERT INTO t SELECT number FROM numbers(1000)")
+	for kills := uint64(1); kills <= 2; kills++ {
+		old := child.Pid()
+		if err := syscall.Kill(old, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Ping(t.Context()); err == nil {
+			t.Error("a connection to a killed child still answers")
+		}
+		// No waiting here: the new connection waits in the backlog.
+		c = dial(t, child)
+		if got := value(t, c, "(SELECT count() FROM t)"); got != "1000" {
+			t.Errorf("got %s rows; want 1000", got)
+		}
+		if got := child.Restarts(); got != kills {
+			t.Errorf("got %d restarts; want %d", got, kills)
+		}
+		if child.Pid() == old || child.Pid() == 0 {
+			t.Errorf("the child's process is %d, as before", child.Pid())
+		}
+	}
+}
+
+func TestCloseKeepsTheData(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "data")
+	child := startChild(t, dir)
+	c := dial(t, child)
+	do(t, c, "CREATE TABLE t (n UInt64) ENGINE=MergeTree ORDER BY n")
+	do(t, c, "CREATE TABLE dropped (n UInt64) ENGINE=MergeTree ORDER BY n")
+	do(t, c, "INSERT INTO t SELECT number FROM numbers(1000)")
+	do(t, c, "INSERT INTO dropped SELECT number FROM numbers(1000)")
+	stored := value(t, c, "(SELECT arrayElement(data_paths, 1) FROM system.tables WHERE name='dropped')")
+	do(t, c, "DROP TABLE dropped")
+	if _, err := os.Stat(stored); err != nil {
+		t.Fatalf("the path of a table: %v", err)
+	}
+	if err := child.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if child.Pid() != 0 {
+		t.Errorf("process %d is left", child.Pid())
+	}
+	again := startChild(t, dir)
+	if got := value(t, dial(t, again), "(SELECT count() FROM t)"); got != "1000" {
+		t.Errorf("got %s rows; want 1000", got)
+	}
+	if _, err := os.Stat(stored); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a dropped table's data is still there: %v", err)
+	}
+}
+
+func TestCloseDoesNotWaitForAnEndlessQuery(t *testing.T) {
+	child := startChild(t, "")
+	c, other := dial(t, child), dial(t, child)
+	done := make(chan error, 1)
+	go func() { done <- other.Do(t.Context(), ch.Query{Body: endless, OnResult: ignore}) }()
+	eventually(t, "the query runs", func() bool { return running(t, c, "SELECT sleep%") == 1 })
+	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second)
+	defer cancel()
+	if err := child.Close(ctx); err != nil {
+		t.Error(err)
+	}
+	if err := <-done; err == nil {
+		t.Error("a query that was cut off succeeded")
+	}
+}
+
+func TestTwoChildrenCannotShareADirectory(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "data")
+	startChild(t, dir)
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	if f, err := lockDir(ctx, dir); err == nil {
+		f.Close()
+		t.Fatal("locked a directory that is in use")
+	}
+}
+
+func TestChildThatCannotStartIsAnError(t *testing.T) {
+	f := func(want string, cfg ChildConfig) {
+		t.Helper()
+		cfg.Log = testLog(t)
+		child, err := StartChild(t.Context(), cfg)
+		if err == nil {
+			child.Close(t.Context())
+		}
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v; want %q", err, want)
+		}
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	f("no command", ChildConfig{})
+	f("no such file", ChildConfig{Command: []string{"/nonexistent/edge"}})
+	f("no such file", ChildConfig{Command: []string{exe}, Env: []string{childEnv + "=" + t.TempDir(), "CHDB_LIBRARY=/nonexistent"}})
+	f("not an absolute path", ChildConfig{Command: []string{exe}, Env: []string{childEnv + "=relative"}})
+}
+
+func TestTCPListener(t *testing.T) {
+	child := startChildOn(t, "", "127.0.0.1:0")
+	host, _, err := net.SplitHostPort(child.Addr())
+	if err != nil || host != "127.0.0.1" {
+		t.Fatalf("got address %q", child.Addr())
+	}
+	c, err := ch.Dial(t.Context(), ch.Options{Address: child.Addr()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if got := value(t, c, "1"); got != "1" {
+		t.Errorf("got %q; want 1", got)
+	}
+}
+
+// The middle process starts a child and is killed; the child must go too.
+const middleEnv = "EDGE_TEST_CLICKHOUSE_MIDDLE"
+
+func middleMain(dir string) int {
+	exe, err := os.Executable()
+	if err != nil {
+		return 1
+	}
+	child, err := StartChild(context.Background(), ChildConfig{Command: []string{exe}, Env: []string{childEnv + "=" + dir, middleEnv + "="}})
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	fmt.Println(child.Pid())
+	select {}
+}
+
+func TestChildEndsWithItsKilledParent(t *testing.T) {
+	lib := needLibrary(t)
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	middle := exec.Command(exe)
+	middle.Env = append(os.Environ(), middleEnv+"="+filepath.Join(t.TempDir(), "data"), "CHDB_LIBRARY="+lib)
+	middle.Stderr = t.Output()
+	out, err := middle.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := middle.Start(); err != nil {
+		t.Fatal(err)
+	}
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		t.Fatalf("the middle process said nothing: %v", err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(line))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := middle.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = middle.Wait()
+	eventually(t, "the child has ended", func() bool { return ended(pid) })
+}
+
+// ended reports whether a process is gone; a zombie, which nobody may reap in a
+// container without init, is gone too.
+func ended(pid int) bool {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return true
+	}
+	_, rest, _ := strings.Cut(string(stat), ") ")
+	return strings.HasPrefix(rest, "Z")
+}
