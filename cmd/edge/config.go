@@ -77,6 +77,8 @@ type config struct {
 	FlushRows     int           `env:"FLUSH_ROWS" envDefault:"100000" doc:"rows that fill a block"`
 	FlushBytes    size          `env:"FLUSH_BYTES" envDefault:"64MiB" doc:"bytes that fill a block"`
 	InsertTimeout time.Duration `env:"INSERT_TIMEOUT" envDefault:"30s" doc:"one insert"`
+	DedupIDs      int64         `env:"DEDUP_MAX_IDS" envDefault:"4000000" doc:"deduplication window: records of the topic within which a repeated event_id counts once; 0 turns it off"`
+	DedupWindow   time.Duration `env:"DEDUP_WINDOW" envDefault:"24h" doc:"deduplication window: time within which it does"`
 	StuckAfter    time.Duration `env:"STUCK_AFTER" envDefault:"60s" doc:"a sink that has something to store and stores nothing for this long is not ready"`
 
 	QueryTimeout time.Duration `env:"QUERY_TIMEOUT" envDefault:"10s" doc:"one metrics query"`
@@ -179,7 +181,7 @@ func (c *config) validate() error {
 	for _, p := range []struct {
 		name string
 		d    time.Duration
-	}{{"MAX_AGE", c.MaxAge}, {"MAX_AHEAD", c.MaxAhead}, {"LINGER", c.Linger}, {"TABLE_TTL", c.TableTTL}, {"KAFKA_RETENTION", c.KafkaRetention}, {"PRESTOP_DELAY", c.PrestopDelay}} {
+	}{{"MAX_AGE", c.MaxAge}, {"MAX_AHEAD", c.MaxAhead}, {"LINGER", c.Linger}, {"TABLE_TTL", c.TableTTL}, {"KAFKA_RETENTION", c.KafkaRetention}, {"PRESTOP_DELAY", c.PrestopDelay}, {"DEDUP_MAX_IDS", time.Duration(c.DedupIDs)}, {"DEDUP_WINDOW", c.DedupWindow}} {
 		if p.d < 0 {
 			bad("%s must not be negative", p.name)
 		}

@@ -308,6 +308,7 @@ func (a *app) startSink(ctx context.Context) error {
 		Incarnation: incarnation, ClickHouse: a.pool, Logger: log,
 		FlushInterval: c.FlushInterval, FlushRows: c.FlushRows, FlushBytes: int(c.FlushBytes),
 		InsertTimeout: c.InsertTimeout, RevokeTimeout: 20 * time.Second,
+		DedupIDs: c.DedupIDs, DedupAge: c.DedupWindow,
 	})
 	a.describe(a.sink)
 	a.checks = append(a.checks, server.Check{Name: "sink", Func: func() error { return a.sink.Ready(c.StuckAfter) }})

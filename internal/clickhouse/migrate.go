@@ -319,4 +319,6 @@ func engine(cluster, name string) string {
 	return "Replicated" + name
 }
 
-func quoteName(s string) string { return "`" + strings.NewReplacer("\\", "\\\\", "`", "\\`").Replace(s) + "`" }
+func quoteName(s string) string {
+	return "`" + strings.NewReplacer("\\", "\\\\", "`", "\\`").Replace(s) + "`"
+}

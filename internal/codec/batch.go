@@ -66,6 +66,7 @@ type Batch struct {
 type span struct {
 	start, end int
 	hash       uint64
+	assigned   bool
 }
 
 // Rejection is one event that was not kept.
@@ -141,6 +142,10 @@ func (b *Batch) Record(i int) []byte {
 
 // Hash returns the partition hash of record i's event_id.
 func (b *Batch) Hash(i int) uint64 { return b.records[i].hash }
+
+// Assigned reports whether record i got its event_id here: nobody else knows
+// that id, so nobody can send the event again under it.
+func (b *Batch) Assigned(i int) bool { return b.records[i].assigned }
 
 // Rejected returns the events that were not kept, in body order, valid until
 // the last Release.
@@ -283,7 +288,8 @@ func (b *Batch) array(body []byte, i int) int {
 // keep encodes the event just decoded into the arena.
 func (b *Batch) keep() {
 	var id [16]byte
-	if len(b.ev.EventID) > 0 {
+	assigned := len(b.ev.EventID) == 0
+	if !assigned {
 		id = ID(b.ev.EventID)
 	} else {
 		id = b.newID()
@@ -292,7 +298,7 @@ func (b *Batch) keep() {
 	b.ev.ReceivedAt = b.now
 	start := len(b.arena)
 	b.arena = AppendRecord(b.arena, &b.ev)
-	b.records = append(b.records, span{start, len(b.arena), PartitionHash(id)})
+	b.records = append(b.records, span{start, len(b.arena), PartitionHash(id), assigned})
 }
 
 // newID returns a version 7 UUID (RFC 9562, section 5.7): 48 bits of Unix

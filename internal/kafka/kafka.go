@@ -73,6 +73,21 @@ func backoff(tries int) time.Duration {
 	return min(50*time.Millisecond<<min(tries, 6), 2*time.Second)
 }
 
+// AssignedID are the headers of a record whose event_id the server made. Such
+// an event cannot be sent again under the same id, so no deduplication window
+// needs to remember it. Shared by all records: never changed.
+var AssignedID = []kgo.RecordHeader{{Key: "edge-id", Value: []byte("assigned")}}
+
+// HasAssignedID reports whether r carries AssignedID.
+func HasAssignedID(r *kgo.Record) bool {
+	for i := range r.Headers {
+		if r.Headers[i].Key == AssignedID[0].Key {
+			return string(r.Headers[i].Value) == string(AssignedID[0].Value)
+		}
+	}
+	return false
+}
+
 // Topic is a topic that must exist.
 type Topic struct {
 	Name       string

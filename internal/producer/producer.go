@@ -173,6 +173,9 @@ func (p *Producer) produce(j *job) {
 			Timestamp: j.started,
 			Partition: int32(j.batch.Hash(i) >> 33), // the partitioner takes it modulo the count
 		}
+		if j.batch.Assigned(i) {
+			r.Headers = kafka.AssignedID
+		}
 		p.client.Produce(context.Background(), r, j.promise)
 	}
 }

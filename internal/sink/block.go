@@ -48,8 +48,8 @@ func newBlock() *block {
 // rows is the number of rows appended.
 func (b *block) rows() int { return len(b.part) }
 
-// append copies ev into the columns.
-func (b *block) append(ev *codec.Event, partition int32, offset int64) {
+// append copies ev, whose event_id is id, into the columns.
+func (b *block) append(ev *codec.Event, id [16]byte, partition int32, offset int64) {
 	b.ts.AppendRaw(proto.DateTime64(ev.Timestamp))
 	b.eventName.append(ev.Name)
 	b.channel.append(ev.Channel)
@@ -57,7 +57,7 @@ func (b *block) append(ev *codec.Event, partition int32, offset int64) {
 	b.userID.AppendBytes(ev.UserID)
 	b.tags.append(ev.Tags)
 	b.metadata.AppendBytes(ev.Metadata)
-	b.eventID = append(b.eventID, uuid.UUID(codec.ID(ev.EventID)))
+	b.eventID = append(b.eventID, uuid.UUID(id))
 	b.receivedAt.AppendRaw(proto.DateTime64(ev.ReceivedAt))
 	b.part = append(b.part, uint32(partition))
 	b.offset = append(b.offset, uint64(offset))

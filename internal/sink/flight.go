@@ -14,6 +14,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"edge/internal/codec"
+	"edge/internal/kafka"
 )
 
 // batch is what a flight carries of one partition: every offset of
@@ -48,8 +49,9 @@ func (f *flight) full(c *Config) bool {
 	return f.block.rows()+len(f.dead) >= c.FlushRows || f.block.bytes >= c.FlushBytes
 }
 
-// take adds one record: as a row, or as a dead letter when it is no event.
-func (f *flight) take(r *kgo.Record) {
+// take adds one record: as a row, as a duplicate that w has seen before, or as
+// a dead letter when it is no event.
+func (f *flight) take(r *kgo.Record, w *window) {
 	b := f.batches[r.Partition]
 	if b == nil {
 		b = &batch{first: r.Offset, oldest: r.Timestamp}
@@ -62,7 +64,12 @@ func (f *flight) take(r *kgo.Record) {
 		b.dead++
 		return
 	}
-	f.block.append(&f.event, r.Partition, r.Offset)
+	id := codec.ID(f.event.EventID)
+	if w != nil && !kafka.HasAssignedID(r) && w.seen(id, r.Offset, f.event.ReceivedAt) {
+		b.duplicates++
+		return
+	}
+	f.block.append(&f.event, id, r.Partition, r.Offset)
 	b.rows++
 }
 

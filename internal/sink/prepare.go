@@ -18,8 +18,9 @@ import (
 
 // source is the log this sink reads and how its inserts must be made.
 type source struct {
-	id       uint32      // the _src of every row
-	settings [][2]string // of every insert
+	id         uint32 // the _src of every row
+	partitions int
+	settings   [][2]string // of every insert
 }
 
 // SchemaError says that the database is not what this binary writes to. No
@@ -38,8 +39,9 @@ func (s *Sink) prepare(ctx context.Context) (source, error) {
 	if err != nil {
 		return source{}, err
 	}
-	id, err := s.register(ctx)
-	return source{id, settings}, err
+	src, err := s.register(ctx)
+	src.settings = settings
+	return src, err
 }
 
 // views maps each rollup to the view that fills it.
@@ -180,40 +182,41 @@ func StoredBeyond(ctx context.Context, pool *clickhouse.Pool, src uint32, ends m
 }
 
 // register records the log in the table of sources and returns its number.
-func (s *Sink) register(ctx context.Context) (uint32, error) {
+func (s *Sink) register(ctx context.Context) (source, error) {
 	client, err := s.cfg.Kafka.Client()
 	if err != nil {
-		return 0, err
+		return source{}, err
 	}
 	defer client.Close()
 	meta, err := kadm.NewClient(client).Metadata(ctx, s.cfg.Topic)
 	if err != nil {
-		return 0, fmt.Errorf("read topic %s: %w", s.cfg.Topic, err)
+		return source{}, fmt.Errorf("read topic %s: %w", s.cfg.Topic, err)
 	}
 	topic := meta.Topics[s.cfg.Topic]
 	if topic.Err != nil {
-		return 0, fmt.Errorf("read topic %s: %w", s.cfg.Topic, topic.Err)
+		return source{}, fmt.Errorf("read topic %s: %w", s.cfg.Topic, topic.Err)
 	}
 	id := SourceID(meta.Cluster, topic.ID, s.cfg.Incarnation)
+	src := source{id: id, partitions: max(len(topic.Partitions), 1)}
 	topicID := hex.EncodeToString(topic.ID[:])
 	identity := fmt.Sprintf("%s/%s/%d", meta.Cluster, topicID, s.cfg.Incarnation)
 	same, err := s.cfg.ClickHouse.Strings(ctx, fmt.Sprintf(
 		"SELECT concat(cluster_id, '/', topic_id, '/', toString(incarnation)) AS s FROM sources FINAL WHERE src = %d", id))
 	if err != nil {
-		return 0, fmt.Errorf("read sources: %w", err)
+		return source{}, fmt.Errorf("read sources: %w", err)
 	}
 	for _, other := range same {
 		if other != identity {
-			return 0, &SchemaError{fmt.Sprintf("source number %d is taken by %s; use another database for %s", id, other, identity)}
+			return source{}, &SchemaError{fmt.Sprintf("source number %d is taken by %s; use another database for %s", id, other, identity)}
 		}
 	}
 	if len(same) > 0 {
-		return id, nil
+		return src, nil
 	}
 	err = s.cfg.ClickHouse.Exec(ctx, fmt.Sprintf("INSERT INTO sources SELECT %d, %s, %s, %d, %s, now()",
 		id, clickhouse.Quote(meta.Cluster), clickhouse.Quote(topicID), s.cfg.Incarnation, clickhouse.Quote(s.cfg.Topic)))
 	if err != nil {
-		return 0, fmt.Errorf("record source: %w", err)
+		return source{}, fmt.Errorf("record source: %w", err)
 	}
-	return id, nil
+	return src, nil
 }

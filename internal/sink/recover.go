@@ -26,15 +26,19 @@ func (t *session) recoverOpen() {
 			plans, ids = append(plans, *p.open), append(ids, id)
 		}
 	}
-	if len(plans) == 0 || t.flying != nil {
+	if len(plans) == 0 {
 		return
 	}
 	ctx, cancel := context.WithTimeout(t.ctx, t.cfg.RevokeTimeout)
 	defer cancel()
+	if err := t.land(ctx); err != nil {
+		t.lost(fmt.Errorf("declared batches wait for the insert under way: %w", err))
+		return
+	}
 	f := newFlight(newBlock())
 	f.recover = true
 	for i, id := range ids {
-		if err := t.reread(ctx, f, id, plans[i]); err != nil {
+		if err := t.reread(ctx, f, plans[i], t.partitions[id]); err != nil {
 			t.lost(fmt.Errorf("read declared batch %d:[%d,%d] again: %w", id, plans[i].first, plans[i].last, err))
 			return
 		}
@@ -44,8 +48,9 @@ func (t *session) recoverOpen() {
 	t.fly(f)
 }
 
-// reread takes offsets [first,last] of a partition from the log into f.
-func (t *session) reread(ctx context.Context, f *flight, id int32, p plan) error {
+// reread takes the offsets of plan p from the log into f.
+func (t *session) reread(ctx context.Context, f *flight, p plan, of *partition) error {
+	id, w := of.id, of.window
 	client, err := t.cfg.Kafka.Client(
 		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{t.cfg.Topic: {id: kgo.NewOffset().At(p.first)}}),
 		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
@@ -72,7 +77,7 @@ func (t *session) reread(ctx context.Context, f *flight, id int32, p plan) error
 				t.stats.lostRecords.Add(uint64(r.Offset - next))
 				t.cfg.Logger.Error("records of a declared batch are no longer in the log", "partition", id, "first", next, "last", r.Offset-1)
 			}
-			f.take(r)
+			f.take(r, w)
 			next = r.Offset + 1
 		})
 	}

@@ -62,6 +62,11 @@ type Config struct {
 	FlushRows     int // a block is full at this many rows
 	FlushBytes    int // or at this many bytes of records
 	InsertTimeout time.Duration
+	// DedupIDs and DedupAge bound the deduplication window: a repeated event_id
+	// is dropped when its first copy is less than this many records of the topic
+	// and less than this long ago. DedupIDs 0 turns deduplication off.
+	DedupIDs int64
+	DedupAge time.Duration
 	// RevokeTimeout is how long a rebalance waits for the insert under way.
 	RevokeTimeout time.Duration
 }
@@ -138,6 +143,8 @@ type partition struct {
 	next int64 // offset of the next record to take
 	open *plan // declared by an earlier owner, to be recovered before anything else
 	high int64 // high watermark last seen
+
+	window *window // ids taken so far; nil until rebuilt from events
 }
 
 func (s *Sink) session(ctx context.Context) error {
@@ -190,9 +197,16 @@ func (t *session) run(ctx context.Context) error {
 		}
 		fetches := t.poll(ctx)
 		t.mu.Lock()
-		t.take(fetches)
+		if err := t.loadWindows(ctx); err != nil {
+			t.mu.Unlock()
+			t.client.AllowRebalance()
+			return err
+		}
 		t.recoverOpen()
-		t.launch(false)
+		if t.ctx.Err() == nil {
+			t.take(fetches)
+			t.launch(false)
+		}
 		t.mu.Unlock()
 		t.client.AllowRebalance()
 		t.room(ctx)
@@ -274,10 +288,10 @@ func (t *session) take(fetches kgo.Fetches) {
 			if r.Offset < p.next {
 				continue // part of a plan that is being recovered
 			}
-			t.filling.take(r)
+			t.filling.take(r, p.window)
 			p.next = r.Offset + 1
 		}
-		t.state.seen(p.id, t.filling.batches[p.id], p.high)
+		t.state.seen(p, t.filling.batches[p.id])
 	})
 }
 

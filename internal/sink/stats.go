@@ -76,6 +76,8 @@ type position struct {
 	stored int64     // next offset not yet in ClickHouse
 	high   int64     // high watermark
 	oldest time.Time // when the broker took the oldest record in memory; zero: none there
+
+	windowIDs, windowSeconds int64
 }
 
 func (p *progress) assigned(id int32, offset int64) {
@@ -89,11 +91,11 @@ func (p *progress) assigned(id int32, offset int64) {
 }
 
 // seen notes what a poll brought of a partition: the batch being filled, if
-// any, and how far the log goes.
-func (p *progress) seen(id int32, filling *batch, high int64) {
+// any, how far the log goes, and what the window covers.
+func (p *progress) seen(part *partition, filling *batch) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	at := p.partitions[id]
+	at := p.partitions[part.id]
 	if at == nil {
 		return
 	}
@@ -103,7 +105,11 @@ func (p *progress) seen(id int32, filling *batch, high int64) {
 	if at.oldest.IsZero() && filling != nil {
 		at.oldest = filling.oldest
 	}
-	at.high = max(at.high, high)
+	at.high = max(at.high, part.high)
+	if part.window != nil {
+		ids, seconds := part.window.span()
+		at.windowIDs, at.windowSeconds = int64(ids), seconds
+	}
 }
 
 // stored notes that f is in, and what waits behind it.
@@ -214,6 +220,10 @@ func (s *Sink) Describe(set *stat.Set) {
 			}
 			return max(time.Since(p.oldest).Seconds(), 0)
 		}))
+	set.GaugeVec("edge_dedup_ids", "Event ids the deduplication window holds.", []string{"partition"},
+		s.eachPartition(func(p *position) float64 { return float64(p.windowIDs) }))
+	set.GaugeVec("edge_dedup_window_seconds", "How far back the deduplication window reaches now.", []string{"partition"},
+		s.eachPartition(func(p *position) float64 { return float64(p.windowSeconds) }))
 	set.Gauge("edge_sink_stuck_seconds", "Time since the last progress while there is something to store.", func() float64 {
 		stuck, _ := s.Stuck()
 		return stuck.Seconds()

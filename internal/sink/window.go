@@ -1,8 +1,14 @@
 package sink
 
 import (
+	"context"
 	"encoding/binary"
+	"fmt"
 	"math/bits"
+	"time"
+
+	"github.com/ClickHouse/ch-go"
+	"github.com/ClickHouse/ch-go/proto"
 )
 
 // window remembers the ids of the last records of one partition, so that an
@@ -17,16 +23,19 @@ import (
 // in events is enough to rebuild the window from.
 //
 // Slot offset%size of the ring belongs to an offset; the table finds an id's
-// slot. Both grow to size as needed: 20 bytes an offset, and 4 for each of the
-// table's cells, of which at most half are taken.
+// slot. Ring: 20 bytes an offset, allocated as far as it has been used. Table: 4
+// bytes a cell, at most half of the cells taken.
 type window struct {
 	size  int64 // offsets remembered
 	ageMs int64
 	ids   [][16]byte
 	times []uint32 // receive time in seconds; 0: no row at this offset
 	next  int64    // offset after the newest
-	used  int      // ids in the table
-	table []uint32 // slot+1, 0 empty; linear probing
+	// oldest is an offset not above the oldest one held; newest is the latest
+	// receive time in seconds.
+	oldest, newest int64
+	used           int      // ids in the table
+	table          []uint32 // slot+1, 0 empty; linear probing
 }
 
 func newWindow(size int64, ageMs int64) *window { return &window{size: size, ageMs: ageMs} }
@@ -55,7 +64,7 @@ func (w *window) seen(id [16]byte, offset, receivedMs int64) bool {
 // advance forgets what lies size or more before offset.
 func (w *window) advance(offset int64) {
 	if w.ids == nil {
-		w.next = offset
+		w.next, w.oldest = offset, offset
 	}
 	if offset-w.next >= w.size {
 		w.clear()
@@ -76,7 +85,6 @@ func (w *window) clear() {
 func (w *window) add(id [16]byte, offset, receivedMs int64) {
 	slot := int(offset % w.size)
 	for slot >= len(w.ids) {
-		// Doubling up to the size: a quiet partition costs what it has seen.
 		n := int(min(w.size, max(1024, 2*int64(slot))))
 		ids, times := make([][16]byte, n), make([]uint32, n)
 		copy(ids, w.ids)
@@ -91,6 +99,7 @@ func (w *window) add(id [16]byte, offset, receivedMs int64) {
 	// never 0.
 	w.times[slot] = uint32((receivedMs + 999) / 1000)
 	w.times[slot] = max(w.times[slot], 1)
+	w.newest = max(w.newest, int64(w.times[slot]))
 	w.insert(uint32(slot))
 }
 
@@ -147,12 +156,60 @@ func (w *window) cell(id [16]byte) int {
 // span returns how many ids the window holds and how far back the oldest was
 // received, in seconds before the newest.
 func (w *window) span() (ids int, seconds int64) {
-	var oldest, newest uint32
-	for _, t := range w.times {
-		if t != 0 && (oldest == 0 || t < oldest) {
-			oldest = t
-		}
-		newest = max(newest, t)
+	if w.used == 0 {
+		return 0, 0
 	}
-	return w.used, int64(newest - oldest)
+	for w.oldest = max(w.oldest, w.next-w.size); w.times[w.oldest%w.size] == 0; w.oldest++ {
+	}
+	return w.used, max(w.newest-int64(w.times[w.oldest%w.size]), 0)
+}
+
+// loadWindows rebuilds the windows of partitions that have none from events:
+// the rows before the first record this session takes.
+func (t *session) loadWindows(ctx context.Context) error {
+	if t.cfg.DedupIDs == 0 {
+		return nil
+	}
+	for _, p := range t.partitions {
+		if p.window != nil {
+			continue
+		}
+		first := p.next
+		if p.open != nil {
+			first = p.open.first
+		}
+		w := newWindow(max(t.cfg.DedupIDs/int64(t.source.partitions), 1), t.cfg.DedupAge.Milliseconds())
+		started := time.Now()
+		if err := t.loadWindow(ctx, p.id, first, w); err != nil {
+			return fmt.Errorf("rebuild the deduplication window of partition %d: %w", p.id, err)
+		}
+		p.window = w
+		if ids, seconds := w.span(); ids > 0 {
+			t.cfg.Logger.Info("deduplication window rebuilt", "partition", p.id, "ids", ids, "seconds", seconds, "took_ms", time.Since(started).Milliseconds())
+		}
+	}
+	return nil
+}
+
+func (t *session) loadWindow(ctx context.Context, id int32, first int64, w *window) error {
+	var (
+		offset   proto.ColUInt64
+		eventID  proto.ColUUID
+		received proto.ColInt64
+	)
+	return t.cfg.ClickHouse.Do(ctx, ch.Query{
+		// Rows come in offset order: seen wants them ascending, and in that
+		// order the window forgets what it would have forgotten.
+		Body: fmt.Sprintf(`SELECT _offset, event_id, toUnixTimestamp64Milli(received_at) AS received FROM events
+			WHERE _src = %d AND _part = %d AND _offset >= %d AND _offset < %d
+			AND received_at >= (SELECT max(received_at) FROM events WHERE _src = %[1]d AND _part = %[2]d AND _offset >= %[3]d AND _offset < %[4]d) - toIntervalSecond(%[5]d)
+			ORDER BY _offset`, t.source.id, id, max(first-w.size, 0), first, int64(t.cfg.DedupAge.Seconds())+1),
+		Result: proto.Results{{Name: "_offset", Data: &offset}, {Name: "event_id", Data: &eventID}, {Name: "received", Data: &received}},
+		OnResult: func(context.Context, proto.Block) error {
+			for i := range offset {
+				w.seen(eventID[i], int64(offset[i]), received[i])
+			}
+			return nil
+		},
+	})
 }
