@@ -198,17 +198,6 @@ func (r *Ring[T]) Push(v T, bytes int) error {
 	return nil
 }
 
-// wakeReader sends the token if the reader sleeps and nobody else has.
-func (r *Ring[T]) wakeReader() {
-	if r.asleep.Load() == 0 || !r.asleep.CompareAndSwap(1, 0) {
-		return
-	}
-	select {
-	case r.wake <- struct{}{}:
-	default: // a token is there, which wakes just as well
-	}
-}
-
 // Pop moves up to len(dst) items into dst, in the order of their claims, and
 // returns how many. Their slots and bytes are free when it returns: what the
 // caller holds from then on is for the caller to bound.
@@ -236,49 +225,6 @@ func (r *Ring[T]) Pop(dst []T) int {
 		r.freed.Store(pack(head, bytes))
 	}
 	return n
-}
-
-// ready tells whether Pop would return an item.
-func (r *Ring[T]) ready() bool {
-	head := position(r.freed.Load())
-	return r.slots[head&r.mask].seq.Load() == (head+1)&posMask
-}
-
-// drained tells whether the ring is closed and every item claimed was popped.
-func (r *Ring[T]) drained() bool {
-	w := r.claimed.Load()
-	return w&closedBit != 0 && position(w) == position(r.freed.Load())
-}
-
-// Wait sleeps until Pop has something to return, and reports true; or until
-// the ring is closed and drained, or stop is closed, and reports false. stop
-// may be nil.
-func (r *Ring[T]) Wait(stop <-chan struct{}) bool {
-	for {
-		if r.ready() {
-			return true
-		}
-		if r.drained() {
-			return false
-		}
-		if perturb {
-			disturb()
-		}
-		r.asleep.Store(1)
-		if perturb {
-			disturb()
-		}
-		if r.ready() || r.drained() {
-			r.asleep.Store(0)
-			continue
-		}
-		select {
-		case <-r.wake:
-		case <-stop:
-			r.asleep.Store(0)
-			return false
-		}
-	}
 }
 
 // Close makes every later Push return ErrClosed. What is inside stays for the
