@@ -4,12 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
+	"net/url"
 	"os"
 	"path/filepath"
-	"slices"
-	"strconv"
 	"sync"
 	"time"
 
@@ -17,77 +15,6 @@ import (
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
 )
-
-// BrokerConfig describes an embedded broker. Only Dir is required; the zero
-// value of every other field is the safe choice.
-type BrokerConfig struct {
-	// Dir is the absolute data directory; the broker keeps to Dir/kafka.
-	Dir string
-	// Lock is the lock of Dir when the caller holds it already. Nil: the
-	// broker takes it and gives it back on Close.
-	Lock *DirLock
-	// Listen opens a TCP port on a loopback IP, for kcat and rpk.
-	Listen string
-	// Topics are created at start with this many partitions when missing. An
-	// existing topic keeps its count: a key must not move.
-	Topics map[string]int32
-	// Retention says per topic what Trim may remove; topics without an entry
-	// are kept whole.
-	Retention map[string]Retention
-
-	// NoSync acknowledges records before they are on disk: a process kill
-	// loses nothing, a power cut may lose acknowledged records.
-	NoSync bool
-	// MinFree is the free space in bytes below which producers are turned
-	// away; commits still have an eighth of it. 0 means 64 MiB, negative none.
-	MinFree int64
-	// SegmentBytes is the grain of Trim: only whole segment files go away.
-	// A start reads a segment at a time, so it bounds memory as well. 0 means 32 MiB.
-	SegmentBytes int64
-	// MaxMessageBytes bounds one record batch. 0 means 16 MiB.
-	MaxMessageBytes int
-	// MaxRequestBytes bounds one request. 0 means 100 MiB, the most a franz-go
-	// client sends unless told otherwise.
-	MaxRequestBytes int
-
-	Logger *slog.Logger
-}
-
-// trimEvery is how often the janitor looks. Trimming frees whole segments, so
-// looking more often would find nothing more.
-const trimEvery = time.Minute
-
-func (c BrokerConfig) withDefaults() (BrokerConfig, error) {
-	if !filepath.IsAbs(c.Dir) {
-		return c, fmt.Errorf("data directory %q must be an absolute path", c.Dir)
-	}
-	for topic, n := range c.Topics {
-		if n < 1 || n > maxPartitions {
-			return c, fmt.Errorf("topic %q: %d partitions, need 1 to %d", topic, n, maxPartitions)
-		}
-	}
-	for topic, r := range c.Retention {
-		if r.Age < 0 {
-			return c, fmt.Errorf("topic %q: retention %v must not be negative", topic, r.Age)
-		}
-	}
-	if c.MinFree == 0 {
-		c.MinFree = 64 << 20
-	}
-	if c.SegmentBytes == 0 {
-		c.SegmentBytes = 32 << 20
-	}
-	if c.MaxMessageBytes == 0 {
-		c.MaxMessageBytes = 16 << 20
-	}
-	if c.MaxRequestBytes == 0 {
-		c.MaxRequestBytes = 100 << 20
-	}
-	if c.Logger == nil {
-		c.Logger = slog.New(slog.DiscardHandler)
-	}
-	return c, nil
-}
 
 // Broker is a running embedded broker.
 type Broker struct {
@@ -119,8 +46,8 @@ type Broker struct {
 	closeErr   error
 }
 
-// StartBroker opens the log in cfg.Dir and serves it to Dial. Nothing is lost
-// or renumbered by a start; call Check before anything produces or consumes.
+// StartBroker opens the log in cfg.Dir and serves it to Dial. Call Check before
+// anything produces or consumes, then Open if cfg.Listen is set.
 func StartBroker(ctx context.Context, cfg BrokerConfig) (_ *Broker, err error) {
 	if cfg, err = cfg.withDefaults(); err != nil {
 		return nil, fmt.Errorf("start the embedded broker: %w", err)
@@ -197,35 +124,15 @@ func (b *Broker) loadIdentity() error {
 	return id.save(b.dir)
 }
 
-func (b *Broker) clusterOpts() []kfake.Opt {
-	opts := []kfake.Opt{
-		kfake.NumBrokers(1), // one goroutine serves them all: more would add nothing
-		kfake.ClusterID(b.id.ClusterID),
-		kfake.DataDir(b.dir),
-		kfake.ListenFn(func(string, string) (net.Listener, error) { return b.door, nil }),
-		kfake.WithLogger(b.log),
-		kfake.MaxVersions(versions()),
-		kfake.GroupMinSessionTimeout(time.Second),
-		kfake.BrokerConfigs(map[string]string{
-			"message.max.bytes": strconv.Itoa(b.cfg.MaxMessageBytes),
-			"log.segment.bytes": strconv.FormatInt(b.cfg.SegmentBytes, 10),
-			// The default forgets a group's commits after a week without a
-			// member, and a box may be off for longer. A century in
-			// nanoseconds still fits the 64 bits kfake multiplies it into.
-			"offsets.retention.minutes": strconv.Itoa(100 * 365 * 24 * 60),
-		}),
-	}
-	if !b.cfg.NoSync {
-		opts = append(opts, kfake.SyncWrites())
-	}
-	return opts
-}
-
 func (b *Broker) openTopics() error {
 	for topic, n := range b.cfg.Topics {
 		info := b.cluster.TopicInfo(topic)
 		if info == nil {
-			if err := b.cluster.CreateTopic(topic, n, nil); err != nil {
+			err := b.makePartitionDirs(topic, n)
+			if err == nil {
+				err = b.cluster.CreateTopic(topic, n, nil)
+			}
+			if err != nil {
 				return fmt.Errorf("create topic %s: %w", topic, err)
 			}
 			continue
@@ -240,6 +147,18 @@ func (b *Broker) openTopics() error {
 		}
 	}
 	return nil
+}
+
+// makePartitionDirs makes the directories that kfake would make at the first
+// record, so that their names are on disk before a record can be.
+func (b *Broker) makePartitionDirs(topic string, n int32) error {
+	all := filepath.Join(b.dir, "partitions")
+	for p := range n {
+		if err := os.MkdirAll(filepath.Join(all, fmt.Sprintf("%s-%d", url.PathEscape(topic), p)), 0o700); err != nil {
+			return err
+		}
+	}
+	return syncDir(all)
 }
 
 func (b *Broker) startBackground() {
@@ -275,6 +194,11 @@ func every(ctx context.Context, d time.Duration, f func()) {
 // Dial connects to the broker from inside the process, for kgo.Dialer. It
 // ignores network and addr: there is one broker and no address to it.
 func (b *Broker) Dial(ctx context.Context, _, _ string) (net.Conn, error) { return b.door.dial(ctx) }
+
+// Open lets clients of the TCP port in. The port is bound by StartBroker, so
+// that a conflict shows early, but a record produced before Check has run could
+// hide a lost tail from it: until Open, connections wait in the backlog.
+func (b *Broker) Open() { b.door.open() }
 
 // Seeds returns the advertised address, for kgo.SeedBrokers. It can be
 // reached from outside the process only when Listen was set.
@@ -319,7 +243,11 @@ func (b *Broker) TopicID(topic string) (id [16]byte, ok bool) {
 }
 
 // ClusterID is random and made with the log.
-func (b *Broker) ClusterID() string { return b.id.ClusterID }
+func (b *Broker) ClusterID() string {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	return b.id.ClusterID
+}
 
 // Incarnation counts from 1 and grows in Check. A (ClusterID, TopicID,
 // Incarnation, partition, offset) names one record for ever.
@@ -331,6 +259,10 @@ func (b *Broker) Incarnation() uint32 {
 
 // UncleanStart reports whether the previous run ended without Close.
 func (b *Broker) UncleanStart() bool { return b.uncleanStart }
+
+// Ready returns why the broker turns producers away: its disk reserve is
+// reached, or an fsync failed. Nil means it does not.
+func (b *Broker) Ready() error { return b.disk.reason() }
 
 // UncleanHostBoot reports whether, in addition, the host was booted since:
 // what was not fsynced, in any file of any program, may be gone.
@@ -366,6 +298,9 @@ func (b *Broker) shutDown() error {
 	b.disk.close()
 
 	err := b.log.saveError()
+	if failed := b.disk.broken.Load(); err == nil && failed != nil {
+		err = *failed
+	}
 	if err == nil {
 		err = syncDir(b.dir)
 	}
@@ -397,13 +332,4 @@ func (b *Broker) abandon() {
 	if b.ownsLock {
 		b.lock.Close()
 	}
-}
-
-func sortedKeys[V any](m map[string]V) []string {
-	ks := make([]string, 0, len(m))
-	for k := range m {
-		ks = append(ks, k)
-	}
-	slices.Sort(ks)
-	return ks
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -30,12 +31,10 @@ func TestProduceConsume(t *testing.T) {
 			t.Fatalf("event %d consumed %d times; want 1", i, n)
 		}
 	}
-	if b.tcpPort() {
+	if b.door.tcp != nil {
 		t.Error("a TCP port is open although none was asked for")
 	}
 }
-
-func (b *Broker) tcpPort() bool { return b.door.tcp != nil }
 
 func TestRestartKeepsEverything(t *testing.T) {
 	dir := t.TempDir()
@@ -105,7 +104,7 @@ func TestLock(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err = lockDir(dir, 0)
-	if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("in use by process %d", pid())) {
+	if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("in use by process %d", os.Getpid())) {
 		t.Fatalf("second opener: got %v; want a refusal that names this process", err)
 	}
 	b := start(t, BrokerConfig{Dir: dir, Lock: l})
@@ -191,6 +190,7 @@ func TestTCPDoor(t *testing.T) {
 	}
 	defer outside.Close()
 	produce(t, inside, 0, 10, 1)
+	b.Open()
 	if got := consume(t, outside, 10); len(got) != 10 {
 		t.Errorf("got %d records over TCP; want 10", len(got))
 	}

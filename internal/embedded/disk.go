@@ -1,7 +1,9 @@
 package embedded
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"math"
 	"os"
 	"path/filepath"
@@ -33,10 +35,11 @@ const verifyEvery = time.Second
 type diskWatch struct {
 	b *Broker
 
-	broken atomic.Bool
+	broken atomic.Pointer[error] // the first write-back error
 
 	mu      sync.Mutex
-	produce *kfake.FaultHandle // non-nil while producers are turned away
+	why     error              // why producers are turned away
+	produce *kfake.FaultHandle // non-nil while they are
 	commit  *kfake.FaultHandle
 
 	second map[string]*os.File // by partition directory; verify's alone
@@ -53,7 +56,7 @@ func newDiskWatch(b *Broker) *diskWatch {
 // has dropped the pages: trying again would succeed and prove nothing.
 func (w *diskWatch) fail(err error) {
 	w.b.stats.diskErrors.Inc()
-	if !w.broken.Swap(true) {
+	if w.broken.CompareAndSwap(nil, &err) {
 		w.b.cfg.Logger.Error("the broker's disk failed: turning requests away until the next start", "err", err)
 	}
 }
@@ -66,14 +69,19 @@ func (w *diskWatch) look() {
 		w.b.cfg.Logger.Error("look at the broker's disk", "err", err)
 		return
 	}
-	if w.broken.Load() {
-		free = math.MinInt64
+	reserve := w.b.cfg.MinFree
+	why := fmt.Errorf("%d bytes free on the broker's disk, the reserve is %d", free, reserve)
+	if err := w.broken.Load(); err != nil {
+		free, why = math.MinInt64, fmt.Errorf("the broker's disk failed, restart it to see what was kept: %w", *err)
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	reserve := w.b.cfg.MinFree
 	w.turn(&w.produce, free, reserve, kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: kerr.UnknownServerError})
 	w.turn(&w.commit, free, reserve/8, kfake.Fault{Keys: []kmsg.Key{kmsg.OffsetCommit}, Err: kerr.CoordinatorNotAvailable})
+	if w.produce == nil {
+		why = nil
+	}
+	w.why = why
 }
 
 // turn installs f when free is below limit and removes it a quarter above, so
@@ -91,10 +99,10 @@ func (w *diskWatch) turn(h **kfake.FaultHandle, free, limit int64, f kfake.Fault
 	}
 }
 
-func (w *diskWatch) refusing() bool {
+func (w *diskWatch) reason() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.produce != nil
+	return w.why
 }
 
 // verify asks the kernel for the fsync errors that kfake ignored. Linux
@@ -102,11 +110,13 @@ func (w *diskWatch) refusing() bool {
 // happened, so a second descriptor on the segment being written sees what
 // kfake's saw. With nothing dirty the fsync costs microseconds.
 func (w *diskWatch) verify() {
-	dirs, err := filepath.Glob(filepath.Join(w.b.dir, "partitions", "*"))
-	if err != nil {
-		return
+	all := filepath.Join(w.b.dir, "partitions")
+	entries, err := os.ReadDir(all)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		w.fail(err)
 	}
-	for _, dir := range dirs {
+	for _, e := range entries {
+		dir := filepath.Join(all, e.Name())
 		f := w.second[dir]
 		if f != nil {
 			if err := f.Sync(); err != nil {
@@ -118,8 +128,11 @@ func (w *diskWatch) verify() {
 				f.Close()
 				delete(w.second, dir)
 			}
-			if f, err := os.Open(newest); err == nil { // gone again: trimmed meanwhile
+			if f, err := os.Open(newest); err == nil { // else it was trimmed meanwhile
 				w.second[dir] = f
+			}
+			if err := syncDir(dir); err != nil { // the new file's name
+				w.fail(err)
 			}
 		}
 	}

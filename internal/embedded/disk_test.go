@@ -68,7 +68,7 @@ func TestDiskReserve(t *testing.T) {
 	release := ballast(t, dir, 6<<20)
 
 	acked, err := fillUp(t, b, cl)
-	if acked == 0 || !errors.Is(err, kerr.UnknownServerError) || !b.disk.refusing() {
+	if acked == 0 || !errors.Is(err, kerr.UnknownServerError) || b.Ready() == nil {
 		t.Fatalf("%d acknowledged, then %v; want some, then UNKNOWN_SERVER_ERROR", acked, err)
 	}
 	// The sink can still drain and commit from the reserve.
@@ -81,6 +81,9 @@ func TestDiskReserve(t *testing.T) {
 
 	release()
 	b.disk.look()
+	if err := b.Ready(); err != nil {
+		t.Errorf("not ready with room again: %v", err)
+	}
 	produce(t, cl, 0, 10, 1)
 	if p := b.Partitions(topic)[0]; p.HighWatermark != int64(acked+10) {
 		t.Errorf("high watermark %d; want %d", p.HighWatermark, acked+10)
@@ -104,7 +107,9 @@ func TestDiskFull(t *testing.T) {
 	}
 
 	release()
-	produce(t, cl, 0, 10, 2)
+	// One record a batch, as before: a client that reused the sequence number of
+	// the refused batch would be told "duplicate", an acknowledgement of nothing.
+	produce(t, cl, 0, 10, 10)
 	commit(t, b, 5, "after")
 	killed := crash(t, b)
 	b = start(t, BrokerConfig{Dir: killed})

@@ -2,6 +2,7 @@ package embedded
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -40,6 +41,7 @@ type door struct {
 	conns    chan net.Conn
 	closed   chan struct{}
 	once     sync.Once
+	opened   sync.Once
 	accepted sync.WaitGroup
 	peers    atomic.Int64
 
@@ -67,8 +69,14 @@ func openDoor(listen string, maxFrame int, log *slog.Logger) (*door, error) {
 	if d.tcp, err = net.Listen("tcp", listen); err != nil {
 		return nil, fmt.Errorf("open the broker's port: %w", err)
 	}
-	d.accepted.Go(d.acceptTCP)
 	return d, nil
+}
+
+// open begins to accept on the port; without one it does nothing.
+func (d *door) open() {
+	if d.tcp != nil {
+		d.opened.Do(func() { d.accepted.Go(d.acceptTCP) })
+	}
 }
 
 // Addr implements net.Listener: the address the broker advertises.
@@ -116,7 +124,7 @@ func (d *door) dial(ctx context.Context) (net.Conn, error) {
 		if theirs != nil {
 			theirs.Close()
 		}
-		return nil, fmt.Errorf("dial the embedded broker: %w", cmpErr(err1, err2))
+		return nil, fmt.Errorf("dial the embedded broker: %w", cmp.Or(err1, err2))
 	}
 	select {
 	case d.conns <- d.gated(theirs, nil):
@@ -129,13 +137,6 @@ func (d *door) dial(ctx context.Context) (net.Conn, error) {
 	ours.Close()
 	theirs.Close()
 	return nil, fmt.Errorf("dial the embedded broker: %w", err)
-}
-
-func cmpErr(a, b error) error {
-	if a != nil {
-		return a
-	}
-	return b
 }
 
 // fdConn takes ownership of fd.

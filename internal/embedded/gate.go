@@ -26,7 +26,7 @@ var keys = []kmsg.Key{
 	kmsg.DescribeGroups, kmsg.ListGroups, kmsg.ApiVersions,
 	kmsg.CreateTopics, kmsg.InitProducerID, kmsg.OffsetForLeaderEpoch,
 	kmsg.DescribeConfigs, kmsg.DescribeLogDirs, kmsg.DescribeCluster,
-	kmsg.DescribeProducers, kmsg.DescribeTopicPartitions,
+	kmsg.DescribeProducers,
 }
 
 // keyAllowed is keys as a table: the gate looks at every request.

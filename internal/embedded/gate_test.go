@@ -8,15 +8,15 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"testing"
 	"testing/iotest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
-
-func pid() int { return os.Getpid() }
 
 // request returns a frame with the given announced length, whatever follows.
 func request(length uint32, key int16, body ...byte) []byte {
@@ -30,6 +30,7 @@ func request(length uint32, key int16, body ...byte) []byte {
 
 func TestHostilePacketsCloseOneConnection(t *testing.T) {
 	b := start(t, BrokerConfig{Dir: t.TempDir(), Listen: "127.0.0.1:0"})
+	b.Open()
 	cl := newClient(t, b)
 	f := func(name string, packet []byte) {
 		t.Helper()
@@ -146,5 +147,22 @@ func TestTopicsTurnedAway(t *testing.T) {
 	f("fine", 3, nil, nil)
 	if n := len(b.Partitions("fine")); n != 3 {
 		t.Errorf("%d partitions; want 3", n)
+	}
+}
+
+func TestBrokerAnnouncesWhatTheGateLetsIn(t *testing.T) {
+	b := start(t, BrokerConfig{Dir: t.TempDir()})
+	resp, err := kmsg.NewPtrApiVersionsRequest().RequestWith(testContext(t), newClient(t, b))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var announced []kmsg.Key
+	for _, k := range resp.ApiKeys {
+		announced = append(announced, kmsg.Key(k.ApiKey))
+	}
+	want := slices.Sorted(slices.Values(keys))
+	slices.Sort(announced)
+	if diff := cmp.Diff(want, announced); diff != "" {
+		t.Errorf("announced keys (-want +got):\n%s", diff)
 	}
 }

@@ -41,7 +41,7 @@ func prepareDir(dir string) error {
 // topics kfake begins at offset 0 and appends to the segment files it finds,
 // believing them empty: old and new records become unreadable together.
 func refuseOrphans(dir string) error {
-	segments, err := filepath.Glob(filepath.Join(dir, "partitions", "*", "*.dat"))
+	segments, err := fs.Glob(os.DirFS(dir), "partitions/*/*.dat")
 	if err != nil || len(segments) == 0 {
 		return err
 	}

@@ -36,8 +36,8 @@ func (b *Broker) Describe(set *stat.Set) {
 			emit(float64(free), b.dir)
 		}
 	})
-	set.Gauge("edge_disk_full", "1 while the embedded broker turns producers away: the disk reserve is reached, or an fsync failed.", func() float64 {
-		if b.disk.refusing() {
+	set.Gauge("edge_broker_refusing", "1 while the embedded broker turns producers away: the disk reserve is reached, or an fsync failed.", func() float64 {
+		if b.Ready() != nil {
 			return 1
 		}
 		return 0
