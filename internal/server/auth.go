@@ -48,33 +48,37 @@ func parseKeys(list []string) (keys, error) {
 	return ks, nil
 }
 
-// has compares key with every digest, so that time tells nothing.
-func (ks keys) has(key []byte) bool {
+// find returns the place of key, or -1. It compares with every digest, so that
+// time tells nothing.
+func (ks keys) find(key []byte) int {
 	digest := sha256.Sum256(key)
-	found := 0
+	found := -1
 	for i := range ks {
-		found |= subtle.ConstantTimeCompare(ks[i][:], digest[:])
+		same := subtle.ConstantTimeCompare(ks[i][:], digest[:])
+		found = subtle.ConstantTimeSelect(same, i, found)
 	}
-	return found == 1
+	return found
 }
 
-// authorize returns nil when the request carries one of ks, or ks is empty.
-func authorize(ctx *fasthttp.RequestCtx, ks keys) error {
+// authorize returns which of ks the request carries, -1 when ks is empty and
+// everybody may pass.
+func authorize(ctx *fasthttp.RequestCtx, ks keys) (int, error) {
 	if len(ks) == 0 {
-		return nil
+		return -1, nil
 	}
 	var basic [maxKeyBytes]byte
 	key, err := presentedKey(&ctx.Request.Header, basic[:0])
 	if err != nil || len(key) > maxKeyBytes {
-		return errWrongKey
+		return -1, errWrongKey
 	}
 	if len(key) == 0 {
-		return errNoKey
+		return -1, errNoKey
 	}
-	if !ks.has(key) {
-		return errWrongKey
+	i := ks.find(key)
+	if i < 0 {
+		return -1, errWrongKey
 	}
-	return nil
+	return i, nil
 }
 
 // presentedKey returns the key a request brings: bearer token, X-API-Key or

@@ -7,6 +7,8 @@ import (
 	"encoding/hex"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"edge/internal/query"
 )
@@ -124,4 +126,44 @@ func TestCORS(t *testing.T) {
 	f([]string{shop}, shop+".evil.example", "", "Origin")
 	f([]string{shop}, strings.ToUpper(shop), "", "Origin")
 	f(nil, shop, "", "Origin")
+}
+
+// TestKeyRate holds that a key over its rate is refused before its body is
+// read, that other keys are not, and that it is let in again when it has waited.
+func TestKeyRate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		bs := newBuckets(2, 100)
+		noisy, quiet := &bs[0], &bs[1]
+		f := func(b *bucket, want time.Duration) {
+			t.Helper()
+			if got := b.wait(time.Now()); got != want {
+				t.Errorf("got a wait of %v; want %v", got, want)
+			}
+		}
+		f(noisy, 0)
+		noisy.charge(100, time.Now()) // the burst
+		f(noisy, 0)
+		noisy.charge(50, time.Now())
+		f(noisy, 500*time.Millisecond)
+		f(quiet, 0)
+		<-time.After(499 * time.Millisecond)
+		f(noisy, time.Millisecond)
+		<-time.After(time.Millisecond)
+		f(noisy, 0)
+		<-time.After(time.Hour) // rest is not saved up beyond the burst
+		noisy.charge(101, time.Now())
+		f(noisy, 10*time.Millisecond)
+	})
+
+	e := start(t, func(c *Config) { c.WriteKeys, c.KeyRate = []string{"noisy", "quiet"}, 1 })
+	bulk := []byte("[" + strings.Repeat(good+",", 9) + good + "]")
+	e.do("POST", "/events/bulk", header("X-API-Key", "noisy"), bulk).check(t, 202, `"accepted":10`)
+	a := e.do("POST", "/events", header("X-API-Key", "noisy"), []byte(good))
+	if a.StatusCode != 429 || a.Header.Get("Retry-After") != "9" || !strings.Contains(a.body, "again in 9 s") {
+		t.Errorf("got %d, Retry-After %q, %s; want 429 and 9", a.StatusCode, a.Header.Get("Retry-After"), a.body)
+	}
+	e.do("POST", "/events", header("X-API-Key", "quiet"), []byte(good)).check(t, 202, "accepted")
+	if got := e.rejections()["rate_limited"]; got != 1 {
+		t.Errorf("got %d refused over the rate; want 1", got)
+	}
 }

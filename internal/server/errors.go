@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"strconv"
+	"time"
 
 	"edge/internal/codec"
 	"edge/internal/producer"
@@ -68,6 +69,15 @@ func (e *unsupportedError) Error() string {
 	return e.what + " " + v + " is not supported; use " + e.want
 }
 
+// rateError is a key over its rate, and how long it has to wait.
+type rateError time.Duration
+
+// Error names the wait.
+func (e rateError) Error() string {
+	return "the API key is over its rate of events; send the request again in " +
+		string(appendSeconds(nil, time.Duration(e))) + " s"
+}
+
 // parameterError is a query parameter that breaks a rule; the text is
 // query.Parse's.
 type parameterError struct{ error }
@@ -95,6 +105,8 @@ func verdict(err error) (status int, why reason) {
 		return fasthttp.StatusRequestEntityTooLarge, bodyTooLarge
 	case *unsupportedError:
 		return fasthttp.StatusUnsupportedMediaType, unsupported
+	case rateError:
+		return fasthttp.StatusTooManyRequests, rateLimited
 	case parameterError:
 		return fasthttp.StatusBadRequest, malformed
 	case brokerError:
@@ -163,6 +175,9 @@ func (s *Server) fail(ctx *fasthttp.RequestCtx, err error) {
 	var buf [256]byte
 	body := appendString(append(buf[:0], `{"error":`...), sentence(err))
 	s.answerError(ctx, status, append(body, '}'))
+	if wait, ok := err.(rateError); ok {
+		ctx.Response.Header.SetCanonical(keyRetryAfter, appendSeconds(nil, time.Duration(wait)))
+	}
 }
 
 // answerError sends body, which it copies, with the headers status calls for.

@@ -27,34 +27,46 @@ const (
 // since returns the time from the request's header to now.
 func since(ctx *fasthttp.RequestCtx) time.Duration { return time.Since(ctx.Time()) }
 
+// admission is what the header says about a request that may send its body.
+type admission struct {
+	format   format
+	encoding encoding
+	bucket   *bucket // of the key that sent it, nil without a limit
+}
+
 // admit decides all that the header can: whether this request may send its
 // body, and what the body will be. limit is for the body on the wire.
-func (s *Server) admit(ctx *fasthttp.RequestCtx, limit int) (format, encoding, error) {
+func (s *Server) admit(ctx *fasthttp.RequestCtx, limit int) (a admission, err error) {
 	switch {
 	case s.cfg.Publish == nil:
-		return 0, 0, errNoIngest
+		return a, errNoIngest
 	case s.stopping.Load():
-		return 0, 0, errStopping
+		return a, errStopping
 	}
-	if err := authorize(ctx, s.writers); err != nil {
-		return 0, 0, err
-	}
-	f, err := contentType(ctx.Request.Header.ContentType())
+	key, err := authorize(ctx, s.writers)
 	if err != nil {
-		return 0, 0, err
+		return a, err
 	}
-	enc, err := contentEncoding(&ctx.Request.Header)
-	if err != nil {
-		return 0, 0, err
+	if key >= 0 && s.buckets != nil {
+		a.bucket = &s.buckets[key]
+		if wait := a.bucket.wait(ctx.Time()); wait > 0 {
+			return a, rateError(wait)
+		}
+	}
+	if a.format, err = contentType(ctx.Request.Header.ContentType()); err != nil {
+		return a, err
+	}
+	if a.encoding, err = contentEncoding(&ctx.Request.Header); err != nil {
+		return a, err
 	}
 	length := ctx.Request.Header.ContentLength()
 	if length > limit {
-		return 0, 0, &sizeError{limit: limit}
+		return a, &sizeError{limit: limit}
 	}
 	if length > prefetch && s.memory.used.Load()+int64(length) > s.memory.limit {
-		return 0, 0, errMemory
+		return a, errMemory
 	}
-	return f, enc, nil
+	return a, nil
 }
 
 // receive returns the inflated body, or nil and the error to answer with.
@@ -76,8 +88,8 @@ func waiting(ctx *fasthttp.RequestCtx) bool {
 
 func (s *Server) postEvent(ctx *fasthttp.RequestCtx) error {
 	limit := s.cfg.MaxEventBytes + eventSlack
-	f, enc, err := s.admit(ctx, limit)
-	if err == nil && f == formatLines {
+	a, err := s.admit(ctx, limit)
+	if err == nil && a.format == formatLines {
 		err = errLinesOnSingle
 	}
 	if err == nil && waiting(ctx) {
@@ -86,7 +98,7 @@ func (s *Server) postEvent(ctx *fasthttp.RequestCtx) error {
 	}
 	var body *block
 	if err == nil {
-		body, err = s.receive(ctx, enc, limit, limit)
+		body, err = s.receive(ctx, a.encoding, limit, limit)
 	}
 	if err != nil {
 		s.refuse(ctx, err, 1)
@@ -100,7 +112,7 @@ func (s *Server) postEvent(ctx *fasthttp.RequestCtx) error {
 		batch.Release()
 		return nil
 	}
-	err = s.publish(batch)
+	err = s.publish(batch, a.bucket)
 	batch.Release()
 	if err != nil {
 		s.refuse(ctx, err, 1)
@@ -113,14 +125,14 @@ func (s *Server) postEvent(ctx *fasthttp.RequestCtx) error {
 }
 
 func (s *Server) postBulk(ctx *fasthttp.RequestCtx) error {
-	f, enc, err := s.admit(ctx, s.cfg.MaxBodyBytes)
+	a, err := s.admit(ctx, s.cfg.MaxBodyBytes)
 	if err == nil && waiting(ctx) {
 		ctx.SetStatusCode(fasthttp.StatusContinue)
 		return nil
 	}
 	var body *block
 	if err == nil {
-		body, err = s.receive(ctx, enc, s.cfg.MaxBodyBytes, s.cfg.MaxInflatedBytes)
+		body, err = s.receive(ctx, a.encoding, s.cfg.MaxBodyBytes, s.cfg.MaxInflatedBytes)
 	}
 	if err != nil {
 		s.refuse(ctx, err, 1)
@@ -128,19 +140,19 @@ func (s *Server) postBulk(ctx *fasthttp.RequestCtx) error {
 	}
 	batch := s.cfg.Events.Get()
 	var broken *codec.Error
-	if f == formatLines {
+	if a.format == formatLines {
 		broken = batch.DecodeLines(body.b, ctx.Time())
 	} else {
 		broken = batch.DecodeArray(body.b, ctx.Time())
 	}
 	s.memory.put(body)
-	s.answerBulk(ctx, batch, broken)
+	s.answerBulk(ctx, batch, broken, a.bucket)
 	batch.Release()
 	return nil
 }
 
 // answerBulk publishes what is valid in batch and reports on the rest.
-func (s *Server) answerBulk(ctx *fasthttp.RequestCtx, batch *codec.Batch, broken *codec.Error) {
+func (s *Server) answerBulk(ctx *fasthttp.RequestCtx, batch *codec.Batch, broken *codec.Error, key *bucket) {
 	if broken != nil {
 		s.refuse(ctx, broken, 1)
 		return
@@ -155,7 +167,7 @@ func (s *Server) answerBulk(ctx *fasthttp.RequestCtx, batch *codec.Batch, broken
 		s.stats.rejected[rejected[i].Err.Reason].Inc()
 	}
 	if accepted > 0 {
-		if err := s.publish(batch); err != nil {
+		if err := s.publish(batch, key); err != nil {
 			s.refuse(ctx, err, accepted)
 			return
 		}
@@ -206,9 +218,12 @@ func appendBulk(dst []byte, accepted int, rejected []codec.Rejection) []byte {
 	return append(dst, '}')
 }
 
-// publish hands batch on. Errors other than the producer's own are the
-// broker's: logged here, since the client gets no details.
-func (s *Server) publish(batch *codec.Batch) error {
+// publish hands batch on and charges it to its key. Errors other than the
+// producer's own are the broker's: logged here, since the client gets no details.
+func (s *Server) publish(batch *codec.Batch, key *bucket) error {
+	if key != nil {
+		key.charge(batch.Len(), time.Now())
+	}
 	err := s.cfg.Publish(batch)
 	switch {
 	case err == nil, err == producer.ErrFull:
@@ -218,7 +233,7 @@ func (s *Server) publish(batch *codec.Batch) error {
 	case errors.Is(err, producer.ErrClosed):
 		return producer.ErrClosed
 	}
-	s.log.Error("events not published", "component", "http", "err", err)
+	s.log.Error("events not published", "err", err)
 	return brokerError{err}
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -158,3 +159,67 @@ type addressed struct {
 }
 
 func (a addressed) RemoteAddr() net.Addr { return a.addr }
+
+// TestIdleConnections holds what a connection costs that has sent one event and
+// keeps quiet: ten thousand of them must stay below 200 MB. Both ends are in
+// this process, so the figure is too high rather than too low.
+func TestIdleConnections(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector's own memory drowns the figure")
+	}
+	const n = 1000
+	e := start(t, nil)
+	used := func() uint64 {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&m)
+		return m.HeapInuse + m.StackInuse
+	}
+	before := used()
+	conns := make([]net.Conn, n)
+	for i := range conns {
+		c, err := net.Dial("tcp", e.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		conns[i] = c
+		if _, err := c.Write(request("/events", "application/json", sample)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "every event is accepted", func() bool { return e.stats.Accepted.Load() == n })
+	each := (used() - before) / n
+	t.Logf("%d bytes per connection", each)
+	if each > 20_000 {
+		t.Errorf("got %d bytes per idle connection; want at most 20000", each)
+	}
+	e.do("POST", "/events", nil, []byte(good)).check(t, 202, "accepted")
+}
+
+// TestBigBodiesAreNotPinned holds that a connection gives back what a large
+// body and a large answer took.
+func TestBigBodiesAreNotPinned(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector's own memory drowns the figure")
+	}
+	e := start(t, nil)
+	body := "[" + strings.Repeat(`{"event_name":"","x":"`+strings.Repeat("y", 400)+`"},`, 9_999) + good + "]" // 4.2 MB
+	var before, after runtime.MemStats
+	runtime.GC() // twice empties a sync.Pool
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	for range 10 {
+		c := e.dial()
+		c.send("POST /events/bulk HTTP/1.1\r\nHost: a\r\nContent-Length: " + itoa(len(body)) + "\r\n\r\n" + body)
+		c.answer().check(t, 202, `"accepted":1,"rejected":9999`)
+	}
+	runtime.GC()
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	grown := int64(after.HeapInuse) - int64(before.HeapInuse)
+	t.Logf("%d bytes more for ten connections that sent %d each", grown, len(body))
+	if grown > 4<<20 {
+		t.Errorf("got %d bytes still held; want at most 4 MiB", grown)
+	}
+}

@@ -105,17 +105,14 @@ func framing(h *fasthttp.RequestHeader) error {
 	if p := h.Protocol(); len(p) < 6 || p[5] != '1' {
 		return errVersion
 	}
-	raw := h.RawHeaders()
-	for i := 0; ; i++ {
-		n := bytes.IndexByte(raw[i:], '\n')
-		if n < 0 {
-			return nil
-		}
-		if i += n; i == 0 || raw[i-1] != '\r' {
-			return errHTTP
-		}
+	// A CR anywhere but before LF has been refused already.
+	if raw := h.RawHeaders(); bytes.Count(raw, lf) != bytes.Count(raw, cr) {
+		return errHTTP
 	}
+	return nil
 }
+
+var lf, cr = []byte{'\n'}, []byte{'\r'}
 
 // done counts the answer. It is what on defers, so recover works here.
 func (s *Server) done(ctx *fasthttp.RequestCtx, label route) {
@@ -135,7 +132,7 @@ func (s *Server) done(ctx *fasthttp.RequestCtx, label route) {
 // panicked answers 500 in place of whatever was half said.
 func (s *Server) panicked(ctx *fasthttp.RequestCtx, v any) {
 	s.stats.Panics.Inc()
-	s.log.Error("handler panicked", "component", "http", "err", fmt.Sprint(v), "stack", string(debug.Stack()))
+	s.log.Error("handler panicked", "err", fmt.Sprint(v), "stack", string(debug.Stack()))
 	ctx.Response.Reset()
 	commonHeaders(ctx)
 	s.fail(ctx, errPanic)
@@ -168,7 +165,7 @@ func (s *Server) getMetrics(ctx *fasthttp.RequestCtx) error {
 	if s.stopping.Load() {
 		return errStopping
 	}
-	if err := authorize(ctx, s.readers); err != nil {
+	if _, err := authorize(ctx, s.readers); err != nil {
 		return err
 	}
 	args := ctx.QueryArgs()
@@ -181,7 +178,7 @@ func (s *Server) getMetrics(ctx *fasthttp.RequestCtx) error {
 	defer cancel()
 	res, err := s.cfg.Query(limit, req)
 	if err != nil {
-		s.log.Error("query not answered", "component", "http", "err", err)
+		s.log.Error("query not answered", "err", err)
 		return storeError{err}
 	}
 	ctx.Response.SetBodyRaw(res.AppendJSON(nil))

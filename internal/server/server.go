@@ -73,6 +73,7 @@ type Config struct {
 	// WriteKeys guard the POST routes and ReadKeys guard GET /metrics, each only
 	// when not empty. An entry is the key, or "sha256:" and its digest in hex.
 	WriteKeys, ReadKeys []string
+	KeyRate             int // events a second of one write key; 0 is no limit
 	// Origins may call from a browser: "*" is any, empty is none.
 	Origins []string
 }
@@ -127,6 +128,9 @@ func (c *Config) Validate() error {
 	if c.MaxConnsPerIP < 0 {
 		errs = append(errs, fmt.Errorf("the limit of connections per address is %d; it must not be negative", c.MaxConnsPerIP))
 	}
+	if c.KeyRate < 0 || c.KeyRate > int(time.Second) {
+		errs = append(errs, fmt.Errorf("the rate of events per key is %d; it must lie between 0 and 1000000000", c.KeyRate))
+	}
 	// A body and its inflated form are held together, in power-of-two blocks
 	// that exist twice while they grow.
 	if need := 3 * int64(c.MaxBodyBytes+c.MaxInflatedBytes); c.MaxInflightBytes < need {
@@ -154,6 +158,7 @@ type Server struct {
 	gate    *gate
 	writers keys
 	readers keys
+	buckets []bucket // per write key; nil without KeyRate
 	cors    cors
 	retry   []byte // value of Retry-After
 	log     *rareLog
@@ -181,6 +186,7 @@ func New(cfg Config) *Server {
 	}
 	s.writers, _ = parseKeys(cfg.WriteKeys)
 	s.readers, _ = parseKeys(cfg.ReadKeys)
+	s.buckets = newBuckets(len(s.writers), cfg.KeyRate)
 	s.stats.init()
 	s.gate = newGate(&cfg, s)
 	s.routes = s.newRoutes()

@@ -51,8 +51,9 @@ const (
 	unsupported                                     // content type or encoding
 	timedOut                                        // the body came too slowly
 	unauthorized
-	memoryFull // the budget for bodies is spent
-	ringFull   // the producer has no room
+	rateLimited // the key is over its rate
+	memoryFull  // the budget for bodies is spent
+	ringFull    // the producer has no room
 	brokerTimeout
 	brokerRefused
 	shuttingDown
@@ -71,6 +72,8 @@ func (r reason) label() string {
 		return "timeout"
 	case unauthorized:
 		return "unauthorized"
+	case rateLimited:
+		return "rate_limited"
 	case memoryFull:
 		return "memory_full"
 	case ringFull:
