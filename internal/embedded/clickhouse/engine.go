@@ -79,6 +79,8 @@ type engineConn struct {
 	owner  unsafe.Pointer // chdb_connection *, which close wants
 	handle unsafe.Pointer // chdb_connection, which queries want
 	tag    string
+
+	settling bool
 }
 
 func (c *engineConn) close() {
@@ -125,9 +127,22 @@ func (c *engineConn) call(fn queryFunc, sql, format string, params []parameter) 
 	}
 	if text := c.lib.failure(r); text != "" {
 		c.lib.destroy(r)
+		c.settle()
 		return nil, parseException(text)
 	}
 	return r, nil
+}
+
+// settle makes the library let go of a query that failed: until the connection's
+// next statement it stays in system.processes and keeps its locks on tables,
+// and an idle client may not send one for hours.
+func (c *engineConn) settle() {
+	if c.settling {
+		return
+	}
+	c.settling = true
+	defer func() { c.settling = false }()
+	_ = c.exec("SET "+tagSetting+"="+quote(c.tag), nil)
 }
 
 // exec runs a statement to its end and drops its rows.
@@ -165,7 +180,8 @@ type resultStream struct {
 	c     *engineConn
 	h     unsafe.Pointer
 	chunk unsafe.Pointer
-	ended bool
+	ended bool // drained
+	fails bool // fetching failed
 
 	rowsRead, bytesRead uint64
 }
@@ -188,6 +204,7 @@ func (s *resultStream) next() ([]byte, error) {
 		return nil, nil
 	}
 	if text := s.c.lib.failure(s.chunk); text != "" {
+		s.fails = true
 		return nil, parseException(text)
 	}
 	s.rowsRead, s.bytesRead = s.c.lib.rowsRead(s.chunk), s.c.lib.bytesRead(s.chunk)
@@ -209,4 +226,7 @@ func (s *resultStream) close() {
 		s.c.lib.cancel(s.c.handle, s.h)
 	}
 	s.c.lib.destroy(s.h)
+	if s.fails {
+		s.c.settle()
+	}
 }

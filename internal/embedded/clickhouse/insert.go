@@ -101,7 +101,8 @@ func (s *session) insert(q *clientQuery, st *statement) error {
 	rows, err := s.receive(q, columns, buffer)
 	switch {
 	case errors.Is(err, errCancelled):
-		return s.finish(q, proto.Progress{})
+		s.inserted(proto.Progress{})
+		return nil
 	case err != nil:
 		return err
 	case buffer.refused != nil:
@@ -111,7 +112,16 @@ func (s *session) insert(q *clientQuery, st *statement) error {
 			return err
 		}
 	}
-	return s.finish(q, proto.Progress{WroteRows: rows, WroteBytes: uint64(buffer.held)})
+	s.inserted(proto.Progress{WroteRows: rows, WroteBytes: uint64(buffer.held)})
+	return nil
+}
+
+// inserted closes the answer to an INSERT, after which some clients accept no
+// profile and no block.
+func (s *session) inserted(p proto.Progress) {
+	proto.ServerCodeProgress.Encode(&s.out)
+	p.EncodeAware(&s.out, s.version)
+	proto.ServerCodeEndOfStream.Encode(&s.out)
 }
 
 // commit hands the buffered rows to the engine. The client has sent everything,

@@ -146,6 +146,25 @@ func TestExceptionsLeaveTheConnectionUsable(t *testing.T) {
 	f("SELECT * FROM executable('ls', TSV, 'a String')", 497)
 }
 
+func TestFailedQueriesLetGo(t *testing.T) {
+	child := startChild(t, "")
+	c, idle := dial(t, child), dial(t, child)
+	do(t, c, "CREATE TABLE t (n UInt64) ENGINE=MergeTree ORDER BY n")
+	do(t, c, "INSERT INTO t SELECT number FROM numbers(10)")
+	for _, sql := range []string{
+		"SELECT throwIf(n = 5) FROM t",
+		"SELECT throwIf(number = 200000) FROM numbers(300000)",
+		"INSERT INTO t SELECT throwIf(number = 5) FROM numbers(10)",
+	} {
+		if err := idle.Do(t.Context(), ch.Query{Body: sql, Result: (&proto.Results{}).Auto(), OnResult: ignore}); code(err) != 395 {
+			t.Errorf("%s: got %v; want code 395", sql, err)
+		}
+		if n := running(t, c, "%throwIf(n%"); n > 1 { // the asking query has the text too
+			t.Errorf("%s: still in system.processes", sql)
+		}
+	}
+}
+
 func ignore(context.Context, proto.Block) error { return nil }
 
 func TestFormatClauseIsTheClientsBusiness(t *testing.T) {
