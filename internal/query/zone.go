@@ -43,10 +43,17 @@ func zoneOffsets(zone *time.Location, from, to int64) offsets {
 			all = append(all, offset{at, int64(seconds)})
 		}
 		_, end := t.ZoneBounds()
-		if end.IsZero() {
-			break
+		switch {
+		case end.IsZero():
+			return all
+		case end.Unix() > at:
+			at = end.Unix()
+		default:
+			// On 31 December of a leap year beyond a zone's table of changes,
+			// end is that day's first second in UTC, which has passed. An hour
+			// at a time leads out of the year, whose changes are all behind.
+			at += 3600
 		}
-		at = end.Unix()
 	}
 	return all
 }

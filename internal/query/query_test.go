@@ -1,0 +1,311 @@
+package query
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ClickHouse/ch-go"
+	"github.com/ClickHouse/ch-go/proto"
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"edge/internal/clickhouse"
+	"edge/internal/stat"
+)
+
+// exactUsers is how many distinct users a uniqCombined64 state counts without
+// error; TestUniqueUsersError holds it to that.
+const exactUsers = 4096
+
+// sketches asks the raw table alone, in the plainest SQL, what the sketch says
+// per name: the answer every cut of the range must reproduce to the digit.
+func sketches(t testing.TB, pool *clickhouse.Pool, r Request, group string) map[string]uint64 {
+	t.Helper()
+	var (
+		b      strings.Builder
+		labels proto.ColStr
+		users  proto.ColUInt64
+		all    = map[string]uint64{}
+	)
+	b.WriteString("SELECT CAST(" + group + ", 'String') AS label, uniqCombined64(user_id) AS users FROM events WHERE event_name = " + clickhouse.Quote(r.EventName))
+	b.WriteString(" AND toUnixTimestamp64Milli(ts) >= " + strconv.FormatInt(r.From*1000, 10))
+	b.WriteString(" AND toUnixTimestamp64Milli(ts) < " + strconv.FormatInt(r.To*1000, 10))
+	if r.Channel != "" {
+		b.WriteString(" AND channel = " + clickhouse.Quote(r.Channel))
+	}
+	if r.CampaignID != "" {
+		b.WriteString(" AND campaign_id = " + clickhouse.Quote(r.CampaignID))
+	}
+	b.WriteString(" GROUP BY label")
+	err := pool.Do(context.Background(), ch.Query{
+		Body:   b.String(),
+		Result: proto.Results{{Name: "label", Data: &labels}, {Name: "users", Data: &users}},
+		OnResult: func(context.Context, proto.Block) error {
+			for i := range users {
+				all[labels.Row(i)] = users[i]
+			}
+			return nil
+		},
+	})
+	if err != nil {
+		t.Fatalf("%s: %v", b.String(), err)
+	}
+	return all
+}
+
+// withSketches puts the sketch's figures where want has exact ones that the
+// sketch need not hit.
+func withSketches(t testing.TB, pool *clickhouse.Pool, want *Result) {
+	t.Helper()
+	if want.Request.CountsOnly {
+		return
+	}
+	if want.Users > exactUsers {
+		want.Users = sketches(t, pool, want.Request, "''")[""]
+	}
+	var byName map[string]uint64
+	for i := range want.Groups {
+		g := &want.Groups[i]
+		if g.Users <= exactUsers {
+			continue
+		}
+		if byName == nil {
+			byName = sketches(t, pool, want.Request, want.Request.GroupBy)
+		}
+		g.Users = byName[g.Label]
+	}
+}
+
+// TestAnswersEqualRawRows is the property: for any range, grouping, filter and
+// zone, the answer from rollups and edges is the answer from the events.
+func TestAnswersEqualRawRows(t *testing.T) {
+	pool := openDatabase(t, "property")
+	rng := rand.New(rand.NewPCG(2024, 224))
+	events := randomEvents(rng, 60_000)
+	for i := 0; i < len(events); i += 10_000 { // several parts and states to merge
+		insert(t, pool, events[i:i+10_000])
+	}
+	e := New(pool, Options{})
+	ranges := 300
+	if testing.Short() {
+		ranges = 40
+	}
+	asked, sketched := 0, 0
+	for range ranges {
+		from, to := randomRange(rng)
+		p := map[string]string{"event_name": []string{"view", "view", "click", "nothing"}[rng.IntN(4)],
+			"from": strconv.FormatInt(from, 10), "to": strconv.FormatInt(to, 10),
+			"channel": []string{"", "", "web", "nowhere"}[rng.IntN(4)], "campaign_id": []string{"", "", "", "", "summer"}[rng.IntN(5)],
+			"unique_users": []string{"", "", "false"}[rng.IntN(3)], "timezone": zones[rng.IntN(len(zones))]}
+		for _, p["group_by"] = range []string{"", "channel", "campaign_id", "minute", "hour", "day"} {
+			r, err := Parse(func(name string) string { return p[name] }, now)
+			if err != nil {
+				if strings.Contains(err.Error(), "at most 11000 are allowed") {
+					continue
+				}
+				t.Fatal(err)
+			}
+			got, err := e.Query(t.Context(), r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := oracle(events, r, mustZone(t, r.Zone))
+			if want.Users > exactUsers {
+				sketched++
+			}
+			withSketches(t, pool, &want)
+			if d := cmp.Diff(want.Groups, got.Groups, cmpopts.EquateEmpty()); d != "" || want.Events != got.Events || want.Users != got.Users || got.Truncated {
+				t.Fatalf("%+v: got %d events, %d users; want %d, %d\n%s", r, got.Events, got.Users, want.Events, want.Users, d)
+			}
+			asked++
+		}
+	}
+	t.Logf("%d ranges, %d queries identical, %d of them beyond the exact part of the sketch", ranges, asked, sketched)
+}
+
+// Names that would end a literal, a field or a statement, or look like syntax.
+var hostileNames = []string{
+	"it's", `"`, "`", `\`, `\\`, `\'`, `'\`, `\N`, `\x41`, `\0`, "a\x00b", "\x00", "a\nb", "\r\n", "a\tb", "\b\f\v\x1b\x7f",
+	"{event:String}", "{x:String}", "'; DROP TABLE events; --", "' OR '1'='1", "/* */", "-- ", "%", "_", " ", " padded ",
+	"ünïcödé 🎉", "\u2028", "null", "NULL", strings.Repeat("長", 1300),
+}
+
+func TestHostileNamesAreOnlyNames(t *testing.T) {
+	pool := openDatabase(t, "hostile")
+	var events []event
+	for i, name := range hostileNames {
+		for j := range int64(i + 1) { // a count of its own for each name
+			at := (dataFrom+j*5*hour)*1000 + 1
+			events = append(events,
+				event{at, name, "web", "", "u" + strconv.FormatInt(j, 10)},
+				event{at, "filters", name, name, "u" + strconv.FormatInt(j, 10)})
+		}
+	}
+	insert(t, pool, events)
+	e := New(pool, Options{})
+	f := func(r Request, want int) {
+		t.Helper()
+		r.From, r.To = dataFrom, dataTo
+		got, err := e.Query(t.Context(), r)
+		if err != nil {
+			t.Errorf("%+v: %v", r, err)
+		} else if got.Events != int64(want) || got.Users != uint64(want) {
+			t.Errorf("%+v: got %d events, %d users; want %d", r, got.Events, got.Users, want)
+		}
+	}
+	for i, name := range hostileNames {
+		f(Request{EventName: name}, i+1)
+		f(Request{EventName: name, GroupBy: "channel"}, i+1)
+		f(Request{EventName: "filters", Channel: name}, i+1)
+		f(Request{EventName: "filters", CampaignID: name, GroupBy: "hour"}, i+1)
+	}
+	got, err := e.Query(t.Context(), Request{EventName: "filters", GroupBy: "campaign_id", From: dataFrom, To: dataTo})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, g := range got.Groups { // largest first
+		if want := hostileNames[len(hostileNames)-1-i]; g.Label != want {
+			t.Errorf("group %d is %q; want %q", i, g.Label, want)
+		}
+	}
+}
+
+func TestUnknownEventIsZeros(t *testing.T) {
+	e := New(openDatabase(t, "unknown"), Options{})
+	for _, group := range []string{"", "channel", "campaign_id", "minute", "hour", "day"} {
+		for _, span := range []int64{1, 5*day + 1} {
+			r := Request{EventName: "nobody", From: dataFrom, To: dataFrom + span, GroupBy: group}
+			got, err := e.Query(t.Context(), r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := `{"event_name":"nobody","from":1704067200,"to":` + strconv.FormatInt(r.To, 10) + `,"grouped_by":"` + group +
+				`","total_events":0,"unique_users":0,"data":[]}`
+			if d := cmp.Diff(want, string(got.AppendJSON(nil))); d != "" {
+				t.Error(d)
+			}
+		}
+	}
+}
+
+func TestTheLargestCampaignsSurviveTruncation(t *testing.T) {
+	pool := openDatabase(t, "campaigns")
+	var events []event
+	for i := range maxNames + 500 {
+		name := "c" + strconv.Itoa(i)
+		events = append(events, event{dataFrom * 1000, "view", "", name, name})
+		if i >= 500 {
+			events = append(events, event{dataFrom * 1000, "view", "", name, name})
+		}
+	}
+	insert(t, pool, events)
+	got, err := New(pool, Options{}).Query(t.Context(), Request{EventName: "view", GroupBy: "campaign_id", From: dataFrom, To: dataTo})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !got.Truncated || len(got.Groups) != maxNames || got.Events != int64(len(events)) {
+		t.Errorf("got truncated %v, %d groups, %d events; want true, %d, %d", got.Truncated, len(got.Groups), got.Events, maxNames, len(events))
+	}
+	for _, g := range got.Groups {
+		if g.Events != 2 || g.Users != 1 {
+			t.Fatalf("group %+v; want 2 events of 1 user: the small campaigns are the ones to leave out", g)
+		}
+	}
+}
+
+// A repair after a crash may correct a rollup's count down to zero.
+func TestCorrectedGroupsAreAbsent(t *testing.T) {
+	pool := openDatabase(t, "corrected")
+	insert(t, pool, []event{{dataFrom * 1000, "view", "web", "", "u"}})
+	for _, n := range []string{"3", "-3"} {
+		if err := pool.Exec(t.Context(), "INSERT INTO events_1d (d, event_name, channel, n) VALUES ('2024-01-01', 'view', 'email', "+n+")"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := New(pool, Options{}).Query(t.Context(), Request{EventName: "view", GroupBy: "channel", From: dataFrom, To: dataFrom + day})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff([]Group{{"web", 1, 1}}, got.Groups); d != "" || got.Events != 1 || got.Users != 1 {
+		t.Errorf("got %d events, %d users: %s", got.Events, got.Users, d)
+	}
+}
+
+func TestTooExpensive(t *testing.T) {
+	pool := openDatabase(t, "expensive")
+	var events []event
+	for i := range int64(200_000) {
+		events = append(events, event{(dataFrom + i) * 1000, "view", "", "c" + strconv.FormatInt(i%5000, 10), "u" + strconv.FormatInt(i, 10)})
+	}
+	insert(t, pool, events)
+	r := Request{EventName: "view", GroupBy: "campaign_id", From: dataFrom, To: dataTo}
+	if _, err := New(pool, Options{MaxMemory: 4 << 20}).Query(t.Context(), r); !errors.Is(err, ErrTooExpensive) {
+		t.Errorf("with 4 MiB: %v; want %v", err, ErrTooExpensive)
+	}
+	// The refusal leaves pool and server well.
+	if _, err := New(pool, Options{}).Query(t.Context(), r); err != nil {
+		t.Error(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := New(pool, Options{}).Query(ctx, r); !errors.Is(err, context.Canceled) {
+		t.Errorf("of a caller that left: %v; want %v", err, context.Canceled)
+	}
+}
+
+func TestDescribe(t *testing.T) {
+	pool := openDatabase(t, "describe")
+	e := New(pool, Options{})
+	for _, r := range []Request{
+		{EventName: "view", From: dataFrom, To: dataFrom + 1},
+		{EventName: "view", From: dataFrom, To: dataFrom + day + hour + 1},
+		{EventName: "view", From: dataFrom, To: dataFrom + day + hour + minute + 1, CountsOnly: true},
+	} {
+		if _, err := e.Query(t.Context(), r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	set := new(stat.Set)
+	e.Describe(set)
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(set)
+	families, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]float64{}
+	for _, f := range families {
+		for _, m := range f.Metric {
+			if m.Histogram != nil {
+				got[f.GetName()] = float64(m.Histogram.GetSampleCount())
+				continue
+			}
+			got[f.GetName()+" "+m.Label[0].GetValue()] = m.Counter.GetValue()
+		}
+	}
+	want := map[string]float64{"edge_query_seconds": 3, "edge_query_source_total raw": 3, "edge_query_source_total minute": 1,
+		"edge_query_source_total hour": 2, "edge_query_source_total day": 2}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Error(d)
+	}
+}
+
+func TestNoAnswerIsAnError(t *testing.T) {
+	pool, err := clickhouse.Open(clickhouse.Options{Addr: "127.0.0.1:1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	_, err = New(pool, Options{}).Query(ctx, Request{EventName: "view", From: 0, To: 1})
+	if err == nil || errors.Is(err, ErrTooExpensive) || !strings.HasPrefix(err.Error(), `query metrics of "view": `) {
+		t.Errorf("got %v", err)
+	}
+}
