@@ -8,11 +8,12 @@ import (
 	"github.com/valyala/fasthttp"
 )
 
-// lingerBytes bounds how much of a refused body is read and dropped before the
-// answer. A connection closed with unread bytes in its receive buffer is reset,
-// and many clients then report the reset instead of our sentence, so an
-// ordinary oversized batch is swallowed first. Larger uploads meet the reset.
-const lingerBytes = 1 << 20
+// lingerBytes is the longest refused body that is still read and dropped. A
+// connection closed with unread bytes in its receive buffer is reset, and many
+// clients then report the reset instead of our sentence, so what is an ordinary
+// mistake (a batch a few times too large) is swallowed. Longer uploads are
+// answered at once and cut off.
+const lingerBytes = 4 << 20
 
 // fasthttpDiscard is how much fasthttp itself reads and drops after an answer
 // to keep the connection; with more left to come it closes.
@@ -80,20 +81,16 @@ func readError(err error) error {
 	return errChunks
 }
 
-// skipBody reads and drops what is left of a refused body as far as it pays.
-// It ends with the read timeout at the latest. A chunked body may never end,
-// so for it the answer goes out first.
+// skipBody reads and drops what is left of a refused body, up to what fasthttp
+// drops by itself after the answer. It ends with the read timeout at the
+// latest. A chunked body may never end, so for it the answer goes out first.
 func skipBody(ctx *fasthttp.RequestCtx) {
 	stream := ctx.RequestBodyStream()
 	length := ctx.Request.Header.ContentLength()
-	if stream == nil || length <= fasthttpDiscard {
+	if stream == nil || length <= fasthttpDiscard || length > lingerBytes {
 		return
 	}
-	n := lingerBytes
-	if length <= lingerBytes {
-		n = length - fasthttpDiscard
-	}
-	// What was read before the refusal only makes this stop earlier or drop a
-	// little more; an error shows again when the connection is used next.
-	_, _ = io.CopyN(io.Discard, stream, int64(n))
+	// What was read before the refusal only makes this drop a little more; an
+	// error shows again when the connection is used next.
+	_, _ = io.CopyN(io.Discard, stream, int64(length-fasthttpDiscard))
 }

@@ -64,18 +64,47 @@ func (f *inflaters) inflate(m *memory, enc encoding, body []byte, limit int) (*b
 		d = new(inflater)
 	}
 	d.src.Reset(body)
-	r, err := d.reader(enc, body)
-	if err != nil {
-		d.release(f)
-		return nil, errEncoding
-	}
-	blk, err := readAll(m, r, min(4*len(body), limit), limit)
-	if err == nil && d.src.Len() > 0 {
-		m.put(blk)
-		blk, err = nil, errEncoding
-	}
+	blk, err := d.inflate(m, enc, body, limit)
 	d.release(f)
 	return blk, err
+}
+
+func (d *inflater) inflate(m *memory, enc encoding, body []byte, limit int) (*block, error) {
+	r, err := d.reader(enc, body)
+	if err != nil {
+		return nil, errEncoding
+	}
+	blk := m.get(min(4*len(body), firstRead))
+	whole := false
+	// Given back unless all is well, also when a decoder panics.
+	defer func() {
+		if !whole {
+			m.put(blk)
+		}
+	}()
+	for blk != nil {
+		n, err := r.Read(blk.b[len(blk.b):cap(blk.b)])
+		blk.b = blk.b[:len(blk.b)+n]
+		switch {
+		case len(blk.b) > limit:
+			return nil, &sizeError{limit: limit, inflated: true}
+		case err == io.EOF && d.src.Len() == 0:
+			whole = true
+			return blk, nil
+		case errors.Is(err, zstd.ErrWindowSizeExceeded):
+			return nil, errWindow
+		case err != nil: // or bytes behind the end
+			return nil, errEncoding
+		}
+		if len(blk.b) == cap(blk.b) {
+			bigger := m.grow(blk, min(2*cap(blk.b), limit+1))
+			if bigger == nil {
+				break
+			}
+			blk = bigger
+		}
+	}
+	return nil, errMemory
 }
 
 func (d *inflater) release(f *inflaters) {
@@ -133,38 +162,4 @@ func (d *inflater) deflate(body []byte) (io.Reader, error) {
 		return d.raw, nil
 	}
 	return d.raw, d.raw.(flate.Resetter).Reset(&d.src, nil)
-}
-
-// readAll reads r to its end into a block of m that starts out with room for
-// guess bytes. It stops one byte past limit.
-func readAll(m *memory, r io.Reader, guess, limit int) (*block, error) {
-	blk := m.get(min(guess, firstRead))
-	if blk == nil {
-		return nil, errMemory
-	}
-	for {
-		if len(blk.b) == cap(blk.b) {
-			bigger := m.grow(blk, min(2*cap(blk.b), limit+1))
-			if bigger == nil {
-				m.put(blk)
-				return nil, errMemory
-			}
-			blk = bigger
-		}
-		n, err := r.Read(blk.b[len(blk.b):cap(blk.b)])
-		blk.b = blk.b[:len(blk.b)+n]
-		switch {
-		case len(blk.b) > limit:
-			m.put(blk)
-			return nil, &sizeError{limit: limit, inflated: true}
-		case err == io.EOF:
-			return blk, nil
-		case errors.Is(err, zstd.ErrWindowSizeExceeded):
-			m.put(blk)
-			return nil, errWindow
-		case err != nil:
-			m.put(blk)
-			return nil, errEncoding
-		}
-	}
 }

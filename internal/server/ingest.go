@@ -75,15 +75,21 @@ func (s *Server) receive(ctx *fasthttp.RequestCtx, enc encoding, limit, inflated
 	if err != nil || enc == identity {
 		return blk, err
 	}
-	plain, err := s.inflate.inflate(s.memory, enc, blk.b, inflated)
-	s.memory.put(blk)
-	return plain, err
+	defer s.memory.put(blk)
+	return s.inflate.inflate(s.memory, enc, blk.b, inflated)
 }
 
 // waiting reports whether the client waits for 100 Continue before it sends
 // the body.
 func waiting(ctx *fasthttp.RequestCtx) bool {
-	return ctx.Request.MayContinue() && ctx.RequestBodyStream() == nil && ctx.Request.Header.ContentLength() != 0
+	return ctx.RequestBodyStream() == nil && ctx.Request.MayContinue() && ctx.Request.Header.ContentLength() != 0
+}
+
+// decode runs one of a batch's Decode methods on body and gives body back, also
+// when the decoder panics: a budget that leaks is a server that stops.
+func (s *Server) decode(ctx *fasthttp.RequestCtx, body *block, how func([]byte, time.Time) *codec.Error) *codec.Error {
+	defer s.memory.put(body)
+	return how(body.b, ctx.Time())
 }
 
 func (s *Server) postEvent(ctx *fasthttp.RequestCtx) error {
@@ -105,9 +111,7 @@ func (s *Server) postEvent(ctx *fasthttp.RequestCtx) error {
 		return nil
 	}
 	batch := s.cfg.Events.Get()
-	broken := batch.DecodeOne(body.b, ctx.Time())
-	s.memory.put(body)
-	if broken != nil {
+	if broken := s.decode(ctx, body, batch.DecodeOne); broken != nil {
 		s.refuse(ctx, broken, 1)
 		batch.Release()
 		return nil
@@ -139,14 +143,11 @@ func (s *Server) postBulk(ctx *fasthttp.RequestCtx) error {
 		return nil
 	}
 	batch := s.cfg.Events.Get()
-	var broken *codec.Error
+	how := batch.DecodeArray
 	if a.format == formatLines {
-		broken = batch.DecodeLines(body.b, ctx.Time())
-	} else {
-		broken = batch.DecodeArray(body.b, ctx.Time())
+		how = batch.DecodeLines
 	}
-	s.memory.put(body)
-	s.answerBulk(ctx, batch, broken, a.bucket)
+	s.answerBulk(ctx, batch, s.decode(ctx, body, how), a.bucket)
 	batch.Release()
 	return nil
 }
@@ -226,8 +227,10 @@ func (s *Server) publish(batch *codec.Batch, key *bucket) error {
 	}
 	err := s.cfg.Publish(batch)
 	switch {
-	case err == nil, err == producer.ErrFull:
-		return err
+	case err == nil:
+		return nil
+	case errors.Is(err, producer.ErrFull):
+		return producer.ErrFull
 	case errors.Is(err, producer.ErrTimeout):
 		return producer.ErrTimeout
 	case errors.Is(err, producer.ErrClosed):
@@ -241,6 +244,9 @@ func (s *Server) publish(batch *codec.Batch, key *bucket) error {
 // text/plain is what a browser can send without asking first. Parameters say
 // nothing we do not know: JSON is UTF-8.
 func contentType(v []byte) (format, error) {
+	if string(v) == "application/json" {
+		return formatJSON, nil
+	}
 	name, _, _ := bytes.Cut(v, []byte(";"))
 	name = bytes.TrimSpace(name)
 	switch {

@@ -220,12 +220,33 @@ func TestRefusedBody(t *testing.T) {
 	f("/events", 70<<10, true)
 	f("/events/bulk", 101<<10, true)
 	f("/events/bulk", 1<<20, true)
-	f("/events/bulk", 1<<20+300<<10, false)
+	f("/events/bulk", 4<<20, true)
 
 	c := e.dial()
 	c.send("POST /events/bulk HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" +
 		strings.Repeat("1000\r\n"+strings.Repeat(" ", 4096)+"\r\n", 32) + "0\r\n\r\n")
 	c.answer().check(t, 413, "102400")
+}
+
+// TestEndlessBody holds that a body that cannot be accepted is answered without
+// waiting for it.
+func TestEndlessBody(t *testing.T) {
+	e := start(t, func(c *Config) { c.ReadTimeout, c.WriteKeys = time.Hour, []string{"k"} })
+	f := func(head string, status int) {
+		t.Helper()
+		c := e.dial()
+		c.send("POST /events/bulk HTTP/1.1\r\nHost: a\r\n" + head + "\r\n" + strings.Repeat(" ", prefetch))
+		a := c.answer()
+		a.check(t, status, "")
+		if !a.Close {
+			t.Errorf("%q: connection kept with the body still to come", head)
+		}
+		c.Close()
+	}
+	f("X-API-Key: k\r\nContent-Length: 1000000000000\r\n", 413)
+	f("Content-Length: 1000000000000\r\n", 401)
+	f("Content-Length: 5000000\r\n", 401)
+	f("X-API-Key: k\r\nContent-Type: video/mp4\r\nContent-Length: 5000000\r\n", 415)
 }
 
 func TestConnectionFlood(t *testing.T) {

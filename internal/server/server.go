@@ -221,6 +221,9 @@ func New(cfg Config) *Server {
 
 // Serve answers connections of ln until Shutdown, and takes ownership of ln.
 func (s *Server) Serve(ln net.Listener) error {
+	if s.stopping.Load() {
+		return ln.Close()
+	}
 	if err := s.http.Serve(s.gate.listener(ln)); err != nil && !s.stopping.Load() {
 		return fmt.Errorf("accept on %s: %w", ln.Addr(), err)
 	}
