@@ -230,7 +230,7 @@ const (
 // the oldest event that can reach the insert must be younger, with two days to
 // spare.
 func (c *config) validateAges() (errs []error) {
-	if c.TableTTL == 0 {
+	if c.TableTTL <= 0 {
 		return nil
 	}
 	if c.MaxAge == 0 {

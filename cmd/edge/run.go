@@ -325,7 +325,7 @@ func until(ctx context.Context, log *slog.Logger, what string, f func(context.Co
 	const retry = 2 * time.Second
 	for ctx.Err() == nil {
 		err := f(ctx)
-		if err == nil {
+		if err == nil || ctx.Err() != nil {
 			return
 		}
 		log.Error(what, "err", err, "retry", retry.String())

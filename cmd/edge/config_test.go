@@ -1,0 +1,151 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"reflect"
+	"strings"
+	"testing"
+)
+
+func TestConfigDefaults(t *testing.T) {
+	c, err := loadConfig(map[string]string{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.ServerPort != 8080 || c.KafkaBrokers[0] != "localhost:19092" || c.clickHouseAddr() != "localhost:9000" ||
+		c.ClickHouseDatabase != "events_db" || c.Embedded || !c.has(roleIngest) || !c.has(roleSink) || !c.has(roleQuery) {
+		t.Errorf("defaults are not those of the contract:\n%s", c)
+	}
+}
+
+func TestConfigRefusesBadValues(t *testing.T) {
+	f := func(name, value, want string) {
+		t.Helper()
+		_, err := loadConfig(map[string]string{name: value})
+		if err == nil {
+			t.Errorf("%s=%q: no error; want one naming it", name, value)
+			return
+		}
+		if !strings.Contains(err.Error(), name) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s=%q: got %q; want it to name the setting and say %q", name, value, err, want)
+		}
+		if strings.Contains(err.Error(), "\n") {
+			t.Errorf("%s=%q: got more than one sentence: %q", name, value, err)
+		}
+	}
+	f("SERVER_PORT", "http", "")
+	f("SERVER_PORT", "70000", "")
+	f("SERVER_READ_TIMEOUT", "5", "")
+	f("SERVER_READ_TIMEOUT", "-5s", "positive")
+	f("ROLES", "ingest,sync", `"sync"`)
+	f("ACK", "maybe", "broker or memory")
+	f("MAX_BODY_BYTES", "ten", "number of bytes")
+	f("MAX_BODY_BYTES", "-1", "number of bytes")
+	f("MAX_EVENT_BYTES", "1MiB", "512KiB")
+	f("MIN_TIME", "yesterday", "")
+	f("TABLE_TTL", "2160h", "MAX_AGE")
+	f("TABLE_TTL", "-1h", "negative")
+	f("FLUSH_ROWS", "600000", "one block")
+	f("FLUSH_BYTES", "1GiB", "one block")
+	f("INSERT_TIMEOUT", "10ms", "1s")
+	f("EMBEDDED_KAFKA_LISTEN", "0.0.0.0:19092", "loopback")
+	f("EMBEDDED_CLICKHOUSE_LISTEN", "9000", "loopback")
+	f("CORS_ORIGINS", "example.com", "scheme://host")
+}
+
+func TestConfigReportsEveryProblemAtOnce(t *testing.T) {
+	_, err := loadConfig(map[string]string{"ACK": "x", "ROLES": "y", "FLUSH_ROWS": "0"})
+	for _, name := range []string{"ACK", "ROLES", "FLUSH_ROWS"} {
+		if err == nil || !strings.Contains(err.Error(), name) {
+			t.Errorf("got %v; want it to name %s too", err, name)
+		}
+	}
+}
+
+func TestConfigDependentAges(t *testing.T) {
+	f := func(ttl, maxAge, retention string, ok bool) {
+		t.Helper()
+		_, err := loadConfig(map[string]string{"TABLE_TTL": ttl, "MAX_AGE": maxAge, "KAFKA_RETENTION": retention})
+		if (err == nil) != ok {
+			t.Errorf("TABLE_TTL=%s MAX_AGE=%s KAFKA_RETENTION=%s: got %v; want ok=%v", ttl, maxAge, retention, err, ok)
+		}
+	}
+	f("0s", "0s", "168h", true)
+	f("240h", "24h", "168h", true)
+	f("239h", "24h", "168h", false)
+}
+
+func TestConfigNeverShowsSecrets(t *testing.T) {
+	env := map[string]string{"CLICKHOUSE_PASSWORD": "hunter2", "WRITE_KEYS": "wkey1,wkey2", "READ_KEYS": "rkey"}
+	c, err := loadConfig(env)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, shown := range []string{c.String(), fmt.Sprintf("%v %+v", c, c)} {
+		for _, s := range []string{"hunter2", "wkey", "rkey"} {
+			if strings.Contains(shown, s) {
+				t.Errorf("%q is shown in %s", s, shown)
+			}
+		}
+	}
+	if c.ClickHousePassword != "hunter2" || c.WriteKeys[1] != "wkey2" {
+		t.Errorf("secrets were not read")
+	}
+}
+
+func TestConfigRoundTrip(t *testing.T) {
+	c, err := loadConfig(map[string]string{"MAX_BODY_BYTES": "3MB", "KAFKA_BROKERS": "a:1,b:2", "MAX_AGE": "36h"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	env := map[string]string{}
+	for line := range strings.Lines(c.String()) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), "=")
+		env[name] = value
+	}
+	again, err := loadConfig(env)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.String() != again.String() {
+		t.Errorf("edge config is not its own input:\n%s\n%s", c, again)
+	}
+}
+
+// The README's table is the reference; it must be the code's.
+func TestREADMEListsEverySetting(t *testing.T) {
+	readme, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var rows []string
+	for line := range strings.Lines(string(readme)) {
+		if strings.HasPrefix(line, "| `") {
+			rows = append(rows, strings.TrimSpace(line))
+		}
+	}
+	typ := reflect.TypeFor[config]()
+	for i := range typ.NumField() {
+		tag := typ.Field(i).Tag
+		value := tag.Get("envDefault")
+		if value == "" {
+			value = "(empty)"
+		}
+		want := fmt.Sprintf("| `%s` | %s | %s |", tag.Get("env"), value, tag.Get("doc"))
+		found := false
+		for j, row := range rows {
+			if row == want {
+				rows = append(rows[:j], rows[j+1:]...)
+				found = true
+				break
+			}
+		}
+		if !found {
+			t.Errorf("README has no row\n%s", want)
+		}
+	}
+	for _, row := range rows {
+		t.Errorf("README has a row for no setting: %s", row)
+	}
+}
