@@ -101,6 +101,10 @@ func (t *session) store(ctx context.Context, f *flight) error {
 		}
 	}
 	t.stats.insertSeconds.Observe(time.Since(started))
+	if err := t.recordEmpty(ctx, f); err != nil {
+		t.stats.disowned.Inc()
+		return err
+	}
 	if err := t.finish(ctx, f); err != nil {
 		t.stats.disowned.Inc()
 		return err
@@ -158,6 +162,28 @@ func (t *session) send(ctx context.Context, f *flight, before func(context.Conte
 			return nil
 		},
 	})
+}
+
+// recordEmpty notes the batches of f that left no row, for the audit. It comes
+// before the commit that passes them.
+func (t *session) recordEmpty(ctx context.Context, f *flight) error {
+	var values []string
+	for _, id := range slices.Sorted(maps.Keys(f.batches)) {
+		if b := f.batches[id]; b.rows == 0 {
+			values = append(values, fmt.Sprintf("(%d, %d, %d, %d, %d, %d, now())", t.source.id, id, b.first, b.last, b.duplicates, b.dead))
+		}
+	}
+	for try := 0; len(values) > 0; try++ {
+		err := t.cfg.ClickHouse.Exec(ctx, "INSERT INTO empty_batches VALUES "+strings.Join(values, ", "))
+		if err == nil {
+			return nil
+		}
+		t.failedInsert(f, err)
+		if pause(ctx, try) != nil {
+			return errDisowned
+		}
+	}
+	return nil
 }
 
 // declare commits the plan. Only a coordinator that is away is asked again.
