@@ -31,6 +31,7 @@ type Broker struct {
 
 	uncleanStart    bool
 	uncleanHostBoot bool
+	holes           []Hole
 
 	// mu guards cluster's lifetime and id: kfake blocks for ever when it is
 	// asked anything after Close.
@@ -81,6 +82,9 @@ func (b *Broker) open(ctx context.Context) (err error) {
 	if err := prepareDir(b.dir); err != nil {
 		return err
 	}
+	if err := b.recover(); err != nil {
+		return err
+	}
 	if b.door, err = openDoor(b.cfg.Listen, b.cfg.MaxRequestBytes, b.cfg.Logger); err != nil {
 		return err
 	}
@@ -122,6 +126,23 @@ func (b *Broker) loadIdentity() error {
 	id.Clean, id.BootID = false, boot
 	b.id = id
 	return id.save(b.dir)
+}
+
+func (b *Broker) recover() error {
+	r, err := recoverLog(b.dir)
+	if err != nil {
+		return err
+	}
+	b.stats.cutBytes.Add(uint64(r.cut))
+	b.stats.holes.Add(uint64(len(r.holes)))
+	b.holes = r.holes
+	if r.cut > 0 {
+		b.cfg.Logger.Warn("cut torn batches off the embedded log", "bytes", r.cut, "after_unclean_run", b.uncleanStart)
+	}
+	for _, h := range r.holes {
+		b.cfg.Logger.Error("offsets are missing inside the embedded log", "topic", h.Topic, "partition", h.Partition, "first", h.First, "last", h.Last)
+	}
+	return nil
 }
 
 func (b *Broker) openTopics() error {

@@ -33,6 +33,9 @@ type Regression struct {
 // CheckResult is what Check found and did.
 type CheckResult struct {
 	Regressions []Regression
+	// Holes were found when the log was opened. Records in them that were not
+	// stored are lost; no offset is used twice because of them.
+	Holes       []Hole
 	Incarnation uint32
 }
 
@@ -56,7 +59,7 @@ func (b *Broker) Check(ctx context.Context, cfg CheckConfig) (CheckResult, error
 	}
 	found := b.regressions(cfg)
 	if len(found) == 0 {
-		return CheckResult{Incarnation: b.id.Incarnation}, nil
+		return CheckResult{Holes: b.holes, Incarnation: b.id.Incarnation}, nil
 	}
 	b.stats.regressions.Add(uint64(len(found)))
 	for _, r := range found {
@@ -69,13 +72,12 @@ func (b *Broker) Check(ctx context.Context, cfg CheckConfig) (CheckResult, error
 		return CheckResult{}, fmt.Errorf("check the log: open incarnation %d: %w", id.Incarnation, err)
 	}
 	b.id = id
-	if cfg.Group == "" {
-		return CheckResult{Regressions: found, Incarnation: id.Incarnation}, nil
+	if cfg.Group != "" {
+		if err := b.moveGroup(ctx, cfg.Group, found); err != nil {
+			return CheckResult{}, fmt.Errorf("check the log: %w", err)
+		}
 	}
-	if err := b.moveGroup(ctx, cfg.Group, found); err != nil {
-		return CheckResult{}, fmt.Errorf("check the log: %w", err)
-	}
-	return CheckResult{Regressions: found, Incarnation: id.Incarnation}, nil
+	return CheckResult{Regressions: found, Holes: b.holes, Incarnation: id.Incarnation}, nil
 }
 
 func (b *Broker) regressions(cfg CheckConfig) []Regression {

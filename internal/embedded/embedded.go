@@ -17,6 +17,9 @@
 //   - It appends commits behind a torn one, where no later start reads them:
 //     both state logs are cut back to their last whole entry, at start and at
 //     the moment a write fails.
+//   - After a kill it reads the whole log into memory, and it passes over
+//     offsets missing in the middle: every segment is walked and described to
+//     kfake before it opens them, in bounded memory, and holes are reported.
 //   - Nobody tells it that the log lost its tail: Check compares the log with
 //     what was committed and stored before anything is served, and opens a new
 //     incarnation when offsets would otherwise be used twice.

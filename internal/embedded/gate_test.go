@@ -166,3 +166,31 @@ func TestBrokerAnnouncesWhatTheGateLetsIn(t *testing.T) {
 		t.Errorf("announced keys (-want +got):\n%s", diff)
 	}
 }
+
+// FuzzGate feeds any bytes in any pieces: what comes out is a prefix of what
+// went in, cut at a frame border, and every frame in it was allowed.
+func FuzzGate(f *testing.F) {
+	f.Add(request(13, int16(kmsg.Fetch), 1, 2, 3), uint8(1))
+	f.Add(append(request(10, int16(kmsg.Produce)), request(10, 500)...), uint8(7))
+	f.Fuzz(func(t *testing.T, in []byte, piece uint8) {
+		g, _ := newGate(bytes.NewReader(in))
+		var out []byte
+		buf := make([]byte, int(piece)+1)
+		var err error
+		for err == nil {
+			var n int
+			n, err = g.Read(buf)
+			out = append(out, buf[:n]...)
+		}
+		if !bytes.HasPrefix(in, out) {
+			t.Fatalf("%x came out of %x", out, in)
+		}
+		for left := out; len(left) >= 8; {
+			n, key := binary.BigEndian.Uint32(left), binary.BigEndian.Uint16(left[4:])
+			if n < minRequest || n > 1000 || !slices.Contains(keys, kmsg.Key(key)) {
+				t.Fatalf("a frame of %d bytes with key %d came through", n, key)
+			}
+			left = left[min(len(left), 4+int(n)):]
+		}
+	})
+}

@@ -45,10 +45,6 @@ func (l *kfakeLog) Logf(level kfake.LogLevel, format string, args ...any) {
 		fallthrough
 	case strings.HasPrefix(format, "persist "), strings.HasPrefix(format, "compact "):
 		l.diskError(args)
-	case strings.HasSuffix(format, "truncating %d corrupt bytes") && len(args) == 4:
-		if n, ok := args[3].(int); ok {
-			l.stats.cutBytes.Add(uint64(n))
-		}
 	}
 	if name := tornBy[format]; name != "" {
 		if _, err := cutTornTail(filepath.Join(l.dir, name)); err != nil {

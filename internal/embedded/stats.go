@@ -10,6 +10,7 @@ type stats struct {
 	uncleanHostBoots stat.Counter
 	diskErrors       stat.Counter
 	cutBytes         stat.Counter
+	holes            stat.Counter
 	trimmed          stat.Counter
 }
 
@@ -30,6 +31,7 @@ func (b *Broker) Describe(set *stat.Set) {
 	set.Counter("edge_unclean_host_boots_total", "Unclean starts with a boot of the host in between.", &s.uncleanHostBoots)
 	set.Counter("edge_disk_errors_total", "Writes and fsyncs of the embedded broker that failed.", &s.diskErrors)
 	set.Counter("edge_log_cut_bytes_total", "Bytes of torn or corrupt batches cut off the log at start.", &s.cutBytes)
+	set.Counter("edge_log_holes_total", "Ranges of offsets found missing inside the log at start.", &s.holes)
 	set.Counter("edge_log_trimmed_records_total", "Records removed from the embedded log after they were committed and old enough.", &s.trimmed)
 	set.GaugeVec("edge_disk_free_bytes", "Free space on the file system of a directory.", []string{"path"}, func(emit stat.Emit) {
 		if free, err := freeBytes(b.dir); err == nil {
