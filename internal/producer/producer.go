@@ -111,10 +111,11 @@ func New(cfg Config) (*Producer, error) {
 	}
 	p.client = client
 	p.jobs.New = func() any { return newJob(p) }
-	for i := range cfg.Shards {
-		r := ring.New[*job](cfg.RingBatches, cfg.RingBytes)
-		p.shards = append(p.shards, r)
-		p.wg.Go(func() { p.drain(i) })
+	for range cfg.Shards {
+		p.shards = append(p.shards, ring.New[*job](cfg.RingBatches, cfg.RingBytes))
+	}
+	for _, r := range p.shards { // not before all are there: Publish and Close read them unlocked
+		p.wg.Go(func() { p.drain(r) })
 	}
 	return p, nil
 }
@@ -134,7 +135,10 @@ func (p *Producer) Publish(b *codec.Batch) error {
 	j := p.jobs.Get().(*job)
 	j.start(b, p.cfg.Ack)
 	shard := int(b.Hash(0) % uint64(len(p.shards)))
-	if err := p.shards[shard].Push(j, b.Size()); err != nil {
+	// A request heavier than the whole ring would be refused for ever: it counts
+	// as heavy as the ring and waits for an empty one.
+	weight := int(min(int64(b.Size()), p.cfg.RingBytes))
+	if err := p.shards[shard].Push(j, weight); err != nil {
 		j.cancel()
 		if errors.Is(err, ring.ErrFull) {
 			p.full[shard].Inc()
@@ -149,8 +153,7 @@ func (p *Producer) Publish(b *codec.Batch) error {
 }
 
 // drain is the one reader of a shard's ring.
-func (p *Producer) drain(shard int) {
-	r := p.shards[shard]
+func (p *Producer) drain(r *ring.Ring[*job]) {
 	var batch [64]*job
 	for r.Wait(nil) {
 		n := r.Pop(batch[:])
