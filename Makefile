@@ -61,8 +61,23 @@ test-metrics:
 replay: build
 	@bin/edge replay "$(FILE)"
 
+KAFKA_STAMP := .tools/kafka/lib/.fetched
+
+$(KAFKA_STAMP): deploy/kafka/pom.xml
+	rm -rf $(@D)
+	mvn -q -B -C -f $< dependency:copy-dependencies -DoutputDirectory=$(CURDIR)/$(@D)
+	@touch $@
+
+## kafka: run one Apache Kafka broker on 127.0.0.1 (KAFKA_PORT, 19092) until Ctrl-C
+kafka: $(KAFKA_STAMP)
+	@exec deploy/kafka/run
+
+## test-kafka: end to end, kill and rebalance tests against a real Apache Kafka
+test-kafka: setup $(KAFKA_STAMP)
+	EDGE_KAFKA=1 EDGE_REQUIRE_ENGINE=1 $(GO) test -count=1 -timeout 15m -run '^TestKafka' ./cmd/edge
+
 ## clean: remove what was built; data/ stays
 clean:
 	rm -rf bin $(ENGINE)/node_modules
 
-.PHONY: help run build setup test race health ready test-event test-metrics replay clean
+.PHONY: help run build setup test race health ready test-event test-metrics replay kafka test-kafka clean
