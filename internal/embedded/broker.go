@@ -29,9 +29,8 @@ type Broker struct {
 	admin    *kadm.Client
 	stats    stats
 
-	uncleanStart    bool
-	uncleanHostBoot bool
-	holes           []Hole
+	uncleanStart bool
+	holes        []Hole
 
 	// mu guards cluster's lifetime and id: kfake blocks for ever when it is
 	// asked anything after Close.
@@ -121,8 +120,9 @@ func (b *Broker) loadIdentity() error {
 	}
 	boot := bootID()
 	b.uncleanStart = found && !id.Clean
-	b.uncleanHostBoot = b.uncleanStart && id.BootID != boot
-	b.stats.unclean(b.uncleanStart, b.uncleanHostBoot)
+	newBoot := b.uncleanStart && id.BootID != boot
+	b.stats.unclean(b.uncleanStart, newBoot)
+	id.Unscanned = id.Unscanned || newBoot
 	id.Clean, id.BootID = false, boot
 	b.id = id
 	return id.save(b.dir)
@@ -224,70 +224,6 @@ func (b *Broker) Open() { b.door.open() }
 // Seeds returns the advertised address, for kgo.SeedBrokers. It can be
 // reached from outside the process only when Listen was set.
 func (b *Broker) Seeds() []string { return []string{b.door.Addr().String()} }
-
-// PartitionInfo is the extent of one partition's log. HighWatermark is the
-// offset the next record gets.
-type PartitionInfo struct {
-	ID                      int32
-	LogStart, HighWatermark int64
-	Bytes                   int64
-}
-
-// Partitions returns the partitions of topic in order; nil when there is no
-// such topic or the broker is closed.
-func (b *Broker) Partitions(topic string) []PartitionInfo {
-	b.mu.RLock()
-	defer b.mu.RUnlock()
-	if b.closed {
-		return nil
-	}
-	var ps []PartitionInfo
-	for _, p := range b.cluster.PartitionInfos(topic) {
-		ps = append(ps, PartitionInfo{p.Partition, p.LogStartOffset, p.HighWatermark, p.NumBytes})
-	}
-	return ps
-}
-
-// TopicID returns the id topic was created with; it changes when the log is
-// made anew under the same name.
-func (b *Broker) TopicID(topic string) (id [16]byte, ok bool) {
-	b.mu.RLock()
-	defer b.mu.RUnlock()
-	if b.closed {
-		return id, false
-	}
-	info := b.cluster.TopicInfo(topic)
-	if info == nil {
-		return id, false
-	}
-	return info.TopicID, true
-}
-
-// ClusterID is random and made with the log.
-func (b *Broker) ClusterID() string {
-	b.mu.RLock()
-	defer b.mu.RUnlock()
-	return b.id.ClusterID
-}
-
-// Incarnation counts from 1 and grows in Check. A (ClusterID, TopicID,
-// Incarnation, partition, offset) names one record for ever.
-func (b *Broker) Incarnation() uint32 {
-	b.mu.RLock()
-	defer b.mu.RUnlock()
-	return b.id.Incarnation
-}
-
-// UncleanStart reports whether the previous run ended without Close.
-func (b *Broker) UncleanStart() bool { return b.uncleanStart }
-
-// Ready returns why the broker turns producers away: its disk reserve is
-// reached, or an fsync failed. Nil means it does not.
-func (b *Broker) Ready() error { return b.disk.reason() }
-
-// UncleanHostBoot reports whether, in addition, the host was booted since:
-// what was not fsynced, in any file of any program, may be gone.
-func (b *Broker) UncleanHostBoot() bool { return b.uncleanHostBoot }
 
 // Close writes the broker's state, marks the shutdown as clean and gives the
 // lock back. When ctx ends first the work goes on, and the next start counts

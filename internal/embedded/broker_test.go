@@ -95,6 +95,20 @@ func TestUncleanHostBoot(t *testing.T) {
 	if n := b.stats.uncleanHostBoots.Load(); n != 1 {
 		t.Errorf("counted %d host boots; want 1", n)
 	}
+
+	// Neither a kill nor a Close before the scan forgets that it is due.
+	dir = crash(t, b)
+	stop(t, start(t, BrokerConfig{Dir: dir}))
+	b = start(t, BrokerConfig{Dir: dir})
+	if !b.UncleanHostBoot() {
+		t.Error("the scan is forgotten before it was done")
+	}
+	if err := b.Scanned(); err != nil {
+		t.Fatal(err)
+	}
+	if b = start(t, BrokerConfig{Dir: crash(t, b)}); b.UncleanHostBoot() {
+		t.Error("the scan is asked for again after it was done")
+	}
 }
 
 func TestLock(t *testing.T) {

@@ -2,7 +2,6 @@ package embedded
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -37,8 +36,6 @@ func (b *Broker) Trim(ctx context.Context) error {
 	}
 	return nil
 }
-
-var errClosed = errors.New("the embedded broker is closed")
 
 func (b *Broker) trimTopic(ctx context.Context, topic string, r Retention) error {
 	limits := b.consumed(topic, r.Group)

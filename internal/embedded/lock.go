@@ -45,7 +45,11 @@ func lockDir(dir string, wait time.Duration) (*DirLock, error) {
 		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		switch {
 		case err == nil:
-			return &DirLock{dir: dir, f: f}, writePID(f)
+			if err := writePID(f); err != nil {
+				f.Close()
+				return nil, err
+			}
+			return &DirLock{dir: dir, f: f}, nil
 		case errors.Is(err, unix.EINTR):
 		case !errors.Is(err, unix.EWOULDBLOCK):
 			f.Close()

@@ -21,6 +21,8 @@ type identity struct {
 	Incarnation uint32 `json:"incarnation"`
 	// BootID is the kernel's boot during which the broker last ran.
 	BootID string `json:"boot_id"`
+	// Unscanned is set by an unclean start on another boot, until Scanned.
+	Unscanned bool `json:"unscanned"`
 	// Clean is true only between Close and the next start.
 	Clean bool `json:"clean"`
 }

@@ -1,0 +1,91 @@
+package embedded
+
+import "errors"
+
+var errClosed = errors.New("the embedded broker is closed")
+
+// PartitionInfo is the extent of one partition's log. HighWatermark is the
+// offset the next record gets.
+type PartitionInfo struct {
+	ID                      int32
+	LogStart, HighWatermark int64
+	Bytes                   int64
+}
+
+// Partitions returns the partitions of topic in order; nil when there is no
+// such topic or the broker is closed.
+func (b *Broker) Partitions(topic string) []PartitionInfo {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	if b.closed {
+		return nil
+	}
+	var ps []PartitionInfo
+	for _, p := range b.cluster.PartitionInfos(topic) {
+		ps = append(ps, PartitionInfo{p.Partition, p.LogStartOffset, p.HighWatermark, p.NumBytes})
+	}
+	return ps
+}
+
+// TopicID returns the id topic was created with; it changes when the log is
+// made anew under the same name.
+func (b *Broker) TopicID(topic string) (id [16]byte, ok bool) {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	if b.closed {
+		return id, false
+	}
+	info := b.cluster.TopicInfo(topic)
+	if info == nil {
+		return id, false
+	}
+	return info.TopicID, true
+}
+
+// ClusterID is random and made with the log.
+func (b *Broker) ClusterID() string {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	return b.id.ClusterID
+}
+
+// Incarnation counts from 1 and grows in Check. A (ClusterID, TopicID,
+// Incarnation, partition, offset) names one record for ever.
+func (b *Broker) Incarnation() uint32 {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	return b.id.Incarnation
+}
+
+// UncleanStart reports whether the previous run ended without Close.
+func (b *Broker) UncleanStart() bool { return b.uncleanStart }
+
+// UncleanHostBoot reports whether, in addition, the host was booted since:
+// what was not fsynced, in any file of any program, may be gone, and what
+// ClickHouse holds must be compared with the log. It stays true over restarts
+// until Scanned is called, so that a start that fails in between loses nothing.
+func (b *Broker) UncleanHostBoot() bool {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	return b.id.Unscanned
+}
+
+// Scanned says that the comparison UncleanHostBoot asks for is done.
+func (b *Broker) Scanned() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return errClosed
+	}
+	id := b.id
+	id.Unscanned = false
+	if err := id.save(b.dir); err != nil {
+		return err
+	}
+	b.id = id
+	return nil
+}
+
+// Ready returns why the broker turns producers away: its disk reserve is
+// reached, or an fsync failed. Nil means it does not.
+func (b *Broker) Ready() error { return b.disk.reason() }
