@@ -54,6 +54,7 @@ type app struct {
 	clickhouse clickhouse.Options
 
 	admin    *http.Server
+	routes   *http.ServeMux // of admin; takes routes while it serves
 	lock     *embedded.DirLock
 	broker   *embedded.Broker
 	engine   *engine.Child
@@ -132,7 +133,9 @@ func (a *app) describe(parts ...interface{ Describe(*stat.Set) }) {
 func (a *app) startAdmin(context.Context) error {
 	version, commit := buildVersion()
 	a.registry = server.NewRegistry(version, commit)
-	a.admin = &http.Server{Handler: server.AdminHandler(a.registry, a.level), ReadHeaderTimeout: 5 * time.Second}
+	a.routes = http.NewServeMux()
+	a.routes.Handle("/", server.AdminHandler(a.registry, a.level))
+	a.admin = &http.Server{Handler: a.routes, ReadHeaderTimeout: 5 * time.Second}
 	go func() {
 		if err := a.admin.Serve(a.ln.admin); !errors.Is(err, http.ErrServerClosed) {
 			a.failed <- fmt.Errorf("admin listener: %w", err)
@@ -231,6 +234,7 @@ func (a *app) startSchema(ctx context.Context) (err error) {
 	if a.pool, err = clickhouse.Open(a.clickhouse); err != nil {
 		return err
 	}
+	a.routes.HandleFunc("/verify", a.verifyHandler)
 	if !a.cfg.Embedded {
 		return nil
 	}
@@ -310,7 +314,9 @@ func (a *app) startSink(ctx context.Context) error {
 		InsertTimeout: c.InsertTimeout, RevokeTimeout: 20 * time.Second,
 		DedupIDs: c.DedupIDs, DedupAge: c.DedupWindow,
 	})
-	a.describe(a.sink)
+	auditor := &sink.Auditor{ClickHouse: a.pool, Logger: log, Every: time.Minute, Look: time.Hour}
+	a.describe(a.sink, auditor)
+	a.background.Go(func() { auditor.Run(ctx) })
 	a.checks = append(a.checks, server.Check{Name: "sink", Func: func() error { return a.sink.Ready(c.StuckAfter) }})
 	a.background.Go(func() {
 		until(ctx, log, "ensure topics", a.ensureTopics)

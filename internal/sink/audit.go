@@ -1,0 +1,370 @@
+package sink
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/ClickHouse/ch-go"
+	"github.com/ClickHouse/ch-go/proto"
+
+	"edge/internal/clickhouse"
+)
+
+// Audit proves, from what ClickHouse holds, that every offset of the log is
+// accounted for once and that the rollups are the sums of the rows. It only
+// reads, and may run beside sinks that write.
+//
+//	coverage   per log and partition the batches [first,last] follow each other
+//	           without gap or overlap, each has the rows it says it has, every
+//	           offset is there once, and rows + duplicates + dead = length
+//	rollups    minute, hour and day counts and distinct users equal those of
+//	           the rows, per event name and channel
+type Audit struct {
+	ClickHouse *clickhouse.Pool
+	// Since limits the audit to what was received from then on; zero: all.
+	Since time.Time
+}
+
+// Report is what an audit found. Missing, Extra and Mismatched are 0 when
+// everything adds up.
+type Report struct {
+	Partitions []Coverage `json:"partitions"`
+	// Mismatched is how many rows the rollups count too many or too few, each
+	// compared with the next finer table, and Users how many cells disagree on
+	// their distinct users.
+	Mismatched int64    `json:"mismatched_rollup_rows"`
+	Users      int64    `json:"mismatched_user_cells"`
+	Problems   []string `json:"problems,omitempty"` // the first of each kind
+	Took       float64  `json:"took_seconds"`
+}
+
+// Coverage is one partition of one log.
+type Coverage struct {
+	Source     uint32 `json:"src"`
+	Partition  int32  `json:"partition"`
+	First      int64  `json:"first"` // offsets covered: [First,Last]
+	Last       int64  `json:"last"`
+	Batches    int64  `json:"batches"`
+	Rows       int64  `json:"rows"`
+	Duplicates int64  `json:"duplicates"`
+	Dead       int64  `json:"dead"`
+	Missing    int64  `json:"missing"` // offsets neither row, duplicate nor dead
+	Extra      int64  `json:"extra"`   // rows beyond one per offset
+}
+
+// Missing is the number of records that are nowhere, over all partitions.
+func (r *Report) Missing() (n int64) {
+	for _, c := range r.Partitions {
+		n += c.Missing
+	}
+	return n
+}
+
+// Extra is the number of rows stored more than once.
+func (r *Report) Extra() (n int64) {
+	for _, c := range r.Partitions {
+		n += c.Extra
+	}
+	return n
+}
+
+// OK reports whether everything adds up.
+func (r *Report) OK() bool {
+	return r.Missing() == 0 && r.Extra() == 0 && r.Mismatched == 0 && r.Users == 0 && len(r.Problems) == 0
+}
+
+// Run performs the audit. An error means that it could not be finished, not
+// that it found something.
+func (a *Audit) Run(ctx context.Context) (*Report, error) {
+	started := time.Now()
+	r := new(Report)
+	if err := a.coverage(ctx, r); err != nil {
+		return nil, fmt.Errorf("audit coverage: %w", err)
+	}
+	if err := a.rollups(ctx, r); err != nil {
+		return nil, fmt.Errorf("audit rollups: %w", err)
+	}
+	r.Took = time.Since(started).Seconds()
+	return r, nil
+}
+
+// auditChunk is how many offsets one query looks at: its memory is bounded by
+// one group per batch and, at worst, one offset per batch.
+const auditChunk = 2_000_000
+
+func (a *Audit) coverage(ctx context.Context, r *Report) error {
+	ranges, err := a.ranges(ctx)
+	if err != nil {
+		return err
+	}
+	for _, c := range ranges {
+		next := c.First // the offset the next batch has to begin at
+		for from := c.First; from <= c.Last; from += auditChunk {
+			if err := a.chunk(ctx, r, &c, from, &next); err != nil {
+				return err
+			}
+		}
+		r.Partitions = append(r.Partitions, c)
+	}
+	return nil
+}
+
+// ranges returns the partitions that have batches and the offsets they span.
+func (a *Audit) ranges(ctx context.Context) ([]Coverage, error) {
+	var src, part proto.ColUInt32
+	var first, last proto.ColUInt64
+	var out []Coverage
+	rows, empty := "1", "1"
+	if !a.Since.IsZero() {
+		rows = fmt.Sprintf("received_at >= toDateTime64(%d, 3, 'UTC')", a.Since.Unix())
+		empty = fmt.Sprintf("at >= toDateTime(%d, 'UTC')", a.Since.Unix())
+	}
+	err := a.ClickHouse.Do(ctx, ch.Query{
+		Body: fmt.Sprintf(`SELECT s, p, min(f) AS first, max(l) AS last FROM (
+			SELECT _src AS s, _part AS p, min(_first) AS f, max(_last) AS l FROM events WHERE %s GROUP BY s, p
+			UNION ALL SELECT src, part, min(first), max(last) FROM empty_batches WHERE %s GROUP BY src, part
+		) GROUP BY s, p ORDER BY s, p`, rows, empty),
+		Result: proto.Results{{Name: "s", Data: &src}, {Name: "p", Data: &part}, {Name: "first", Data: &first}, {Name: "last", Data: &last}},
+		OnResult: func(context.Context, proto.Block) error {
+			for i := range src {
+				out = append(out, Coverage{Source: src[i], Partition: int32(part[i]), First: int64(first[i]), Last: int64(last[i])})
+			}
+			return nil
+		},
+	})
+	return out, err
+}
+
+// chunk checks the batches of c that begin in [from, from+auditChunk).
+func (a *Audit) chunk(ctx context.Context, r *Report, c *Coverage, from int64, next *int64) error {
+	// A batch may reach beyond the chunk it begins in by less than this.
+	const longest = 4 << 20
+	var first, last, rows, said, offsets, dup, dead proto.ColUInt64
+	return a.ClickHouse.Do(ctx, ch.Query{
+		Body: fmt.Sprintf(`SELECT f, max(l) AS l, sum(rows) AS rows, max(said) AS said, sum(offsets) AS offsets, max(dup) AS dup, max(dead) AS dead FROM (
+			SELECT _first AS f, max(_last) AS l, count() AS rows, toUInt64(max(_rows)) AS said, uniqExact(_offset) AS offsets,
+				toUInt64(max(_dup)) AS dup, toUInt64(max(_dead)) AS dead
+			FROM events WHERE _src = %[1]d AND _part = %[2]d AND _offset >= %[3]d AND _offset < %[5]d AND _first >= %[3]d AND _first < %[4]d
+			GROUP BY f
+			UNION ALL
+			SELECT first AS f, max(last) AS l, toUInt64(0), toUInt64(0), toUInt64(0), toUInt64(any(dup)), toUInt64(any(dead))
+			FROM empty_batches WHERE src = %[1]d AND part = %[2]d AND first >= %[3]d AND first < %[4]d
+			GROUP BY f
+		) GROUP BY f ORDER BY f`, c.Source, c.Partition, from, from+auditChunk, from+auditChunk+longest),
+		Result: proto.Results{{Name: "f", Data: &first}, {Name: "l", Data: &last}, {Name: "rows", Data: &rows}, {Name: "said", Data: &said},
+			{Name: "offsets", Data: &offsets}, {Name: "dup", Data: &dup}, {Name: "dead", Data: &dead}},
+		OnResult: func(context.Context, proto.Block) error {
+			for i := range first {
+				r.batch(c, next, auditBatch{int64(first[i]), int64(last[i]), int64(rows[i]), int64(said[i]), int64(offsets[i]), int64(dup[i]), int64(dead[i])})
+			}
+			return nil
+		},
+	})
+}
+
+type auditBatch struct{ first, last, rows, said, offsets, dup, dead int64 }
+
+// batch adds one batch of c, which has to begin at *next.
+func (r *Report) batch(c *Coverage, next *int64, b auditBatch) {
+	c.Batches++
+	c.Rows += b.rows
+	c.Duplicates += b.dup
+	c.Dead += b.dead
+	where := fmt.Sprintf("source %d, partition %d, batch [%d,%d]", c.Source, c.Partition, b.first, b.last)
+	if b.first > *next {
+		c.Missing += b.first - *next
+		r.problem("%s: offsets %d to %d before it are in no batch", where, *next, b.first-1)
+	}
+	if b.first < *next {
+		r.problem("%s: begins inside the batch before it, which reaches to %d", where, *next-1)
+	}
+	if b.rows > b.offsets {
+		c.Extra += b.rows - b.offsets
+		r.problem("%s: %d rows for %d offsets", where, b.rows, b.offsets)
+	}
+	if length := b.last - b.first + 1; b.offsets+b.dup+b.dead != length {
+		c.Missing += max(length-b.offsets-b.dup-b.dead, 0)
+		r.problem("%s: %d rows + %d duplicates + %d dead are not %d", where, b.offsets, b.dup, b.dead, length)
+	} else if b.offsets != b.said {
+		r.problem("%s: has %d rows and says %d", where, b.offsets, b.said)
+	}
+	*next = max(*next, b.last+1)
+}
+
+func (r *Report) problem(format string, args ...any) {
+	const most = 20
+	if len(r.Problems) < most {
+		r.Problems = append(r.Problems, fmt.Sprintf(format, args...))
+	}
+}
+
+// comparison is one rollup against the next finer table.
+type comparison struct {
+	rollup, key     string // its name and time column
+	from, cell      string // the finer table, and the rollup's time from its columns
+	count, finer    string // how the finer table counts, and its time column
+	users, allUsers string // distinct users in the rollup and in the rows; empty: none there
+}
+
+var comparisons = []comparison{
+	{rollup: "events_1m", key: "m", from: "events", cell: "toStartOfMinute(ts)", count: "toInt64(count())", finer: "ts"},
+	{rollup: "events_1h", key: "h", from: "events_1m", cell: "toStartOfHour(m)", count: "sum(n)", finer: "m",
+		users: "uniqCombined64Merge(u)", allUsers: "toStartOfHour(ts)"},
+	{rollup: "events_1d", key: "d", from: "events_1h", cell: "toDate(h)", count: "sum(n)", finer: "h",
+		users: "uniqCombined64Merge(u)", allUsers: "toDate(ts)"},
+}
+
+// rollups compares month by month. A sink that writes meanwhile makes rows and
+// rollups differ for the moment between two parts of one insert, so only what
+// differs in the same way again and again counts.
+func (a *Audit) rollups(ctx context.Context, r *Report) error {
+	months, err := a.months(ctx)
+	if err != nil {
+		return err
+	}
+	for _, month := range months {
+		for _, c := range comparisons {
+			diff, err := a.lasting(ctx, c.countDiff(month))
+			if err != nil {
+				return fmt.Errorf("compare %s with %s: %w", c.rollup, c.from, err)
+			}
+			for _, d := range diff {
+				r.Mismatched += d.n
+				r.problem("%s differs from %s by %d rows at %s", c.rollup, c.from, d.n, d.cell)
+			}
+			if c.users == "" {
+				continue
+			}
+			if diff, err = a.lasting(ctx, c.userDiff(month)); err != nil {
+				return fmt.Errorf("compare the users of %s with events: %w", c.rollup, err)
+			}
+			for _, d := range diff {
+				r.Users++
+				r.problem("%s has other distinct users than events, by %d at %s", c.rollup, d.n, d.cell)
+			}
+		}
+	}
+	return nil
+}
+
+// span is a condition for a range of time, per time column.
+type span struct{ from, to time.Time }
+
+func (s span) of(column string) string {
+	if column == "d" {
+		return fmt.Sprintf("d >= toDate(%d) AND d < toDate(%d)", s.from.Unix()/86400, s.to.Unix()/86400)
+	}
+	return fmt.Sprintf("%[1]s >= toDateTime(%[2]d, 'UTC') AND %[1]s < toDateTime(%[3]d, 'UTC')", column, s.from.Unix(), s.to.Unix())
+}
+
+// months returns the spans to compare: whole months of data, or the days that
+// recently received events touch.
+func (a *Audit) months(ctx context.Context) ([]span, error) {
+	if a.Since.IsZero() {
+		// Partitions are months, of rows and rollups alike.
+		starts, err := a.ClickHouse.Strings(ctx, `SELECT DISTINCT toString(toUnixTimestamp(toDateTime(concat(substring(partition, 1, 4), '-', substring(partition, 5, 2), '-01 00:00:00'), 'UTC'))) AS s
+			FROM system.parts WHERE database = currentDatabase() AND table IN ('events', 'events_1m', 'events_1h', 'events_1d') AND active ORDER BY s`)
+		return spansOf(starts, func(t time.Time) time.Time { return t.AddDate(0, 1, 0) }), err
+	}
+	const mostDays = 62
+	starts, err := a.ClickHouse.Strings(ctx, fmt.Sprintf(`SELECT DISTINCT toString(toUnixTimestamp(toStartOfDay(ts))) AS s FROM events
+		WHERE received_at >= toDateTime64(%d, 3, 'UTC') ORDER BY s DESC LIMIT %d`, a.Since.Unix(), mostDays))
+	return spansOf(starts, func(t time.Time) time.Time { return t.AddDate(0, 0, 1) }), err
+}
+
+func spansOf(starts []string, end func(time.Time) time.Time) []span {
+	var out []span
+	for _, s := range starts {
+		var unix int64
+		if _, err := fmt.Sscan(s, &unix); err == nil {
+			from := time.Unix(unix, 0).UTC()
+			out = append(out, span{from, end(from)})
+		}
+	}
+	return out
+}
+
+func (c comparison) countDiff(s span) string {
+	return fmt.Sprintf(`SELECT toString((cell, event_name, channel)) AS cell_text, sum(n) AS diff FROM (
+		SELECT toDateTime(%s, 'UTC') AS cell, event_name, channel, %s AS n FROM %s WHERE %s GROUP BY cell, event_name, channel
+		UNION ALL SELECT toDateTime(%s, 'UTC') AS cell, event_name, channel, -sum(n) AS n FROM %s WHERE %s GROUP BY cell, event_name, channel
+	) GROUP BY cell, event_name, channel HAVING diff != 0 ORDER BY cell_text LIMIT 1000`,
+		c.cell, c.count, c.from, s.of(c.finer), c.key, c.rollup, s.of(c.key))
+}
+
+func (c comparison) userDiff(s span) string {
+	return fmt.Sprintf(`SELECT toString((cell, event_name, channel)) AS cell_text, sum(n) AS diff FROM (
+		SELECT toDateTime(%s, 'UTC') AS cell, event_name, channel, toInt64(uniqCombined64(user_id)) AS n FROM events WHERE %s GROUP BY cell, event_name, channel
+		UNION ALL SELECT toDateTime(%s, 'UTC') AS cell, event_name, channel, -toInt64(%s) AS n FROM %s WHERE %s GROUP BY cell, event_name, channel
+	) GROUP BY cell, event_name, channel HAVING diff != 0 ORDER BY cell_text LIMIT 1000`,
+		c.allUsers, s.of("ts"), c.key, c.users, c.rollup, s.of(c.key))
+}
+
+// difference is one cell that does not add up.
+type difference struct {
+	cell string
+	n    int64
+}
+
+// lasting runs a query of differences until one round finds nothing, and
+// returns those that three rounds in a row agree on.
+func (a *Audit) lasting(ctx context.Context, sql string) ([]difference, error) {
+	const rounds = 3
+	var agreed map[string]int64
+	for round := range rounds {
+		var cell proto.ColStr
+		var n proto.ColInt64
+		found := make(map[string]int64)
+		err := a.ClickHouse.Do(ctx, ch.Query{
+			Body:   sql,
+			Result: proto.Results{{Name: "cell_text", Data: &cell}, {Name: "diff", Data: &n}},
+			OnResult: func(context.Context, proto.Block) error {
+				for i := range n {
+					if was, ok := agreed[cell.Row(i)]; round == 0 || ok && was == n[i] {
+						found[cell.Row(i)] = n[i]
+					}
+				}
+				return nil
+			},
+		})
+		if err != nil {
+			return nil, err
+		}
+		if agreed = found; len(agreed) == 0 {
+			return nil, nil
+		}
+		if round < rounds-1 {
+			if err := pause(ctx, 2); err != nil {
+				return nil, err
+			}
+		}
+	}
+	var out []difference
+	for _, cell := range slices.Sorted(maps.Keys(agreed)) {
+		out = append(out, difference{cell, max(agreed[cell], -agreed[cell])})
+	}
+	return out, nil
+}
+
+// String is the report for a person.
+func (r *Report) String() string {
+	var b strings.Builder
+	for _, c := range r.Partitions {
+		fmt.Fprintf(&b, "source %d partition %d: offsets %d to %d in %d batches: %d rows + %d duplicates + %d dead; missing %d, extra %d\n",
+			c.Source, c.Partition, c.First, c.Last, c.Batches, c.Rows, c.Duplicates, c.Dead, c.Missing, c.Extra)
+	}
+	fmt.Fprintf(&b, "rollups: %d rows and %d user cells differ from events\n", r.Mismatched, r.Users)
+	for _, p := range r.Problems {
+		fmt.Fprintf(&b, "problem: %s\n", p)
+	}
+	verdict := "everything adds up"
+	if !r.OK() {
+		verdict = "NOT everything adds up"
+	}
+	fmt.Fprintf(&b, "%s (%.1fs)\n", verdict, r.Took)
+	return b.String()
+}
