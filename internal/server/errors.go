@@ -9,6 +9,7 @@ import (
 
 	"edge/internal/codec"
 	"edge/internal/producer"
+	"edge/internal/query"
 
 	"github.com/valyala/fasthttp"
 )
@@ -115,7 +116,7 @@ func verdict(err error) (status int, why reason) {
 		return fasthttp.StatusServiceUnavailable, 0
 	}
 	switch err {
-	case errEmptyBody, errEmptyArray, errShortBody, errChunks, errEncoding, errHTTP:
+	case errEmptyBody, errEmptyArray, errShortBody, errChunks, errEncoding, errHTTP, query.ErrTooExpensive:
 		return fasthttp.StatusBadRequest, malformed
 	case errNoKey, errWrongKey:
 		return fasthttp.StatusUnauthorized, unauthorized

@@ -40,6 +40,15 @@ type edge struct {
 // start serves Defaults changed by change on a loopback port until the test ends.
 func start(t *testing.T, change func(*Config)) *edge {
 	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return startOn(t, ln, change)
+}
+
+func startOn(t *testing.T, ln net.Listener, change func(*Config)) *edge {
+	t.Helper()
 	cfg := Defaults()
 	cfg.Events = codec.NewPool(codec.Rules{})
 	published := new(atomic.Int64)
@@ -51,10 +60,6 @@ func start(t *testing.T, change func(*Config)) *edge {
 		change(&cfg)
 	}
 	if err := cfg.Validate(); err != nil {
-		t.Fatal(err)
-	}
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
 		t.Fatal(err)
 	}
 	e := &edge{Server: New(cfg), t: t, addr: ln.Addr().String(), published: published}

@@ -3,6 +3,7 @@ package server
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"runtime/debug"
 
@@ -148,7 +149,9 @@ func commonHeaders(ctx *fasthttp.RequestCtx) {
 
 // expect answers a client that waits for permission to send its body: whatever
 // the header alone decides is said now, with its sentence, and the body never
-// travels. The answer stands in ctx already; fasthttp sends it as it is.
+// travels. fasthttp asks for a status here and calls the response not ours to
+// modify, yet an answer without its sentence helps nobody, and it sends what
+// stands in the response as it is; TestExpectContinue would notice a change.
 func (s *Server) expect(ctx *fasthttp.RequestCtx) int {
 	s.serve(ctx)
 	status := ctx.Response.StatusCode()
@@ -177,6 +180,9 @@ func (s *Server) getMetrics(ctx *fasthttp.RequestCtx) error {
 	limit, cancel := context.WithTimeout(context.Background(), s.cfg.QueryTimeout)
 	defer cancel()
 	res, err := s.cfg.Query(limit, req)
+	if errors.Is(err, query.ErrTooExpensive) {
+		return query.ErrTooExpensive
+	}
 	if err != nil {
 		s.log.Error("query not answered", "err", err)
 		return storeError{err}

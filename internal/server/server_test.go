@@ -194,6 +194,8 @@ func TestMetricsQuery(t *testing.T) {
 	if strings.Contains(a.body, "10.0.0.1") {
 		t.Errorf("answer tells clients about our network: %s", a.body)
 	}
+	result = fmt.Errorf("query metrics: %w (code 241)", query.ErrTooExpensive)
+	e.do("GET", "/metrics?event_name=a", nil, nil).check(t, 400, "shorter range")
 	result = context.DeadlineExceeded
 	e.do("GET", "/metrics?event_name=a", nil, nil).check(t, 503, "did not finish in time")
 }
