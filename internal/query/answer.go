@@ -14,7 +14,6 @@ type answer struct {
 	result Result
 	zone   *time.Location
 	timed  bool
-	rows   int
 
 	events proto.ColInt64
 	users  proto.ColUInt64
@@ -56,13 +55,14 @@ func (a *answer) columns() proto.Results {
 	return cols
 }
 
-// read takes the row out of the block that has it; headers have none.
+// read takes the row out of the block that has it; headers have none. It may
+// run again from the start when the pool replaces a connection that broke.
 func (a *answer) read(_ context.Context, b proto.Block) error {
 	if b.Rows == 0 {
 		return nil
 	}
-	if a.rows += b.Rows; a.rows > 1 {
-		return fmt.Errorf("answer has %d rows; want one", a.rows)
+	if b.Rows > 1 {
+		return fmt.Errorf("answer has %d rows; want one", b.Rows)
 	}
 	res := &a.result
 	res.Events = a.events.Row(0)

@@ -106,7 +106,7 @@ func randomRange(rng *rand.Rand) (from, to int64) {
 }
 
 // oracle answers r from the events themselves: counts and distinct users per
-// group in maps, labels from package time. Users are exact, which the sketch
+// group in maps, labels from package time; events are in time order. Users are exact, which the sketch
 // is too up to a few thousand.
 func oracle(events []event, r Request, zone *time.Location) Result {
 	type cell struct {
@@ -115,9 +115,11 @@ func oracle(events []event, r Request, zone *time.Location) Result {
 	}
 	res := Result{Request: r}
 	all, groups := map[string]bool{}, map[string]*cell{}
-	for _, e := range events {
-		if e.name != r.EventName || e.ts < r.From*1000 || e.ts >= r.To*1000 ||
-			r.Channel != "" && e.channel != r.Channel || r.CampaignID != "" && e.campaign != r.CampaignID {
+	byTime := func(e event, ms int64) int { return cmp.Compare(e.ts, ms) }
+	first, _ := slices.BinarySearchFunc(events, r.From*1000, byTime)
+	end, _ := slices.BinarySearchFunc(events, r.To*1000, byTime)
+	for _, e := range events[first:end] {
+		if e.name != r.EventName || r.Channel != "" && e.channel != r.Channel || r.CampaignID != "" && e.campaign != r.CampaignID {
 			continue
 		}
 		res.Events++

@@ -15,7 +15,15 @@
 // hours therefore carry a uniqCombined64 state per channel, raw rows make
 // theirs on the way, and all of them are merged once over the whole range. A
 // merged state is the state that all rows would have made, so the answer is
-// the same number whichever way the range was cut.
+// the same number whichever way the range was cut. Measured (precision 17, the
+// default; query_timing_test.go): exact up to 4,096 users, beyond that the
+// error is 0.2 % on average and was never above 1.1 % in 560 trials of up to a
+// million users. The theory says 0.29 % standard error.
+//
+// Merging is what a query costs: one state per day and channel, so a year of
+// one event costs the same at a thousand events a day and at a billion, but
+// twelve times a month. unique_users=false leaves the states out, and counts
+// alone come back from any range in the time of a round trip.
 //
 // One request is one SELECT with one row of arrays as its answer (sql.go): one
 // round trip, total and groups of the same moment.
@@ -51,6 +59,10 @@ var ErrTooExpensive = errors.New("the query needs more time or memory than one q
 type Options struct {
 	Timeout   time.Duration // of one query, enforced by the server; 0: 10s
 	MaxMemory int64         // bytes the server may use for one query; 0: 1 GiB
+	// ReadOnly sends readonly=1 with each query, a second lock behind the
+	// parameters. Not for a user whose profile is read-only already, which may
+	// not set it, nor for the embedded engine, whose sessions keep it.
+	ReadOnly bool
 }
 
 // Engine runs queries. All methods may be called from any goroutine.
@@ -72,7 +84,7 @@ func New(pool *clickhouse.Pool, o Options) *Engine {
 		o.MaxMemory = 1 << 30
 	}
 	seconds := int64((o.Timeout + time.Second - 1) / time.Second)
-	return &Engine{
+	e := &Engine{
 		pool: pool,
 		// The server's own limit ends a slow query with an exception on a
 		// connection that stays usable; ours is for a server that hangs.
@@ -83,6 +95,10 @@ func New(pool *clickhouse.Pool, o Options) *Engine {
 		},
 		seconds: stat.NewHistogram(stat.Seconds),
 	}
+	if o.ReadOnly {
+		e.settings = append(e.settings, ch.Setting{Key: "readonly", Value: "1", Important: true})
+	}
+	return e
 }
 
 // Query answers r, which must come from Parse. The error wraps ErrTooExpensive

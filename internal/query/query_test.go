@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -91,6 +92,7 @@ func TestAnswersEqualRawRows(t *testing.T) {
 	for i := 0; i < len(events); i += 10_000 { // several parts and states to merge
 		insert(t, pool, events[i:i+10_000])
 	}
+	slices.SortFunc(events, func(a, b event) int { return int(a.ts - b.ts) })
 	e := New(pool, Options{})
 	ranges := 300
 	if testing.Short() {
@@ -256,6 +258,21 @@ func TestTooExpensive(t *testing.T) {
 	cancel()
 	if _, err := New(pool, Options{}).Query(ctx, r); !errors.Is(err, context.Canceled) {
 		t.Errorf("of a caller that left: %v; want %v", err, context.Canceled)
+	}
+}
+
+func TestReadOnly(t *testing.T) {
+	insert(t, openDatabase(t, "readonly"), []event{{dataFrom * 1000, "view", "web", "", "u"}})
+	e := New(openDatabase(t, "readonly"), Options{ReadOnly: true})
+	for range 2 {
+		got, err := e.Query(t.Context(), Request{EventName: "view", From: dataFrom, To: dataTo})
+		if err != nil || got.Events != 1 {
+			t.Fatal(got, err)
+		}
+	}
+	err := e.pool.Do(t.Context(), ch.Query{Body: "DROP TABLE events", Settings: e.settings})
+	if clickhouse.Code(err) != int(proto.ErrReadonly) {
+		t.Errorf("drop a table with the settings of a query: %v; want code %d", err, proto.ErrReadonly)
 	}
 }
 
