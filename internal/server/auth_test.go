@@ -6,10 +6,13 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"edge/internal/codec"
+	"edge/internal/producer"
 	"edge/internal/query"
 )
 
@@ -155,8 +158,22 @@ func TestKeyRate(t *testing.T) {
 		f(noisy, 10*time.Millisecond)
 	})
 
-	e := start(t, func(c *Config) { c.WriteKeys, c.KeyRate = []string{"noisy", "quiet"}, 1 })
+	var full atomic.Bool
+	e := start(t, func(c *Config) {
+		c.WriteKeys, c.KeyRate = []string{"noisy", "quiet"}, 1
+		c.Publish = func(*codec.Batch) error {
+			if full.Load() {
+				return producer.ErrFull
+			}
+			return nil
+		}
+	})
 	bulk := []byte("[" + strings.Repeat(good+",", 9) + good + "]")
+	full.Store(true)
+	for range 3 { // not charged: nothing was kept
+		e.do("POST", "/events/bulk", header("X-API-Key", "noisy"), bulk).check(t, 429, "nothing of the request was kept")
+	}
+	full.Store(false)
 	e.do("POST", "/events/bulk", header("X-API-Key", "noisy"), bulk).check(t, 202, `"accepted":10`)
 	a := e.do("POST", "/events", header("X-API-Key", "noisy"), []byte(good))
 	if a.StatusCode != 429 || a.Header.Get("Retry-After") != "9" || !strings.Contains(a.body, "again in 9 s") {

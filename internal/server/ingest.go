@@ -69,7 +69,35 @@ func (s *Server) admit(ctx *fasthttp.RequestCtx, limit int) (a admission, err er
 	return a, nil
 }
 
-// receive returns the inflated body, or nil and the error to answer with.
+// take returns the request's body in plain form. Without one the request is
+// answered already: refused, or told to go on and send it.
+func (s *Server) take(ctx *fasthttp.RequestCtx, lines bool, limit, inflated int) (*block, admission) {
+	a, err := s.admit(ctx, limit)
+	if err == nil && a.format == formatLines && !lines {
+		err = errLinesOnSingle
+	}
+	if err == nil && waiting(ctx) {
+		ctx.SetStatusCode(fasthttp.StatusContinue)
+		return nil, a
+	}
+	var body *block
+	if err == nil {
+		body, err = s.receive(ctx, a.encoding, limit, inflated)
+	}
+	if err != nil {
+		s.refuse(ctx, err, 1)
+		return nil, a
+	}
+	return body, a
+}
+
+// waiting reports whether the client waits for 100 Continue before it sends
+// the body.
+func waiting(ctx *fasthttp.RequestCtx) bool {
+	return ctx.RequestBodyStream() == nil && ctx.Request.MayContinue() && ctx.Request.Header.ContentLength() != 0
+}
+
+// receive reads the body and undoes its encoding.
 func (s *Server) receive(ctx *fasthttp.RequestCtx, enc encoding, limit, inflated int) (*block, error) {
 	blk, err := s.readBody(ctx, limit)
 	if err != nil || enc == identity {
@@ -77,12 +105,6 @@ func (s *Server) receive(ctx *fasthttp.RequestCtx, enc encoding, limit, inflated
 	}
 	defer s.memory.put(blk)
 	return s.inflate.inflate(s.memory, enc, blk.b, inflated)
-}
-
-// waiting reports whether the client waits for 100 Continue before it sends
-// the body.
-func waiting(ctx *fasthttp.RequestCtx) bool {
-	return ctx.RequestBodyStream() == nil && ctx.Request.MayContinue() && ctx.Request.Header.ContentLength() != 0
 }
 
 // decode runs one of a batch's Decode methods on body and gives body back, also
@@ -94,20 +116,8 @@ func (s *Server) decode(ctx *fasthttp.RequestCtx, body *block, how func([]byte, 
 
 func (s *Server) postEvent(ctx *fasthttp.RequestCtx) error {
 	limit := s.cfg.MaxEventBytes + eventSlack
-	a, err := s.admit(ctx, limit)
-	if err == nil && a.format == formatLines {
-		err = errLinesOnSingle
-	}
-	if err == nil && waiting(ctx) {
-		ctx.SetStatusCode(fasthttp.StatusContinue)
-		return nil
-	}
-	var body *block
-	if err == nil {
-		body, err = s.receive(ctx, a.encoding, limit, limit)
-	}
-	if err != nil {
-		s.refuse(ctx, err, 1)
+	body, a := s.take(ctx, false, limit, limit)
+	if body == nil {
 		return nil
 	}
 	batch := s.cfg.Events.Get()
@@ -116,7 +126,7 @@ func (s *Server) postEvent(ctx *fasthttp.RequestCtx) error {
 		batch.Release()
 		return nil
 	}
-	err = s.publish(batch, a.bucket)
+	err := s.publish(batch, a.bucket)
 	batch.Release()
 	if err != nil {
 		s.refuse(ctx, err, 1)
@@ -129,17 +139,8 @@ func (s *Server) postEvent(ctx *fasthttp.RequestCtx) error {
 }
 
 func (s *Server) postBulk(ctx *fasthttp.RequestCtx) error {
-	a, err := s.admit(ctx, s.cfg.MaxBodyBytes)
-	if err == nil && waiting(ctx) {
-		ctx.SetStatusCode(fasthttp.StatusContinue)
-		return nil
-	}
-	var body *block
-	if err == nil {
-		body, err = s.receive(ctx, a.encoding, s.cfg.MaxBodyBytes, s.cfg.MaxInflatedBytes)
-	}
-	if err != nil {
-		s.refuse(ctx, err, 1)
+	body, a := s.take(ctx, true, s.cfg.MaxBodyBytes, s.cfg.MaxInflatedBytes)
+	if body == nil {
 		return nil
 	}
 	batch := s.cfg.Events.Get()
@@ -219,22 +220,29 @@ func appendBulk(dst []byte, accepted int, rejected []codec.Rejection) []byte {
 	return append(dst, '}')
 }
 
-// publish hands batch on and charges it to its key. Errors other than the
-// producer's own are the broker's: logged here, since the client gets no details.
+// publish hands batch on and charges it to its key, unless nothing of it was
+// kept. Errors other than the producer's own are the broker's: logged here,
+// since the client gets no details.
 func (s *Server) publish(batch *codec.Batch, key *bucket) error {
+	n := batch.Len()
 	if key != nil {
-		key.charge(batch.Len(), time.Now())
+		key.charge(n, time.Now())
 	}
 	err := s.cfg.Publish(batch)
-	switch {
-	case err == nil:
+	if err == nil {
 		return nil
-	case errors.Is(err, producer.ErrFull):
+	}
+	full, closed := errors.Is(err, producer.ErrFull), errors.Is(err, producer.ErrClosed)
+	if key != nil && (full || closed) {
+		key.charge(-n, time.Now())
+	}
+	switch {
+	case full:
 		return producer.ErrFull
+	case closed:
+		return producer.ErrClosed
 	case errors.Is(err, producer.ErrTimeout):
 		return producer.ErrTimeout
-	case errors.Is(err, producer.ErrClosed):
-		return producer.ErrClosed
 	}
 	s.log.Error("events not published", "err", err)
 	return brokerError{err}

@@ -15,7 +15,8 @@ import (
 // refuse it for ever.
 type bucket struct {
 	interval time.Duration // between two events at the allowed pace
-	due      atomic.Int64  // Unix ns
+	epoch    time.Time     // due counts from here on the monotonic clock: the wall clock may jump
+	due      atomic.Int64  // ns since epoch
 }
 
 const burst = time.Second
@@ -28,21 +29,22 @@ func newBuckets(n, rate int) []bucket {
 	bs := make([]bucket, n)
 	for i := range bs {
 		bs[i].interval = time.Second / time.Duration(rate)
+		bs[i].epoch = time.Now()
 	}
 	return bs
 }
 
 // wait returns how long the key has to wait, 0 when it may send now.
 func (b *bucket) wait(now time.Time) time.Duration {
-	return max(0, time.Duration(b.due.Load()-now.UnixNano())-burst)
+	return max(0, time.Duration(b.due.Load())-now.Sub(b.epoch)-burst)
 }
 
 // charge takes n events.
 func (b *bucket) charge(n int, now time.Time) {
-	cost := int64(n) * int64(b.interval)
+	cost, at := int64(n)*int64(b.interval), int64(now.Sub(b.epoch))
 	for {
 		due := b.due.Load()
-		if b.due.CompareAndSwap(due, max(due, now.UnixNano())+cost) {
+		if b.due.CompareAndSwap(due, max(due, at)+cost) {
 			return
 		}
 	}
