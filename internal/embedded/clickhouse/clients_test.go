@@ -52,22 +52,24 @@ type chTypes struct {
 	pairN    proto.ColUInt8
 	price    proto.ColDecimal64
 	kind     proto.ColEnum
-	maybeLC  *proto.ColLowCardinality[proto.Nullable[string]]
 	matrix   *proto.ColArr[[]int32]
 	hash     proto.ColFixedStr16
 }
 
 func newChTypes() *chTypes {
-	return &chTypes{
+	c := &chTypes{
 		at:       new(proto.ColDateTime64).WithPrecision(proto.PrecisionMilli).WithLocation(time.UTC),
 		received: &proto.ColDateTime{Location: time.UTC},
 		name:     new(proto.ColStr).LowCardinality(),
 		tags:     proto.NewArray(new(proto.ColStr).LowCardinality()),
 		maybe:    new(proto.ColStr).Nullable(),
 		attrs:    proto.NewMap(new(proto.ColStr), new(proto.ColUInt64)),
-		maybeLC:  proto.NewLowCardinality(new(proto.ColStr).Nullable()),
 		matrix:   proto.NewArray(new(proto.ColInt32).Array()),
 	}
+	if err := c.kind.Infer("Enum8('a' = 1, 'b' = 2)"); err != nil {
+		panic(err)
+	}
+	return c
 }
 
 func (c *chTypes) columns() []proto.InputColumn {

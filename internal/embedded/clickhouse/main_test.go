@@ -25,6 +25,9 @@ func TestMain(m *testing.M) {
 	if dir := os.Getenv(middleEnv); dir != "" {
 		os.Exit(middleMain(dir))
 	}
+	if lib := os.Getenv(panicEnv); lib != "" {
+		os.Exit(panicMain(lib))
+	}
 	os.Exit(m.Run())
 }
 
@@ -43,6 +46,7 @@ func childMain(dir string) int {
 	cfg := Config{Dir: dir, Password: os.Getenv("EDGE_TEST_PASSWORD"), Lifeline: lifeline, Drain: time.Second,
 		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))}
 	cfg.MaxInsertBytes, _ = strconv.ParseInt(os.Getenv("EDGE_TEST_MAX_INSERT"), 10, 64)
+	cfg.MaxConnections, _ = strconv.Atoi(os.Getenv("EDGE_TEST_MAX_CONNECTIONS"))
 	cfg.MaxMemory, _ = strconv.ParseInt(os.Getenv("EDGE_TEST_MAX_MEMORY"), 10, 64)
 	if err := Run(ctx, cfg, ln); err != nil {
 		fmt.Fprintln(os.Stderr, err)

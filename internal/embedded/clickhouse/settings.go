@@ -73,10 +73,13 @@ func (s *sessionSettings) takeBack(change map[string]string, cause error) error 
 	return cause
 }
 
+// waitForDrop makes every DROP one with SYNC; see withoutSync.
+const waitForDrop = "database_atomic_wait_for_drop_and_detach_synchronously"
+
 // known looks a setting up. An unknown one is an error only when the client
 // says that it matters, as on a server.
 func (s *sessionSettings) known(w proto.Setting) (bool, error) {
-	if w.Key == tagSetting {
+	if w.Key == tagSetting || w.Key == waitForDrop {
 		return false, nil
 	}
 	base, ok := s.base[w.Key]

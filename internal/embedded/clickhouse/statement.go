@@ -78,11 +78,11 @@ func parseStatement(q string) (statement, error) {
 	}
 	st := statement{text: q, names: s.hasIdentifierParameter()}
 	switch {
-	case s.is(0, "DROP"):
+	case s.isOneOf(0, "DROP", "DETACH"):
 		st.text = s.withoutSync()
 	case s.is(0, "SET"):
 		st.changes = true
-	case s.isOneOf(0, "CREATE", "ALTER", "ATTACH", "DETACH", "RENAME", "EXCHANGE", "TRUNCATE", "OPTIMIZE", "USE",
+	case s.isOneOf(0, "CREATE", "ALTER", "ATTACH", "RENAME", "EXCHANGE", "TRUNCATE", "OPTIMIZE", "USE",
 		"SYSTEM", "GRANT", "REVOKE", "DELETE", "UPDATE", "UNDROP", "MOVE", "BEGIN", "COMMIT", "ROLLBACK"):
 	default:
 		// KILL and CHECK answer with rows too.
@@ -165,11 +165,13 @@ func refusedFile(what string) error {
 	return &exception{code: codeAccessDenied, message: "This server does not touch files for its clients: " + what + " is refused"}
 }
 
-// withoutSync drops the SYNC of a DROP: inside the library nothing works off
+// withoutSync drops the SYNC of a DROP or DETACH: inside the library nothing works off
 // the queue it would wait for, so it would wait for ever.
 func (s *scanner) withoutSync() string {
 	n := len(s.tokens)
 	switch {
+	case s.isPunct(n-2, ".") || s.isOneOf(n-2, "TABLE", "VIEW", "DICTIONARY", "DATABASE", "EXISTS"):
+		// That is a table called sync.
 	case s.is(n-1, "SYNC"):
 		n--
 	case s.is(n-1, "DELAY") && s.is(n-2, "NO"):

@@ -64,14 +64,14 @@ func arrayOf(t *columnType) *columnType {
 // inside tables and leave them through -Merge functions.
 func parseType(name string) (*columnType, error) {
 	if len(name) > maxTypeLength {
-		return nil, fmt.Errorf("column type name of %d bytes is too long", len(name))
+		return nil, malformed("a column type name of %d bytes", len(name))
 	}
 	return parseTypeAt(name, 0)
 }
 
 func parseTypeAt(s string, depth int) (*columnType, error) {
 	if depth > maxTypeDepth {
-		return nil, fmt.Errorf("column type is nested deeper than %d levels", maxTypeDepth)
+		return nil, malformed("a column type is nested deeper than %d levels", maxTypeDepth)
 	}
 	s = strings.TrimSpace(s)
 	name, args, err := splitType(s)

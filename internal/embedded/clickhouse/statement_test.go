@@ -1,0 +1,108 @@
+package clickhouse
+
+import (
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestParseStatement(t *testing.T) {
+	f := func(q string, want statement) {
+		t.Helper()
+		got, err := parseStatement(q)
+		if err != nil {
+			t.Errorf("%s: %v", q, err)
+			return
+		}
+		if diff := cmp.Diff(want, got, cmp.AllowUnexported(statement{})); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", q, diff)
+		}
+	}
+	rows := func(text string) statement { return statement{text: text, returns: true} }
+	f("SELECT 1", rows("SELECT 1"))
+	f("  (SELECT 1) ; ;", rows("  (SELECT 1)"))
+	f("SELECT 1 FORMAT TSV", rows("SELECT 1 "))
+	f("SELECT format FROM t", rows("SELECT format FROM t"))
+	f("SELECT ';' -- ;\n, `;`, $x$ ; $x$", rows("SELECT ';' -- ;\n, `;`, $x$ ; $x$"))
+	f("SELECT * FROM (SELECT 1 FORMAT x)", rows("SELECT * FROM (SELECT 1 FORMAT x)"))
+	f("SELECT format('{}', 1)", rows("SELECT format('{}', 1)"))
+	f("SELECT file FROM t WHERE outfile = 1", rows("SELECT file FROM t WHERE outfile = 1"))
+	f("SELECT trim(LEADING 'a/' FROM 'abc')", rows("SELECT trim(LEADING 'a/' FROM 'abc')"))
+	f("EXPLAIN SELECT 1", rows("EXPLAIN SELECT 1"))
+	f("DROP TABLE x SYNC", statement{text: "DROP TABLE x"})
+	f("drop table x no delay;", statement{text: "drop table x"})
+	f("DROP TABLE sync", statement{text: "DROP TABLE sync"})
+	f("SET a = 1", statement{text: "SET a = 1", changes: true})
+	f("CREATE TABLE {t:Identifier} (a UInt8) ENGINE=Memory", statement{text: "CREATE TABLE {t:Identifier} (a UInt8) ENGINE=Memory", names: true})
+
+	wait := func(target, columns, options string) statement {
+		return statement{insert: true, target: target, columns: columns, options: options}
+	}
+	f("INSERT INTO t VALUES", wait("t", "", ""))
+	f("insert t", wait("t", "", ""))
+	f("INSERT INTO TABLE `a b`.\"t\" (x, `y z`) FORMAT Native;", wait("`a b`.\"t\"", "(x, `y z`)", ""))
+	f("INSERT INTO t SETTINGS a=1, b='VALUES' VALUES", wait("t", "", "SETTINGS a=1, b='VALUES'"))
+	f("INSERT INTO t (* EXCEPT(b)) -- c\nVALUES", wait("t", "(* EXCEPT(b))", ""))
+	f("INSERT INTO FUNCTION null('a UInt8') VALUES", wait("FUNCTION null('a UInt8')", "", ""))
+	f("INSERT INTO d.{t:Identifier} VALUES", statement{insert: true, target: "d.{t:Identifier}", names: true})
+	inline := func(text string) statement { return statement{text: text} }
+	f("INSERT INTO t VALUES (1), (';')", inline("INSERT INTO t VALUES (1), (';')"))
+	f("INSERT INTO t FORMAT CSV\n1;2\nfile('x')", inline("INSERT INTO t FORMAT CSV\n1;2\nfile('x')"))
+	f("INSERT INTO t SELECT 1;", inline("INSERT INTO t SELECT 1"))
+	f("INSERT INTO t (SELECT 1)", inline("INSERT INTO t (SELECT 1)"))
+	f("INSERT INTO t (a) WITH 1 AS a SELECT a", inline("INSERT INTO t (a) WITH 1 AS a SELECT a"))
+}
+
+func TestParseStatementRefuses(t *testing.T) {
+	f := func(q string, want int) {
+		t.Helper()
+		if _, err := parseStatement(q); int(exceptionCode(err)) != want {
+			t.Errorf("%s: got %v; want code %d", q, err, want)
+		}
+	}
+	f("", 62)
+	f(" -- nothing", 62)
+	f(";", 62)
+	f("SELECT 1; DROP TABLE t", 62)
+	f("INSERT INTO t SELECT 1; DROP TABLE t", 62)
+	f("INSERT INTO t (a", 62)
+	f("SELECT * FROM file/**/(\n'x')", 497)
+	f("SELECT 1 UNION ALL SELECT * FROM FiLe('x')", 497)
+	f("CREATE TABLE t (a UInt8) ENGINE = File(CSV, 'x')", 497)
+	f("CREATE TABLE t ENGINE=MergeTree ORDER BY a SETTINGS disk = disk(type=local, path='/x')", 497)
+	f("CREATE DICTIONARY d (a UInt8) PRIMARY KEY a SOURCE(FILE(path '/x' format CSV)) LAYOUT(FLAT())", 497)
+	f("CREATE DATABASE d ENGINE = Filesystem('/')", 497)
+	f("ATTACH TABLE t FROM '/x' (a UInt8) ENGINE=MergeTree ORDER BY a", 497)
+	f("BACKUP TABLE t TO File('/x')", 497)
+	f("SELECT 1 into /**/ outfile 'x'", 497)
+	f("INSERT INTO t FROM INFILE 'x' FORMAT CSV", 497)
+	f("INSERT INTO t VALUES (file('/x'))", 497)
+	f("INSERT INTO FUNCTION file('/x', CSV, 'a UInt8') VALUES", 497)
+	f("SELECT * FROM default.`/etc/passwd`", 497)
+	f("SELECT * FROM t JOIN `../../x` USING a", 497)
+	f("SELECT * FROM '/etc/passwd'", 497)
+}
+
+// The parser must neither panic nor hand the engine more than one statement.
+func FuzzParseStatement(f *testing.F) {
+	for _, q := range []string{
+		"SELECT 1; SELECT 2", "INSERT INTO t (a) VALUES", "INSERT INTO FUNCTION f(", "INSERT INTO d.{t:Identifier} (", "DROP TABLE x SYNC",
+		"SELECT 'a\\' /* `", "$a$ ; $a$", "INSERT", "INSERT INTO", "SET a=1", "SELECT 1 FORMAT", "{", "/*", "--", "))((",
+	} {
+		f.Add(q)
+	}
+	f.Fuzz(func(t *testing.T, q string) {
+		st, err := parseStatement(q)
+		if err != nil {
+			return
+		}
+		if st.insert {
+			_ = st.describe()
+			_ = st.fromFile("/proc/self/fd/9")
+			return
+		}
+		if st.text == "" {
+			t.Errorf("%q: an empty statement for the engine", q)
+		}
+	})
+}
