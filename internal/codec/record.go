@@ -48,23 +48,38 @@ func AppendRecord(dst []byte, ev *Event) []byte {
 
 // appendText appends text as the inside of a JSON string.
 func appendText(dst, text []byte) []byte {
+	if isPlain(text) {
+		return append(dst, text...)
+	}
 	plain := 0
-	for i := 0; i < len(text); {
-		if i+8 <= len(text) && special(binary.LittleEndian.Uint64(text[i:])) == 0 {
-			i += 8
-			continue
-		}
-		c := text[i]
+	for i, c := range text {
 		if c >= 0x20 && c != '"' && c != '\\' {
-			i++
 			continue
 		}
 		dst = append(dst, text[plain:i]...)
 		dst = appendEscape(dst, c)
-		i++
-		plain = i
+		plain = i + 1
 	}
 	return append(dst, text[plain:]...)
+}
+
+// isPlain tells whether text needs no escaping. The last step looks at bytes
+// twice rather than at fewer than eight.
+func isPlain(text []byte) bool {
+	if len(text) < 8 {
+		for _, c := range text {
+			if c < 0x20 || c == '"' || c == '\\' {
+				return false
+			}
+		}
+		return true
+	}
+	for i := 0; i+8 < len(text); i += 8 {
+		if special(binary.LittleEndian.Uint64(text[i:])) != 0 {
+			return false
+		}
+	}
+	return special(binary.LittleEndian.Uint64(text[len(text)-8:])) == 0
 }
 
 func appendEscape(dst []byte, c byte) []byte {
