@@ -5,6 +5,7 @@ import (
 
 	"github.com/ClickHouse/ch-go/proto"
 	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
 )
 
 func TestBuild(t *testing.T) {
@@ -86,4 +87,31 @@ WHERE event_name = {event:String}
 GROUP BY g
 HAVING total != 0
 )`, event)
+}
+
+// The text must not depend on what the caller wrote: then nothing the caller
+// writes can be read as SQL.
+func TestTheTextHoldsNoneOfTheCallersStrings(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		name := rapid.StringN(1, 50, -1)
+		r := Request{
+			EventName:  name.Draw(t, "event"),
+			Channel:    name.Draw(t, "channel"),
+			CampaignID: rapid.OneOf(rapid.Just(""), name).Draw(t, "campaign"),
+			GroupBy:    rapid.SampledFrom([]string{"", "channel", "campaign_id", "minute", "hour", "day"}).Draw(t, "group"),
+			Zone:       rapid.SampledFrom(zones).Draw(t, "zone"),
+			CountsOnly: rapid.Bool().Draw(t, "counts"),
+		}
+		r.From, r.To = drawRange(t)
+		plain := r
+		plain.EventName, plain.Channel = "x", "x"
+		if r.CampaignID != "" {
+			plain.CampaignID = "x"
+		}
+		o := zoneOffsets(mustZone(t, r.Zone), r.From, r.To)
+		pieces := plan(r.From, r.To, usable(&r, o))
+		if got, want := build(&r, o, pieces).text, build(&plain, o, pieces).text; got != want {
+			t.Fatalf("got\n%s\nwant\n%s", got, want)
+		}
+	})
 }
