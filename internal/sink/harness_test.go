@@ -1,0 +1,496 @@
+package sink
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/ClickHouse/ch-go"
+	"github.com/ClickHouse/ch-go/proto"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"edge/internal/clickhouse"
+	"edge/internal/codec"
+	engine "edge/internal/embedded/clickhouse"
+	"edge/internal/kafka"
+	"edge/migrations"
+)
+
+const (
+	topic  = "events"
+	letter = "events.dlq"
+	group  = "edge"
+)
+
+// lab is a log in memory, a real engine with a database of its own, and a
+// ledger of what was put into the log.
+type lab struct {
+	t          testing.TB
+	cluster    *kfake.Cluster
+	kafka      kafka.Options
+	producer   *kgo.Client
+	admin      *kadm.Client
+	engine     *engine.Child
+	clickhouse clickhouse.Options // straight to the engine
+	pool       *clickhouse.Pool
+	partitions int32
+
+	mu      sync.Mutex
+	ledger  map[place]row // what events must hold
+	dead    int           // records that must be dead letters
+	dup     int           // records that must be dropped as duplicates
+	seq     int
+	running []*process
+}
+
+type place struct {
+	partition int32
+	offset    int64
+}
+
+// row is what the ledger knows of an event.
+type row struct {
+	name, channel, user string
+	ms                  int64
+}
+
+// newLab starts a lab on the shared engine.
+func newLab(t testing.TB, partitions int32) *lab { return newLabOn(t, needEngine(t), partitions) }
+
+var databases struct {
+	sync.Mutex
+	n int
+}
+
+func newLabOn(t testing.TB, child *engine.Child, partitions int32) *lab {
+	t.Helper()
+	databases.Lock()
+	databases.n++
+	database := fmt.Sprintf("t%d", databases.n)
+	databases.Unlock()
+	l := &lab{t: t, engine: child, partitions: partitions, ledger: make(map[place]row)}
+	var err error
+	l.cluster, err = kfake.NewCluster(kfake.NumBrokers(1), kfake.SeedTopics(partitions, topic), kfake.SeedTopics(1, letter),
+		kfake.GroupMinSessionTimeout(time.Second))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(l.cluster.Close)
+	l.kafka = kafka.Options{Brokers: l.cluster.ListenAddrs(), Logger: l.log("kafka"), Errors: new(kafka.Errors)}
+	if l.producer, err = l.kafka.Client(kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.DefaultProduceTopic(topic)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(l.producer.Close)
+	l.admin = kadm.NewClient(l.producer)
+
+	l.clickhouse = clickhouse.Options{Addr: "embedded", Database: database, Username: "default", Dialer: child}
+	if err := clickhouse.Migrate(t.Context(), l.clickhouse, clickhouse.MigrateOptions{Files: migrations.FS, Exclusive: true, Logger: l.log("schema")}); err != nil {
+		t.Fatal(err)
+	}
+	if l.pool, err = clickhouse.Open(l.clickhouse); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(l.pool.Close)
+	t.Cleanup(func() {
+		for _, p := range l.running {
+			p.stop()
+		}
+	})
+	return l
+}
+
+func (l *lab) log(component string) *slog.Logger {
+	level := slog.LevelError
+	if os.Getenv("EDGE_TEST_LOG") != "" {
+		level = slog.LevelDebug
+	}
+	return slog.New(slog.NewTextHandler(l.t.Output(), &slog.HandlerOptions{Level: level})).With("component", component)
+}
+
+// process is one sink with a network of its own.
+type process struct {
+	l     *lab
+	sink  *Sink
+	kafka *wire
+	click *wire
+	pool  *clickhouse.Pool
+	end   context.CancelFunc
+	done  chan error
+	once  sync.Once
+	err   error // what Run returned
+}
+
+// config is small and quick, so that a test passes every state often.
+func (l *lab) config() Config {
+	return Config{
+		Topic: topic, DeadLetterTopic: letter, Group: group,
+		FlushInterval: 10 * time.Millisecond, FlushRows: 500, FlushBytes: 1 << 20,
+		InsertTimeout: 10 * time.Second, RevokeTimeout: 5 * time.Second,
+		DedupIDs: 100_000, DedupAge: time.Hour,
+	}
+}
+
+// start runs a sink.
+func (l *lab) start(change ...func(*Config)) *process {
+	l.t.Helper()
+	p := l.prepare(change...)
+	p.run()
+	return p
+}
+
+// prepare makes a process without running its sink.
+func (l *lab) prepare(change ...func(*Config)) *process {
+	l.t.Helper()
+	p := &process{l: l, done: make(chan error, 1)}
+	p.kafka = newWire(netDial)
+	p.click = newWire(l.engine.DialContext)
+	opts := l.clickhouse
+	opts.Dialer = p.click
+	var err error
+	if p.pool, err = clickhouse.Open(opts); err != nil {
+		l.t.Fatal(err)
+	}
+	cfg := l.config()
+	cfg.Kafka, cfg.ClickHouse, cfg.Logger = l.kafka, p.pool, l.log("sink")
+	cfg.Kafka.Dial = p.kafka.DialContext
+	for _, f := range change {
+		f(&cfg)
+	}
+	p.sink = New(cfg)
+	return p
+}
+
+func (p *process) run() {
+	ctx, cancel := context.WithCancel(context.Background())
+	p.end = cancel
+	p.l.mu.Lock()
+	p.l.running = append(p.l.running, p)
+	p.l.mu.Unlock()
+	go func() { p.done <- p.sink.Run(ctx) }()
+}
+
+// stop ends the sink in good order.
+func (p *process) stop() {
+	p.once.Do(func() {
+		p.end()
+		select {
+		case p.err = <-p.done:
+		case <-time.After(time.Minute):
+			p.l.t.Errorf("the sink did not stop within a minute")
+		}
+		p.pool.Close()
+	})
+}
+
+// kill ends the sink as kill -9 would look from outside: its connections break
+// and it is heard of no more. The group is told at once, where a real one waits
+// for the session to time out.
+func (p *process) kill() {
+	p.click.cut()
+	p.kafka.cut()
+	p.click.thaw()
+	p.kafka.thaw()
+	p.stop()
+	p.l.evict()
+}
+
+// evict removes every member of the group that has no connection any more: all
+// that are not among the running sinks would be too clever, so all of them.
+func (l *lab) evict() {
+	info := l.cluster.GroupInfo(group)
+	if info == nil || len(info.Members) == 0 {
+		return
+	}
+	req := kmsg.NewPtrLeaveGroupRequest()
+	req.Group = group
+	for _, m := range info.Members {
+		member := kmsg.NewLeaveGroupRequestMember()
+		member.MemberID = m.MemberID
+		req.Members = append(req.Members, member)
+	}
+	if _, err := req.RequestWith(context.Background(), l.producer); err != nil {
+		l.t.Errorf("evict members: %v", err)
+	}
+}
+
+// produce appends n events, spread over the partitions, and enters them in the
+// ledger.
+func (l *lab) produce(n int, change ...func(i int, ev *codec.Event)) {
+	l.t.Helper()
+	records := make([]*kgo.Record, n)
+	events := make([]codec.Event, n)
+	for i := range records {
+		l.mu.Lock()
+		l.seq++
+		seq := l.seq
+		l.mu.Unlock()
+		ev := &events[i]
+		*ev = codec.Event{
+			Name: fmt.Appendf(nil, "name%d", seq%7), Channel: []byte([]string{"web", "mobile", ""}[seq%3]),
+			UserID: fmt.Appendf(nil, "user%d", seq%97), EventID: fmt.Appendf(nil, "id-%d", seq),
+			Timestamp: 1_700_000_000_000 + int64(seq)*977, ReceivedAt: time.Now().UnixMilli(),
+		}
+		for _, f := range change {
+			f(i, ev)
+		}
+		records[i] = &kgo.Record{Partition: int32(seq) % l.partitions, Value: codec.AppendRecord(nil, ev)}
+	}
+	l.append(records)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for i, r := range records {
+		ev := &events[i]
+		l.ledger[place{r.Partition, r.Offset}] = row{string(ev.Name), string(ev.Channel), string(ev.UserID), ev.Timestamp}
+	}
+}
+
+// append puts records into the log as they are.
+func (l *lab) append(records []*kgo.Record) {
+	l.t.Helper()
+	if err := l.producer.ProduceSync(context.Background(), records...).FirstErr(); err != nil {
+		l.t.Fatal(err)
+	}
+}
+
+// eventually repeats f until it is content; the deadline is for a broken sink.
+func eventually(t testing.TB, what string, f func() error) {
+	t.Helper()
+	eventuallyWithin(t, 30*time.Second, what, f)
+}
+
+func eventuallyWithin(t testing.TB, limit time.Duration, what string, f func() error) {
+	t.Helper()
+	deadline := time.After(limit)
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := f()
+		if err == nil {
+			return
+		}
+		select {
+		case <-deadline:
+			t.Fatalf("%s: still not so after %s: %v", what, limit, err)
+		case <-tick.C:
+		}
+	}
+}
+
+// settled waits until the group has committed to the end of the log.
+func (l *lab) settled() {
+	l.t.Helper()
+	eventually(l.t, "the group stands at the end of the log", l.atEnd)
+}
+
+func (l *lab) atEnd() error {
+	info := l.cluster.GroupInfo(group)
+	for _, p := range l.cluster.PartitionInfos(topic) {
+		var at kfake.GroupCommit
+		if info != nil {
+			at = info.Commits[topic][p.Partition]
+		}
+		if at.Offset != p.HighWatermark || at.Metadata != "" {
+			return fmt.Errorf("partition %d at %d %q, log ends at %d", p.Partition, at.Offset, at.Metadata, p.HighWatermark)
+		}
+	}
+	return nil
+}
+
+// exact checks the promise: events holds what the ledger says, every rollup is
+// the sum of events, and the batches account for every offset.
+func (l *lab) exact() {
+	l.t.Helper()
+	l.rawIsLedger()
+	l.rollupsAreRaw()
+	l.batchesAddUp()
+}
+
+func (l *lab) rawIsLedger() {
+	l.t.Helper()
+	var (
+		part          proto.ColUInt32
+		offset        proto.ColUInt64
+		name, channel proto.ColStr
+		user          proto.ColStr
+		ms            proto.ColInt64
+	)
+	got := make(map[place]row)
+	twice := 0
+	err := l.pool.Do(context.Background(), ch.Query{
+		Body: `SELECT _part, _offset, CAST(event_name AS String) AS name, CAST(channel AS String) AS channel, user_id, toUnixTimestamp64Milli(ts) AS ms FROM events`,
+		Result: proto.Results{{Name: "_part", Data: &part}, {Name: "_offset", Data: &offset}, {Name: "name", Data: &name},
+			{Name: "channel", Data: &channel}, {Name: "user_id", Data: &user}, {Name: "ms", Data: &ms}},
+		OnResult: func(context.Context, proto.Block) error {
+			for i := range offset {
+				at := place{int32(part[i]), int64(offset[i])}
+				if _, ok := got[at]; ok {
+					twice++
+				}
+				got[at] = row{name.Row(i), channel.Row(i), user.Row(i), ms[i]}
+			}
+			return nil
+		},
+	})
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var missing, wrong, extra []place
+	for at, want := range l.ledger {
+		switch have, ok := got[at]; {
+		case !ok:
+			missing = append(missing, at)
+		case have != want:
+			wrong = append(wrong, at)
+		}
+		delete(got, at)
+	}
+	for at := range got {
+		extra = append(extra, at)
+	}
+	if twice+len(missing)+len(wrong)+len(extra) > 0 {
+		l.t.Errorf("events against the ledger of %d: %d stored twice, %d missing %s, %d wrong %s, %d not in the ledger %s",
+			len(l.ledger), twice, len(missing), some(missing), len(wrong), some(wrong), len(extra), some(extra))
+	}
+}
+
+func some(places []place) string {
+	slices.SortFunc(places, func(a, b place) int {
+		return cmp.Or(cmp.Compare(a.partition, b.partition), cmp.Compare(a.offset, b.offset))
+	})
+	return fmt.Sprint(places[:min(len(places), 5)])
+}
+
+func (l *lab) rollupsAreRaw() {
+	l.t.Helper()
+	for _, r := range []struct{ table, key, cell string }{
+		{"events_1m", "m", "toStartOfMinute(ts)"}, {"events_1h", "h", "toStartOfHour(ts)"}, {"events_1d", "d", "toDate(ts)"},
+	} {
+		l.none(r.table+" against events", fmt.Sprintf(`SELECT CAST(concat(toString(cell), ' ', event_name, ' ', channel, ' ', toString(c)) AS String) FROM (
+			SELECT cell, event_name, channel, sum(x) AS c FROM (
+				SELECT %s AS cell, event_name, channel, toInt64(count()) AS x FROM events GROUP BY cell, event_name, channel
+				UNION ALL SELECT %s AS cell, event_name, channel, -sum(n) AS x FROM %s GROUP BY cell, event_name, channel)
+			GROUP BY cell, event_name, channel HAVING c != 0)`, r.cell, r.key, r.table))
+		if r.table == "events_1m" {
+			continue
+		}
+		l.none("users of "+r.table, fmt.Sprintf(`SELECT CAST(concat(toString(cell), ' ', event_name) AS String) FROM (
+			SELECT %s AS cell, event_name, channel, uniqCombined64(user_id) AS x FROM events GROUP BY cell, event_name, channel) AS a
+			FULL JOIN (SELECT %s AS cell, event_name, channel, uniqCombined64Merge(u) AS y FROM %s GROUP BY cell, event_name, channel) AS b
+			USING (cell, event_name, channel) WHERE x != y`, r.cell, r.key, r.table))
+	}
+}
+
+// batchesAddUp checks the columns that name the batch of a row.
+func (l *lab) batchesAddUp() {
+	l.t.Helper()
+	l.none("batches", `SELECT concat(toString(_part), ':[', toString(_first), ',', toString(_last), '] ', toString(c), ' rows') FROM (
+		SELECT _src, _part, _first, _last, count() AS c, uniqExact(_rows, _dup, _dead) AS kinds, any(_rows) AS r, any(_dup) AS du, any(_dead) AS de,
+			min(_offset) AS lo, max(_offset) AS hi
+		FROM events GROUP BY _src, _part, _first, _last
+		HAVING kinds != 1 OR r != c OR r + du + de != _last - _first + 1 OR lo < _first OR hi > _last)`)
+	l.none("overlapping batches", `SELECT concat(toString(_part), ':[', toString(_first), ',', toString(_last), '] before ', toString(next)) FROM (
+		SELECT _src, _part, _first, _last, leadInFrame(_first, 1, _last + 1) OVER (PARTITION BY _src, _part ORDER BY _first ROWS BETWEEN CURRENT ROW AND UNBOUNDED FOLLOWING) AS next
+		FROM (SELECT DISTINCT _src, _part, _first, _last FROM events)) WHERE next <= _last`)
+}
+
+// none wants a query of one String column to answer nothing.
+func (l *lab) none(what, sql string) {
+	l.t.Helper()
+	got, err := l.pool.Strings(context.Background(), sql)
+	if err != nil {
+		l.t.Fatalf("%s: %v", what, err)
+	}
+	if len(got) > 0 {
+		l.t.Errorf("%s: %d differ: %s", what, len(got), strings.Join(got[:min(len(got), 5)], "; "))
+	}
+}
+
+func (l *lab) exec(sql string) {
+	l.t.Helper()
+	if err := l.pool.Exec(context.Background(), sql); err != nil {
+		l.t.Fatalf("%s: %v", sql, err)
+	}
+}
+
+// value is the one value a query answers.
+func (l *lab) value(sql string) string {
+	l.t.Helper()
+	got, err := l.pool.Strings(context.Background(), "SELECT toString(("+sql+"))")
+	if err != nil {
+		l.t.Fatalf("%s: %v", sql, err)
+	}
+	return strings.Join(got, ",")
+}
+
+// letters returns the dead letters, by the offset they came from.
+func (l *lab) letters() map[place][]*kgo.Record {
+	l.t.Helper()
+	client, err := l.kafka.Client(kgo.ConsumeTopics(letter), kgo.ConsumeStartOffset(kgo.NewOffset().AtStart()))
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	defer client.Close()
+	out := make(map[place][]*kgo.Record)
+	end := l.cluster.PartitionInfo(letter, 0).HighWatermark
+	for at := int64(0); at < end; {
+		fetches := client.PollFetches(l.t.Context())
+		if err := fetches.Err(); err != nil {
+			l.t.Fatal(err)
+		}
+		fetches.EachRecord(func(r *kgo.Record) {
+			at = r.Offset + 1
+			var from place
+			for _, h := range r.Headers {
+				switch h.Key {
+				case headerPartition:
+					fmt.Sscan(string(h.Value), &from.partition)
+				case headerOffset:
+					fmt.Sscan(string(h.Value), &from.offset)
+				}
+			}
+			out[from] = append(out[from], r)
+		})
+	}
+	return out
+}
+
+// commit moves the group by hand; no sink may be running.
+func (l *lab) commit(partition int32, at int64, metadata string) {
+	l.t.Helper()
+	var offsets kadm.Offsets
+	offsets.Add(kadm.Offset{Topic: topic, Partition: partition, At: at, LeaderEpoch: -1, Metadata: metadata})
+	if err := l.admin.CommitAllOffsets(context.Background(), group, offsets); err != nil {
+		l.t.Fatal(err)
+	}
+}
+
+// src is the number of the lab's log.
+func (l *lab) src() uint32 {
+	l.t.Helper()
+	meta, err := l.admin.Metadata(context.Background(), topic)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return SourceID(meta.Cluster, meta.Topics[topic].ID, 0)
+}
+
+func (l *lab) sorted() []place {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.SortedFunc(maps.Keys(l.ledger), func(a, b place) int {
+		return cmp.Or(cmp.Compare(a.partition, b.partition), cmp.Compare(a.offset, b.offset))
+	})
+}
