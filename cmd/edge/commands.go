@@ -62,6 +62,7 @@ func runBroker(in *invocation) error {
 	if err != nil {
 		return err
 	}
+	b.Open()
 	in.log.Info("broker serving", "addr", c.EmbeddedKafkaListen)
 	<-in.ctx.Done()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(in.ctx), c.ShutdownTimeout)

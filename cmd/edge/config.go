@@ -59,7 +59,7 @@ type config struct {
 
 	KafkaBrokers     []string      `env:"KAFKA_BROKERS" envDefault:"localhost:19092" doc:"seed brokers, host:port"`
 	KafkaTopic       string        `env:"KAFKA_TOPIC" envDefault:"events" doc:"topic of the events; its dead letters go to <topic>.dead"`
-	KafkaPartitions  int32         `env:"KAFKA_PARTITIONS" envDefault:"4" doc:"partitions when the topic is created; fixed from then on"`
+	KafkaPartitions  int32         `env:"KAFKA_PARTITIONS" envDefault:"0" doc:"partitions when the topic is created, fixed from then on; 0 is 8, and 1 embedded, where each costs two fsyncs"`
 	KafkaReplication int16         `env:"KAFKA_REPLICATION" envDefault:"-1" doc:"replicas when the topic is created; -1 is the broker's default"`
 	KafkaRetention   time.Duration `env:"KAFKA_RETENTION" envDefault:"168h" doc:"how long the topic keeps events that are stored"`
 	KafkaGroup       string        `env:"KAFKA_GROUP" envDefault:"edge-sink" doc:"consumer group of the sink"`
@@ -83,9 +83,10 @@ type config struct {
 
 	QueryTimeout time.Duration `env:"QUERY_TIMEOUT" envDefault:"10s" doc:"one metrics query"`
 
-	EmbeddedSync             bool   `env:"EMBEDDED_SYNC" envDefault:"true" doc:"embedded broker: fsync before acknowledging; false survives a kill but not a power cut"`
-	EmbeddedKafkaListen      string `env:"EMBEDDED_KAFKA_LISTEN" envDefault:"" doc:"loopback host:port that opens the embedded broker to kcat and rpk; empty keeps it closed"`
-	EmbeddedClickHouseListen string `env:"EMBEDDED_CLICKHOUSE_LISTEN" envDefault:"" doc:"loopback host:port that opens the embedded engine to clickhouse-client; empty keeps it closed"`
+	EmbeddedSync             bool          `env:"EMBEDDED_SYNC" envDefault:"true" doc:"embedded broker: fsync before acknowledging; false survives a kill but not a power cut"`
+	EmbeddedRetention        time.Duration `env:"EMBEDDED_RETENTION" envDefault:"1h" doc:"embedded broker: how long it keeps events that are stored"`
+	EmbeddedKafkaListen      string        `env:"EMBEDDED_KAFKA_LISTEN" envDefault:"" doc:"loopback host:port that opens the embedded broker to kcat and rpk; empty keeps it closed"`
+	EmbeddedClickHouseListen string        `env:"EMBEDDED_CLICKHOUSE_LISTEN" envDefault:"" doc:"loopback host:port that opens the embedded engine to clickhouse-client; empty keeps it closed"`
 
 	PrestopDelay    time.Duration `env:"PRESTOP_DELAY" envDefault:"0s" doc:"how long to keep serving after a stop signal, with /ready saying 503"`
 	ShutdownTimeout time.Duration `env:"SHUTDOWN_TIMEOUT" envDefault:"25s" doc:"for the whole stop; what is not done by then is left to the next start"`
@@ -100,6 +101,17 @@ const (
 )
 
 func (c *config) has(role string) bool { return slices.Contains(c.Roles, role) }
+
+// partitions is how many the topic gets when it is created.
+func (c *config) partitions() int32 {
+	switch {
+	case c.KafkaPartitions > 0:
+		return c.KafkaPartitions
+	case c.Embedded:
+		return 1
+	}
+	return 8
+}
 
 func (c *config) deadLetterTopic() string { return c.KafkaTopic + ".dead" }
 
@@ -168,7 +180,7 @@ func (c *config) validate() error {
 		{"MAX_BODY_BYTES", int64(c.MaxBodyBytes)}, {"MAX_INFLATED_BYTES", int64(c.MaxInflatedBytes)}, {"MAX_INFLIGHT_BYTES", int64(c.MaxInflightBytes)},
 		{"MAX_CONNS", int64(c.MaxConns)}, {"RING_REQUESTS", int64(c.RingRequests)}, {"RING_BYTES", int64(c.RingBytes)},
 		{"MAX_INFLIGHT_RECORDS", int64(c.MaxInflight)}, {"MAX_BUFFERED_BYTES", int64(c.MaxBufferedBytes)},
-		{"KAFKA_PARTITIONS", int64(c.KafkaPartitions)}, {"CLICKHOUSE_CONNS", int64(c.ClickHouseConns)},
+		{"CLICKHOUSE_CONNS", int64(c.ClickHouseConns)},
 		{"FLUSH_ROWS", int64(c.FlushRows)}, {"FLUSH_BYTES", int64(c.FlushBytes)},
 		{"SERVER_READ_TIMEOUT", int64(c.ServerReadTimeout)}, {"SERVER_WRITE_TIMEOUT", int64(c.ServerWriteTimeout)},
 		{"SERVER_IDLE_TIMEOUT", int64(c.ServerIdleTimeout)}, {"ACK_TIMEOUT", int64(c.AckTimeout)}, {"FLUSH_INTERVAL", int64(c.FlushInterval)},
@@ -181,7 +193,7 @@ func (c *config) validate() error {
 	for _, p := range []struct {
 		name string
 		d    time.Duration
-	}{{"MAX_AGE", c.MaxAge}, {"MAX_AHEAD", c.MaxAhead}, {"LINGER", c.Linger}, {"TABLE_TTL", c.TableTTL}, {"KAFKA_RETENTION", c.KafkaRetention}, {"PRESTOP_DELAY", c.PrestopDelay}, {"DEDUP_MAX_IDS", time.Duration(c.DedupIDs)}, {"DEDUP_WINDOW", c.DedupWindow}} {
+	}{{"MAX_AGE", c.MaxAge}, {"MAX_AHEAD", c.MaxAhead}, {"LINGER", c.Linger}, {"TABLE_TTL", c.TableTTL}, {"KAFKA_RETENTION", c.KafkaRetention}, {"EMBEDDED_RETENTION", c.EmbeddedRetention}, {"KAFKA_PARTITIONS", time.Duration(c.KafkaPartitions)}, {"PRESTOP_DELAY", c.PrestopDelay}, {"DEDUP_MAX_IDS", time.Duration(c.DedupIDs)}, {"DEDUP_WINDOW", c.DedupWindow}} {
 		if p.d < 0 {
 			bad("%s must not be negative", p.name)
 		}

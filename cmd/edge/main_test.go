@@ -12,16 +12,17 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
 	engine "edge/internal/embedded/clickhouse"
 )
 
-// The embedded engine is this binary started again; in a test that is the test
-// binary, which then has to be edge.
+// The embedded engine is this binary started again, and tests that kill edge
+// need it as a process: the test binary is then edge.
 func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Args[1] == "clickhouse" {
+	if len(os.Args) > 1 && !strings.HasPrefix(os.Args[1], "-") {
 		os.Exit(command(os.Args[1:], os.Stdout, os.Stderr))
 	}
 	os.Exit(m.Run())

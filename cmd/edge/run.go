@@ -167,6 +167,7 @@ func (a *app) startBroker(ctx context.Context) error {
 		return errors.Join(err, a.lock.Close())
 	}
 	a.describe(a.broker)
+	a.checks = append(a.checks, server.Check{Name: "broker", Func: a.broker.Ready})
 	a.kafka.Brokers, a.kafka.Dial = a.broker.Seeds(), a.broker.Dial
 	return nil
 }
@@ -174,9 +175,9 @@ func (a *app) startBroker(ctx context.Context) error {
 func (c *config) brokerConfig(lock *embedded.DirLock, log *slog.Logger) embedded.BrokerConfig {
 	return embedded.BrokerConfig{
 		Dir: c.DataDir, Lock: lock, Listen: c.EmbeddedKafkaListen, NoSync: !c.EmbeddedSync,
-		Topics: map[string]int32{c.KafkaTopic: c.KafkaPartitions, c.deadLetterTopic(): 1},
+		Topics: map[string]int32{c.KafkaTopic: c.partitions(), c.deadLetterTopic(): 1},
 		Retention: map[string]embedded.Retention{
-			c.KafkaTopic: {Group: c.KafkaGroup, Age: c.KafkaRetention},
+			c.KafkaTopic: {Group: c.KafkaGroup, Age: c.EmbeddedRetention},
 		},
 		Logger: log.With("component", "broker"),
 	}
@@ -277,7 +278,11 @@ func (a *app) checkLog(ctx context.Context) error {
 	_, err = a.broker.Check(ctx, embedded.CheckConfig{
 		Group: a.cfg.KafkaGroup, Topics: []string{topic}, Stored: map[string]map[int32]int64{topic: stored},
 	})
-	return err
+	if err != nil {
+		return err
+	}
+	a.broker.Open()
+	return nil
 }
 
 func (a *app) startQuery(context.Context) error {
@@ -425,7 +430,7 @@ func (a *app) ensureTopics(ctx context.Context) error {
 	defer client.Close()
 	config := map[string]string{"retention.ms": fmt.Sprint(a.cfg.KafkaRetention.Milliseconds())}
 	_, err = kafka.EnsureTopics(ctx, client,
-		kafka.Topic{Name: a.cfg.KafkaTopic, Partitions: a.cfg.KafkaPartitions, Replicas: a.cfg.KafkaReplication, Config: config},
+		kafka.Topic{Name: a.cfg.KafkaTopic, Partitions: a.cfg.partitions(), Replicas: a.cfg.KafkaReplication, Config: config},
 		kafka.Topic{Name: a.cfg.deadLetterTopic(), Partitions: 1, Replicas: a.cfg.KafkaReplication, Config: map[string]string{"retention.ms": "-1"}})
 	return err
 }
