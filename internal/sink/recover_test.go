@@ -1,0 +1,143 @@
+package sink
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"edge/internal/codec"
+)
+
+// twoMonths spreads events over January and February 2024, so that an insert
+// makes two parts in events and in every rollup.
+func twoMonths(i int, ev *codec.Event) {
+	ev.Timestamp = 1_706_600_000_000 + int64(i%2)*86_400_000*3 + int64(i)*7919
+}
+
+// planned brings the lab to a state that a sink left behind when it died: n
+// records in the log, all of them declared, and in ClickHouse what leave makes
+// of a finished insert.
+func planned(t *testing.T, partitions int32, leave func(l *lab)) *lab {
+	t.Helper()
+	l := newLab(t, partitions)
+	s := l.start()
+	l.produce(60, twoMonths) // history that recovery must leave alone
+	l.settled()
+	s.stop()
+
+	before := make(map[int32]int64)
+	for _, p := range l.cluster.PartitionInfos(topic) {
+		before[p.Partition] = p.HighWatermark
+	}
+	l.produce(90, twoMonths)
+	// One flight for all of it: FlushRows is larger.
+	s = l.start()
+	l.settled()
+	s.stop()
+	for _, p := range l.cluster.PartitionInfos(topic) {
+		first, last := before[p.Partition], p.HighWatermark-1
+		l.commit(p.Partition, first, plan{l.src(), first, last}.String())
+	}
+	l.exact()
+	leave(l)
+	return l
+}
+
+// batch is the condition for the rows of the declared batches.
+const declaredRows = "_offset >= 30"
+
+// lose deletes rows of a table for good.
+func (l *lab) lose(table, where string) {
+	l.t.Helper()
+	l.exec("ALTER TABLE " + table + " DELETE WHERE " + where + " SETTINGS mutations_sync = 2")
+}
+
+// uncount takes declared rows out of a rollup: what a crash leaves that came
+// after the part of events and before the part of the rollup.
+func (l *lab) uncount(table, key, cell, where string) {
+	l.t.Helper()
+	// The part holds counts of the history as well, so the difference goes in as
+	// a negative count, and the states of these users are lost by a rebuild from
+	// the others.
+	states := ""
+	if table != "events_1m" {
+		states = ", uniqCombined64State(user_id) AS u"
+	}
+	l.exec("TRUNCATE TABLE " + table)
+	columns := key + ", event_name, channel, n"
+	if states != "" {
+		columns += ", u"
+	}
+	l.exec(fmt.Sprintf("INSERT INTO %s (%s) SELECT %s AS cell, event_name, channel, toInt64(count()) AS n%s FROM events WHERE NOT (%s) GROUP BY cell, event_name, channel",
+		table, columns, cell, states, where))
+}
+
+func (l *lab) uncountAll(where string) {
+	l.uncount("events_1m", "m", "toStartOfMinute(ts)", where)
+	l.uncount("events_1h", "h", "toStartOfHour(ts)", where)
+	l.uncount("events_1d", "d", "toDate(ts)", where)
+}
+
+// preparedStates are what a dead sink or a dead ClickHouse can leave of a
+// declared insert: any subset of the parts it makes, one per table and month,
+// and a rollup that counted twice.
+var preparedStates = []struct {
+	name  string
+	leave func(l *lab)
+	found string // the action that recovery counts
+}{
+	{"no rows", func(l *lab) {
+		l.uncountAll(declaredRows)
+		l.lose("events", declaredRows)
+	}, "reinserted"},
+	{"all rows, all rollups", func(l *lab) {}, "present"},
+	{"one month of two", func(l *lab) {
+		const february = declaredRows + " AND toYYYYMM(ts) = 202402"
+		l.uncountAll(february)
+		l.lose("events", february)
+	}, "reinserted"},
+	{"rows without minutes", func(l *lab) { l.uncount("events_1m", "m", "toStartOfMinute(ts)", declaredRows) }, "repaired"},
+	{"rows without hours", func(l *lab) { l.uncount("events_1h", "h", "toStartOfHour(ts)", declaredRows) }, "repaired"},
+	{"rows without days", func(l *lab) { l.uncount("events_1d", "d", "toDate(ts)", declaredRows) }, "repaired"},
+	{"rows without rollups", func(l *lab) { l.uncountAll(declaredRows) }, "repaired"},
+	{"rows without one month of a rollup", func(l *lab) {
+		l.uncount("events_1h", "h", "toStartOfHour(ts)", declaredRows+" AND toYYYYMM(ts) = 202401")
+	}, "repaired"},
+	{"rollups without rows", func(l *lab) { l.lose("events", declaredRows) }, "repaired"},
+	{"one rollup without rows", func(l *lab) {
+		l.uncount("events_1m", "m", "toStartOfMinute(ts)", declaredRows)
+		l.uncount("events_1d", "d", "toDate(ts)", declaredRows)
+		l.lose("events", declaredRows)
+	}, "repaired"},
+	{"rows of one month, rollups of the other", func(l *lab) {
+		l.uncountAll(declaredRows + " AND toYYYYMM(ts) = 202401")
+		l.lose("events", declaredRows+" AND toYYYYMM(ts) = 202402")
+	}, "repaired"},
+	{"a rollup counted twice", func(l *lab) {
+		l.exec(`INSERT INTO events_1h (h, event_name, channel, n, u) SELECT toStartOfHour(ts) AS h, event_name, channel, toInt64(count()) AS n, uniqCombined64State(user_id) AS u
+			FROM events WHERE ` + declaredRows + ` GROUP BY h, event_name, channel`)
+	}, "repaired"},
+	{"a few rows of the batch", func(l *lab) {
+		l.uncountAll(declaredRows + " AND _offset % 3 = 0")
+		l.lose("events", declaredRows+" AND _offset % 3 = 0")
+	}, "reinserted"},
+}
+
+func TestRecoveryFromEveryPreparedState(t *testing.T) {
+	for _, c := range preparedStates {
+		t.Run(c.name, func(t *testing.T) {
+			l := planned(t, 2, c.leave)
+			s := l.start()
+			l.settled()
+			l.exact()
+			l.produce(30, twoMonths)
+			l.settled()
+			l.exact()
+			s.stop()
+			got := fmt.Sprintf("present=%d reinserted=%d repaired=%d", s.sink.stats.present.Load(), s.sink.stats.reinserted.Load(), s.sink.stats.repaired.Load())
+			if !strings.Contains(got, c.found+"=1") {
+				t.Errorf("recovery found %s; want %s", got, c.found)
+			}
+		})
+	}
+}
