@@ -299,7 +299,7 @@ func (p *edgeProcess) samples(pattern string) [][]string {
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	return regexp.MustCompile(`(?m)^` + pattern + ` (\S+)$`).FindAllStringSubmatch(string(text), -1)
+	return regexp.MustCompile(`(?m)^`+pattern+` (\S+)$`).FindAllStringSubmatch(string(text), -1)
 }
 
 // partitions lists what the process's sink owns.

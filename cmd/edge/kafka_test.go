@@ -123,7 +123,7 @@ func edgeKilled(n *tenant) {
 		// Anywhere between two inserts and within one.
 		l.more(200 + rand.IntN(1000))
 		ids := n.memberOf(p)
-		recovered += p.metric(`edge_sink_recoveries_total\{result="[a-z]+"\}`)
+		recovered += p.metric(`edge_sink_batches_total\{outcome="recovered"\}`)
 		killed := time.Now()
 		p.kill()
 		if round > 0 { // once, let the dead member's session time out
@@ -138,7 +138,7 @@ func edgeKilled(n *tenant) {
 	t.Logf("%d kills: ready after %s, accepting after %s, storing after %s (%s when the session had to time out)", rounds,
 		span(ready), span(accepting), span(storing[1:]), storing[0].Round(10*time.Millisecond))
 	n.balance(l)
-	recovered += p.metric(`edge_sink_recoveries_total\{result="[a-z]+"\}`)
+	recovered += p.metric(`edge_sink_batches_total\{outcome="recovered"\}`)
 	t.Logf("%g batches were found declared and recovered", recovered)
 }
 
@@ -170,7 +170,7 @@ func sinksComeAndGo(n *tenant) {
 		victim = n.memberOf(b)
 		b.signal(syscall.SIGSTOP)
 		n.evict(victim)
-		stopped = append(stopped, n.progress())
+		stopped = append(stopped, n.joined(a, c)+n.progress())
 		l.more(500)
 		b.signal(syscall.SIGCONT)
 		n.joined(sinks...)
