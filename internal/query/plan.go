@@ -34,6 +34,12 @@ type piece struct {
 // plus ragged edges: with less than two hours, the edges are at least as many
 // rows as the whole hour between them could save. The rule is for distinct
 // users; counts by the minute are cheap at any length.
+//
+// Above it, rollups are not always the faster source: merging a state costs
+// about what counting its distinct users from rows would, until it is full at
+// some thousand users. So they lose by a factor of up to two while users hardly
+// come again within a day, when there are few rows and either is cheap, and win
+// without bound as the rows grow.
 const rawSpan = 2 * 3600
 
 // usable says which rollups can answer r.

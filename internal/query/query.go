@@ -32,7 +32,10 @@
 //
 //   - total_events is exact; group totals add up to it unless truncated.
 //   - First and last time group hold only their part inside the range; empty
-//     buckets are absent.
+//     buckets are absent. Days and hours are those of the request's zone, a day
+//     of 23 or 25 hours included; the hour that comes twice when the clocks go
+//     back is two groups, told apart by their offsets.
+//   - Without group_by, grouped_by is "" and data is [].
 //   - Events without a channel or campaign are the group "".
 //   - Names are ordered by total, then by name; times ascend.
 package query

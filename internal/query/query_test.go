@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -254,11 +255,54 @@ func TestTooExpensive(t *testing.T) {
 	if _, err := New(pool, Options{}).Query(t.Context(), r); err != nil {
 		t.Error(err)
 	}
+}
+
+func TestTheCallerEndsAQuery(t *testing.T) {
+	pool := openDatabase(t, "ended")
+	var events []event
+	for i := range int64(200_000) {
+		events = append(events, event{(dataFrom + i) * 1000, "view", "", "c" + strconv.FormatInt(i%5000, 10), "u" + strconv.FormatInt(i, 10)})
+	}
+	insert(t, pool, events)
+	e := New(pool, Options{})
+	r := Request{EventName: "view", GroupBy: "campaign_id", From: dataFrom, To: dataTo}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := New(pool, Options{}).Query(ctx, r); !errors.Is(err, context.Canceled) {
+	if _, err := e.Query(ctx, r); !errors.Is(err, context.Canceled) {
 		t.Errorf("of a caller that left: %v; want %v", err, context.Canceled)
 	}
+	// Far below what five thousand groups take.
+	ctx, cancel = context.WithTimeout(t.Context(), time.Millisecond)
+	defer cancel()
+	if _, err := e.Query(ctx, r); !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, ErrTooExpensive) {
+		t.Errorf("of a caller in a hurry: %v; want %v", err, context.DeadlineExceeded)
+	}
+	if res, err := e.Query(t.Context(), r); err != nil || res.Events != int64(len(events)) {
+		t.Errorf("after both: %v, %v", res, err)
+	}
+}
+
+func TestQueriesRunConcurrently(t *testing.T) {
+	pool := openDatabase(t, "concurrent")
+	insert(t, pool, randomEvents(rand.New(rand.NewPCG(1, 1)), 5000))
+	e := New(pool, Options{})
+	r := Request{EventName: "view", From: dataFrom, To: dataTo, GroupBy: "channel"}
+	want, err := e.Query(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	for range 12 { // more than the pool has connections
+		wg.Go(func() {
+			for range 5 {
+				got, err := e.Query(t.Context(), r)
+				if d := cmp.Diff(want, got); d != "" || err != nil {
+					t.Errorf("%v %s", err, d)
+				}
+			}
+		})
+	}
+	wg.Wait()
 }
 
 func TestReadOnly(t *testing.T) {
