@@ -103,6 +103,7 @@ func TestDecodeAccepts(t *testing.T) {
 	f(with(`"campaign_id":"\ud800\ud83d\ude00"`), `name="a" campaign="�😀" user="u" t=1708732800000`)
 	f(with(`"campaign_id":"\ud800\u0041"`), `name="a" campaign="�A" user="u" t=1708732800000`)
 	f(with(`"campaign_id":"\ud800\n"`), `name="a" campaign="�\n" user="u" t=1708732800000`)
+	f(with(`"campaign_id":"\udc00\udc01"`), `name="a" campaign="��" user="u" t=1708732800000`)
 	f(with(`"campaign_id":"\udbff\udfff"`), `name="a" campaign="\U0010ffff" user="u" t=1708732800000`)
 	f(with(`"campaign_id":"`+"\x7f"+`"`), `name="a" campaign="\x7f" user="u" t=1708732800000`)
 	f(with(`"tags":["a\tb","\u0000",""]`), base+` tags=["a\tb" "\x00" ""]`)
@@ -450,5 +451,15 @@ func TestDecoderForgets(t *testing.T) {
 	}
 	if err := d.Decode([]byte(`{"event_name":"a","user_id":"u"}`), &ev); err == nil || err.Field != "timestamp" {
 		t.Errorf("got %v; want timestamp missing", err)
+	}
+
+	// Nor may the scratch of one pile up on the other.
+	for range 10_000 {
+		if err := d.Decode([]byte(full), &ev); err == nil {
+			t.Fatal("accepted")
+		}
+	}
+	if cap(d.scratch) > 64 {
+		t.Errorf("the scratch grew to %d bytes", cap(d.scratch))
 	}
 }

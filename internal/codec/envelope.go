@@ -31,7 +31,6 @@ func (b *Batch) envelope(body []byte, i int) int {
 			d.broken.what = none // it was an event's, and is noted
 		case body[i] == 'n':
 			found = false
-			b.reset()
 			i = d.literal(body, i, "null")
 		default:
 			b.fail(wantEvents, "events", i, 0)

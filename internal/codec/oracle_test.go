@@ -228,7 +228,7 @@ var fragments = []string{
 	`null`, `nul`, `true`, `false`, `tru`, `NaN`, `0`, `-`, `-0`, `01`, `1e3`, `1.0`, `1.`, `1e`, `.5`, `+1`, `-1.5E-10`,
 	`1708732800000`, `4294967295999`, `4294967296000`, `9223372036854775807`, `9223372036854775808`, `99999999999999999999`,
 	`"event_name"`, `"user_id"`, `"timestamp"`, `"channel"`, `"campaign_id"`, `"tags"`, `"metadata"`, `"event_id"`, `"received_at"`,
-	`"Event_Name"`, `"event\u005fname"`, `"tag\u0073"`, `"\u0000"`, `"\ud800"`, `"\ud83d\ude00"`, `"\udc00"`, `"\x"`, `"\u12g4"`, `"\n\t\"\\\/\b\f\r"`,
+	`"Event_Name"`, `"event\u005fname"`, `"tag\u0073"`, `"\u0000"`, `"\ud800"`, `"\ud83d\ude00"`, `"\udc00"`, `"\udc00\udc01"`, `"\x"`, `"\u12g4"`, `"\n\t\"\\\/\b\f\r"`,
 	`"web"`, `"fax"`, `""`, `"a"`, `"é€😀"`, "\"\xff\"", "\"\xed\xa0\x80\"", "\"\x1f\"", `"12345678"`, `"123456789abcdef0"`,
 	`["a","b"]`, `["a",null]`, `[]`, `{}`, `{"a":[1,{"b":"\ud800"}]}`, "\xEF\xBB\xBF", `,"timestamp":5`, `,"tags":["\u0041"]`, `,"metadata":{ }`,
 }
@@ -264,7 +264,7 @@ func TestAgainstOracle(t *testing.T) {
 		var b strings.Builder
 		b.WriteString(minimal)
 		for range random.IntN(5) {
-			key := fragments[38+random.IntN(14)]
+			key := fragments[38+random.IntN(14)] // the keys
 			fmt.Fprintf(&b, ",%s:%s", key, fragments[14+random.IntN(len(fragments)-14)])
 		}
 		b.WriteString("}")
