@@ -22,7 +22,6 @@ import (
 
 	"edge/internal/clickhouse"
 	"edge/internal/codec"
-	engine "edge/internal/embedded/clickhouse"
 	"edge/internal/kafka"
 	"edge/migrations"
 )
@@ -41,7 +40,7 @@ type lab struct {
 	kafka      kafka.Options
 	producer   *kgo.Client
 	admin      *kadm.Client
-	engine     *engine.Child
+	engine     ch.Dialer
 	clickhouse clickhouse.Options // straight to the engine
 	pool       *clickhouse.Pool
 	partitions int32
@@ -73,7 +72,7 @@ var databases struct {
 	n int
 }
 
-func newLabOn(t testing.TB, child *engine.Child, partitions int32) *lab {
+func newLabOn(t testing.TB, child ch.Dialer, partitions int32) *lab {
 	t.Helper()
 	databases.Lock()
 	databases.n++

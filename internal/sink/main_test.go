@@ -155,9 +155,9 @@ type wire struct {
 	down   error // what a dial gets; nil: it is up
 	thawed chan struct{}
 	conns  map[*wireConn]struct{}
-	// before runs ahead of every write with the connection and its bytes; an
-	// error cuts the connection instead. Nil: nothing.
-	before func(c *wireConn, p []byte) error
+	// writes and reads are bytes to let through before the connection that wants
+	// more is cut, one number a cut. Empty: no limit.
+	writes, reads []int
 }
 
 func newWire(dial func(ctx context.Context, network, addr string) (net.Conn, error)) *wire {
@@ -242,10 +242,34 @@ func (w *wire) wait(closed chan struct{}) error {
 	}
 }
 
-func (w *wire) hook(f func(c *wireConn, p []byte) error) {
+// limit arms cuts: see the fields.
+func (w *wire) limit(writes, reads []int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.before = f
+	w.writes, w.reads = writes, reads
+}
+
+// spent reports whether every armed cut has happened.
+func (w *wire) spent() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.writes)+len(w.reads) == 0
+}
+
+// allow takes n bytes off the first limit and reports how many may pass.
+func (w *wire) allow(limits *[]int, n int) (int, bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(*limits) == 0 {
+		return n, true
+	}
+	if (*limits)[0] >= n {
+		(*limits)[0] -= n
+		return n, true
+	}
+	n = (*limits)[0]
+	*limits = (*limits)[1:]
+	return n, false
 }
 
 type wireConn struct {
@@ -253,25 +277,27 @@ type wireConn struct {
 	w      *wire
 	once   sync.Once
 	closed chan struct{}
-	sent   int // bytes written so far
+}
+
+func (c *wireConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if allowed, ok := c.w.allow(&c.w.reads, n); !ok {
+		c.Conn.Close()
+		return allowed, errCut
+	}
+	return n, err
 }
 
 func (c *wireConn) Write(p []byte) (int, error) {
 	if err := c.w.wait(c.closed); err != nil {
 		return 0, err
 	}
-	c.w.mu.Lock()
-	before := c.w.before
-	c.w.mu.Unlock()
-	if before != nil {
-		if err := before(c, p); err != nil {
-			c.Conn.Close()
-			return 0, err
-		}
+	if n, ok := c.w.allow(&c.w.writes, len(p)); !ok {
+		n, _ = c.Conn.Write(p[:n])
+		c.Conn.Close()
+		return n, errCut
 	}
-	n, err := c.Conn.Write(p)
-	c.sent += n
-	return n, err
+	return c.Conn.Write(p)
 }
 
 func (c *wireConn) Close() error {

@@ -1,0 +1,198 @@
+package sink
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	engine "edge/internal/embedded/clickhouse"
+)
+
+// rounds is how often a chaos test does its worst; EDGE_CHAOS_ROUNDS raises it.
+func rounds(t testing.TB, n int) int {
+	t.Helper()
+	if s := os.Getenv("EDGE_CHAOS_ROUNDS"); s != "" {
+		more, err := strconv.Atoi(s)
+		if err != nil {
+			t.Fatalf("EDGE_CHAOS_ROUNDS: %v", err)
+		}
+		return more
+	}
+	return n
+}
+
+// dice are random and say how to throw the same again.
+func dice(t testing.TB) *rand.Rand {
+	t.Helper()
+	seed := uint64(time.Now().UnixNano())
+	if s := os.Getenv("EDGE_CHAOS_SEED"); s != "" {
+		var err error
+		if seed, err = strconv.ParseUint(s, 10, 64); err != nil {
+			t.Fatalf("EDGE_CHAOS_SEED: %v", err)
+		}
+	}
+	t.Logf("EDGE_CHAOS_SEED=%d", seed)
+	return rand.New(rand.NewPCG(seed, 0))
+}
+
+// load produces without a pause until stop, in small requests, so that the sink
+// always has an insert under way.
+func (l *lab) load() (stop func()) {
+	quit := make(chan struct{})
+	var done sync.WaitGroup
+	done.Go(func() {
+		tick := time.NewTicker(2 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-quit:
+				return
+			case <-tick.C:
+				l.produce(20, twoMonths)
+			}
+		}
+	})
+	return sync.OnceFunc(func() { close(quit); done.Wait() })
+}
+
+// after waits a while of the test's own choosing: when something happens, not
+// whether it has.
+func after(d time.Duration) { <-time.After(d) }
+
+func TestEngineKilledUnderLoad(t *testing.T) {
+	needLibrary(t)
+	dir := filepath.Join(t.TempDir(), "data")
+	var (
+		mu    sync.Mutex
+		child *engine.Child
+	)
+	start := func() {
+		t.Helper()
+		next, err := startEngine(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		child = next
+	}
+	closeChild := func() {
+		if err := child.Close(context.Background()); err != nil {
+			t.Errorf("close the engine: %v", err)
+		}
+	}
+	dial := func(ctx context.Context, network, addr string) (net.Conn, error) {
+		mu.Lock()
+		to := child
+		mu.Unlock()
+		return to.DialContext(ctx, network, addr)
+	}
+	start()
+	t.Cleanup(func() { closeChild() })
+	l := newLabOn(t, newWire(dial), 3)
+	s := l.start()
+	r := dice(t)
+	for range rounds(t, 8) {
+		stop := l.load()
+		after(time.Duration(r.IntN(400)) * time.Millisecond)
+		if err := syscall.Kill(child.Pid(), syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		after(time.Duration(r.IntN(20)) * time.Millisecond)
+		stop()
+		// Not its own restart, whose delay grows with every death.
+		closeChild()
+		start()
+	}
+	l.settled()
+	l.exact()
+	t.Log(s.sink.outcomes())
+}
+
+// outcomes is what the sink counted, for a log line.
+func (s *Sink) outcomes() string {
+	st := &s.stats
+	return fmt.Sprintf("stored %d, recovered %d, disowned %d; present %d, reinserted %d, repaired %d", st.stored.Load(), st.recovered.Load(),
+		st.disowned.Load(), st.present.Load(), st.reinserted.Load(), st.repaired.Load())
+}
+
+func TestSinkKilledUnderLoad(t *testing.T) {
+	l := newLab(t, 3)
+	r := dice(t)
+	for range rounds(t, 10) {
+		stop := l.load()
+		s := l.start(func(c *Config) { c.RevokeTimeout = 100 * time.Millisecond })
+		after(time.Duration(r.IntN(300)) * time.Millisecond)
+		s.kill()
+		stop()
+	}
+	l.start()
+	l.settled()
+	l.exact()
+}
+
+func TestConnectionsDroppedUnderLoad(t *testing.T) {
+	l := newLab(t, 3)
+	s := l.start()
+	r := dice(t)
+	stop := l.load()
+	for range rounds(t, 30) {
+		after(time.Duration(r.IntN(60)) * time.Millisecond)
+		switch r.IntN(3) {
+		case 0:
+			s.kafka.drop()
+		case 1:
+			s.click.drop()
+		default:
+			s.click.drop()
+			s.kafka.drop()
+		}
+	}
+	stop()
+	l.settled()
+	l.exact()
+}
+
+// TestInsertCutAtEveryStep cuts the connection to ClickHouse after N bytes of an
+// insert, for N over all of it, in either direction; then again during the
+// recovery that follows, which has to start over.
+func TestInsertCutAtEveryStep(t *testing.T) {
+	l := newLab(t, 2)
+	s := l.start()
+	l.produce(50, twoMonths)
+	l.settled()
+	f := func(what string, writes, reads []int) {
+		t.Helper()
+		s.click.limit(writes, reads)
+		l.produce(30, twoMonths)
+		l.settled()
+		s.click.limit(nil, nil)
+		l.exact()
+		if t.Failed() {
+			t.Fatalf("after a cut: %s, writes %d, reads %d", what, writes, reads)
+		}
+	}
+	step := 5
+	if os.Getenv("EDGE_CHAOS_ROUNDS") != "" {
+		step = 1
+	}
+	// An insert writes some 6 kB and reads 1 kB; what goes beyond does not cut.
+	for i := 0; i < 60; i += step {
+		f("insert", []int{i * 110}, nil)
+		f("answer", nil, []int{i * 20})
+	}
+	for i := 0; i < 60; i += step {
+		f("recovery", []int{3500, i * 400}, nil)
+		f("answers to the recovery", []int{3500}, []int{1200 + i*150})
+		f("recovery of the recovery", []int{3500, i * 400, i * 333}, nil)
+	}
+	t.Log(s.sink.outcomes())
+}
