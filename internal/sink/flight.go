@@ -32,6 +32,7 @@ type flight struct {
 	dead    []*kgo.Record // dead letters, not yet written
 	open    bool          // the block may be sent, see block.input
 	recover bool          // declared earlier: look at the data first
+	behind  bool          // of a rescan: the group's offsets are past it and stay there
 	decoder codec.Decoder
 	event   codec.Event
 
@@ -105,9 +106,11 @@ func (t *session) store(ctx context.Context, f *flight) error {
 		t.stats.disowned.Inc()
 		return err
 	}
-	if err := t.finish(ctx, f); err != nil {
-		t.stats.disowned.Inc()
-		return err
+	if !f.behind {
+		if err := t.finish(ctx, f); err != nil {
+			t.stats.disowned.Inc()
+			return err
+		}
 	}
 	outcome.Inc()
 	t.stats.count(f)

@@ -128,8 +128,10 @@ func (t *session) recoverOnce(ctx context.Context, f *flight) error {
 		return nil
 	}
 	// The plan is declared (again): a first attempt may have failed before it.
-	if err := t.declare(ctx, f); err != nil {
-		return err
+	if !f.behind {
+		if err := t.declare(ctx, f); err != nil {
+			return err
+		}
 	}
 	missing, err := t.missing(ctx, f)
 	if err != nil {

@@ -62,6 +62,11 @@ type Config struct {
 	FlushRows     int // a block is full at this many rows
 	FlushBytes    int // or at this many bytes of records
 	InsertTimeout time.Duration
+	// Rescan, not nil, says that ClickHouse may have lost rows it had answered
+	// for (a power cut: parts reach the disk later than the answer). Before
+	// anything new is stored, what the log still has is compared with what is
+	// stored, and Rescan is called when every hole is filled.
+	Rescan func()
 	// DedupIDs and DedupAge bound the deduplication window: a repeated event_id
 	// is dropped when its first copy is less than this many records of the topic
 	// and less than this long ago. DedupIDs 0 turns deduplication off.
@@ -81,6 +86,8 @@ type Sink struct {
 	cfg   Config
 	stats stats
 	state progress
+
+	rescanned map[int32]bool // partitions whose holes are filled, see rescan.go
 }
 
 // New returns a sink that has not connected to anything.
@@ -197,7 +204,7 @@ func (t *session) run(ctx context.Context) error {
 		}
 		fetches := t.poll(ctx)
 		t.mu.Lock()
-		if err := t.loadWindows(ctx); err != nil {
+		if err := t.begin(ctx); err != nil {
 			t.mu.Unlock()
 			t.client.AllowRebalance()
 			return err
@@ -212,6 +219,14 @@ func (t *session) run(ctx context.Context) error {
 		t.room(ctx)
 	}
 	return nil
+}
+
+// begin makes newly assigned partitions fit to take records. Callers hold mu.
+func (t *session) begin(ctx context.Context) error {
+	if err := t.rescan(ctx); err != nil {
+		return fmt.Errorf("rescan the log: %w", err)
+	}
+	return t.loadWindows(ctx)
 }
 
 // poll waits for records, for the time of the next flight, or for a flight to

@@ -68,10 +68,11 @@ func (w *window) advance(offset int64) {
 	}
 	if offset-w.next >= w.size {
 		w.clear()
+		w.next = offset
 	}
 	for ; w.next <= offset; w.next++ {
-		if slot := w.next % w.size; slot < int64(len(w.ids)) && w.times[slot] != 0 {
-			w.remove(uint32(slot))
+		if w.time(w.next) != 0 {
+			w.remove(uint32(w.next % w.size))
 		}
 	}
 }
@@ -159,9 +160,22 @@ func (w *window) span() (ids int, seconds int64) {
 	if w.used == 0 {
 		return 0, 0
 	}
-	for w.oldest = max(w.oldest, w.next-w.size); w.times[w.oldest%w.size] == 0; w.oldest++ {
+	for w.oldest = max(w.oldest, w.next-w.size); w.time(w.oldest) == 0; w.oldest++ {
 	}
-	return w.used, max(w.newest-int64(w.times[w.oldest%w.size]), 0)
+	return w.used, max(w.newest-int64(w.time(w.oldest)), 0)
+}
+
+// time is when the row at offset was received; 0 when there is none. The ring
+// may not be allocated that far: records without a row pass over it.
+func (w *window) time(offset int64) uint32 {
+	if slot := offset % w.size; slot < int64(len(w.times)) {
+		return w.times[slot]
+	}
+	return 0
+}
+
+func (t *session) newWindow() *window {
+	return newWindow(max(t.cfg.DedupIDs/int64(t.source.partitions), 1), t.cfg.DedupAge.Milliseconds())
 }
 
 // loadWindows rebuilds the windows of partitions that have none from events:
@@ -178,7 +192,7 @@ func (t *session) loadWindows(ctx context.Context) error {
 		if p.open != nil {
 			first = p.open.first
 		}
-		w := newWindow(max(t.cfg.DedupIDs/int64(t.source.partitions), 1), t.cfg.DedupAge.Milliseconds())
+		w := t.newWindow()
 		started := time.Now()
 		if err := t.loadWindow(ctx, p.id, first, w); err != nil {
 			return fmt.Errorf("rebuild the deduplication window of partition %d: %w", p.id, err)
