@@ -9,10 +9,12 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -201,23 +203,34 @@ func (s *sim) wantLog(want ...[]string) {
 	}
 }
 
-// block holds every produce request back, unanswered, until release is called.
+// block has the broker read produce requests and do nothing about them, until
+// release is called. kgo sends them again when its patience ends.
 func (s *sim) block() (release func()) {
-	gate := make(chan struct{})
+	var open atomic.Bool
 	s.cluster.ControlKey(int16(kmsg.Produce), func(kmsg.Request) (kmsg.Response, error, bool) {
+		if open.Load() {
+			s.cluster.DropControl()
+			return nil, nil, false
+		}
 		s.cluster.KeepControl()
-		s.cluster.SleepControl(func() { <-gate })
-		return nil, nil, false
+		return nil, nil, true
 	})
-	return sync.OnceFunc(func() { close(gate) })
+	return func() { open.Store(true) }
 }
 
-// network is the virtual network with a switch.
+// stall has the broker put every produce request off, until release is called:
+// kgo encodes and sends the records again and again.
+func (s *sim) stall() (release func()) {
+	return s.cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: kerr.NotLeaderForPartition, Count: -1}).Remove
+}
+
+// network is the virtual network with a switch and a tap.
 type network struct {
 	kfake.VirtualNetwork
 	mu    sync.Mutex
 	down  bool
 	conns []net.Conn
+	tap   func(net.Conn)
 }
 
 var errUnreachable = errors.New("network is unreachable")
@@ -230,12 +243,41 @@ func (n *network) dial(ctx context.Context, proto, addr string) (net.Conn, error
 		return nil, errUnreachable
 	}
 	c, err := n.DialContext(ctx, proto, addr)
-	if err == nil {
-		n.mu.Lock()
-		n.conns = append(n.conns, c)
-		n.mu.Unlock()
+	if err != nil {
+		return nil, err
 	}
-	return c, err
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.conns = append(n.conns, c)
+	return conn{c, n}, nil
+}
+
+// onAnswer has f called with the next bytes that come from a broker, before
+// the client gets them.
+func (n *network) onAnswer(f func(net.Conn)) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.tap = f
+}
+
+type conn struct {
+	net.Conn
+	n *network
+}
+
+func (c conn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	c.n.mu.Lock()
+	tap := c.n.tap
+	c.n.tap = nil
+	c.n.mu.Unlock()
+	if tap == nil || err != nil {
+		return n, err
+	}
+	if tap(c.Conn); c.SetReadDeadline(time.Time{}) != nil {
+		return 0, net.ErrClosed
+	}
+	return n, nil
 }
 
 // cut ends every connection and refuses new ones until mend.

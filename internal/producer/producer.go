@@ -25,6 +25,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"edge/internal/codec"
@@ -74,8 +75,15 @@ type Producer struct {
 	client *kgo.Client
 	shards []*ring.Ring[*job]
 	full   []stat.Counter // per shard
-	wg     sync.WaitGroup
-	jobs   sync.Pool
+
+	// held are the bytes of all requests not yet settled. The rings and kgo
+	// have bounds of their own, but a request of which kgo has one record left
+	// keeps all its bytes: while one partition is stuck, bulks would pile up at
+	// a multiple of what kgo counts.
+	held    stat.Gauge
+	maxHeld int64
+	wg      sync.WaitGroup
+	jobs    sync.Pool
 
 	ok, failed, orphaned stat.Counter
 	inflight             stat.Gauge
@@ -84,7 +92,12 @@ type Producer struct {
 
 // New connects to nothing yet; a broker that is down shows in Publish and Ping.
 func New(cfg Config) (*Producer, error) {
-	p := &Producer{cfg: cfg, full: make([]stat.Counter, cfg.Shards), seconds: stat.NewHistogram(stat.Seconds)}
+	p := &Producer{
+		cfg: cfg, full: make([]stat.Counter, cfg.Shards), seconds: stat.NewHistogram(stat.Seconds),
+		// Full rings, as much again that their readers popped and cannot hand
+		// over, and what kgo holds.
+		maxHeld: 2*int64(cfg.Shards)*cfg.RingBytes + int64(cfg.MaxInflightBytes),
+	}
 	client, err := cfg.Kafka.Client(
 		kgo.DefaultProduceTopic(cfg.Topic),
 		kgo.RequiredAcks(kgo.AllISRAcks()),
@@ -97,9 +110,11 @@ func New(cfg Config) (*Producer, error) {
 		// The topic exists from start-up on; a broker that is restarting may
 		// deny it for a while.
 		kgo.UnknownTopicRetries(-1),
-		// Nobody waits for a record any more after AckTimeout. One that was never
-		// sent by a while later is dropped, so that a long outage does not end
-		// with a burst of events their clients have since sent again.
+		// Nobody waits for a record any more after AckTimeout. What was not sent
+		// a while later is dropped, so that a long outage does not end with a
+		// burst of events their clients have since sent again. A record that was
+		// on the wire is kept, for it may be in the log, and so is what queues
+		// behind it in its partition.
 		kgo.RecordDeliveryTimeout(cfg.AckTimeout+8*time.Second),
 		kgo.ProducerOnDataLossDetected(func(topic string, partition int32) {
 			cfg.Kafka.Logger.Error("broker lost acknowledged records, sequence restarted", "topic", topic, "partition", partition)
@@ -132,9 +147,14 @@ func (p *Producer) Publish(b *codec.Batch) error {
 	if b.Len() == 0 {
 		return nil
 	}
+	shard := int(b.Hash(0) % uint64(len(p.shards)))
+	if n := int64(b.Size()); p.held.Add(n) > p.maxHeld {
+		p.held.Add(-n)
+		p.full[shard].Inc()
+		return ErrFull
+	}
 	j := p.jobs.Get().(*job)
 	j.start(b, p.cfg.Ack)
-	shard := int(b.Hash(0) % uint64(len(p.shards)))
 	// A request heavier than the whole ring would be refused for ever: it counts
 	// as heavy as the ring and waits for an empty one.
 	weight := int(min(int64(b.Size()), p.cfg.RingBytes))
@@ -170,16 +190,7 @@ func (p *Producer) produce(j *job) {
 	n := j.batch.Len()
 	p.inflight.Add(int64(n))
 	for i := range n {
-		r := &j.records[i]
-		*r = kgo.Record{
-			Value:     j.batch.Record(i),
-			Timestamp: j.started,
-			Partition: int32(j.batch.Hash(i) >> 33), // the partitioner takes it modulo the count
-		}
-		if j.batch.Assigned(i) {
-			r.Headers = kafka.AssignedID
-		}
-		p.client.Produce(context.Background(), r, j.promise)
+		p.client.Produce(context.Background(), j.fill(i), j.promise)
 	}
 }
 
@@ -220,7 +231,7 @@ func (p *Producer) Close(ctx context.Context) error {
 
 // Describe adds the producer's metrics to set.
 func (p *Producer) Describe(set *stat.Set) {
-	set.CounterVec("edge_produce_records_total", "Records by fate: ok acknowledged, error refused, orphaned acknowledged or refused after the request had been answered 503.",
+	set.CounterVec("edge_produce_records_total", "Records by fate: ok acknowledged, error refused or dropped, orphaned those of either kind whose request had been answered 503 by then.",
 		[]string{"result"}, func(emit stat.Emit) {
 			emit(float64(p.ok.Load()), "ok")
 			emit(float64(p.failed.Load()), "error")
@@ -231,6 +242,8 @@ func (p *Producer) Describe(set *stat.Set) {
 		func() float64 { return float64(p.inflight.Load()) })
 	set.Gauge("edge_produce_buffered_bytes", "Bytes of those records.",
 		func() float64 { return float64(p.client.BufferedProduceBytes()) })
+	set.Gauge("edge_produce_held_bytes", "Record bytes of all requests not yet settled, in rings and in the client.",
+		func() float64 { return float64(p.held.Load()) })
 	p.eachShard(set.GaugeVec, "edge_ring_capacity", "Requests a shard's ring can hold.", func(i int) float64 { return float64(p.shards[i].Cap()) })
 	p.eachShard(set.GaugeVec, "edge_ring_used", "Requests in a shard's ring.", func(i int) float64 { return float64(p.shards[i].Len()) })
 	p.eachShard(set.CounterVec, "edge_ring_full_total", "Requests a shard's ring refused.", func(i int) float64 { return float64(p.full[i].Load()) })
@@ -314,8 +327,23 @@ func (j *job) start(b *codec.Batch, ack Ack) {
 	}
 }
 
+// fill makes record i ready for kgo.
+func (j *job) fill(i int) *kgo.Record {
+	r := &j.records[i]
+	*r = kgo.Record{
+		Value:     j.batch.Record(i),
+		Timestamp: j.started,
+		Partition: int32(j.batch.Hash(i) >> 33), // the partitioner takes it modulo the count
+	}
+	if j.batch.Assigned(i) {
+		r.Headers = kafka.AssignedID
+	}
+	return r
+}
+
 // cancel undoes start for a job that no ring took.
 func (j *job) cancel() {
+	j.p.held.Add(-int64(j.batch.Size()))
 	j.batch.Release()
 	j.batch = nil
 	j.p.jobs.Put(j)
@@ -325,9 +353,7 @@ func (j *job) cancel() {
 // at a time or many, in any order.
 func (j *job) settle(_ *kgo.Record, err error) {
 	if err != nil {
-		j.p.cfg.Kafka.Errors.Count("produce", err)
-		j.failed.Add(1)
-		j.err.CompareAndSwap(nil, &err)
+		j.fail(err)
 	}
 	if j.left.Add(-1) > 0 {
 		return
@@ -340,6 +366,7 @@ func (j *job) settle(_ *kgo.Record, err error) {
 	p.ok.Add(uint64(n) - failed)
 	// From here on nobody reads the records: let go of the bytes.
 	clear(j.records)
+	p.held.Add(-int64(j.batch.Size()))
 	j.batch.Release()
 	j.batch = nil
 	if j.state.CompareAndSwap(pending, settled) {
@@ -348,6 +375,14 @@ func (j *job) settle(_ *kgo.Record, err error) {
 		p.orphaned.Add(uint64(n))
 	}
 	j.release()
+}
+
+// fail notes one record's error. It is apart from settle because it keeps err's
+// address, which would cost settle an allocation a record, errors or not.
+func (j *job) fail(err error) {
+	j.p.cfg.Kafka.Errors.Count("produce", err)
+	j.failed.Add(1)
+	j.err.CompareAndSwap(nil, &err)
 }
 
 // wait parks the request until its last promise or the timeout.
@@ -365,10 +400,20 @@ func (j *job) wait(timeout time.Duration) error {
 	}
 	var err error
 	if e := j.err.Load(); e != nil {
-		err = fmt.Errorf("the broker refused: %w", *e)
+		err = verdict(*e)
 	}
 	j.release()
 	return err
+}
+
+// verdict tells the broker's word from kgo giving up (no connection, Close): the
+// latter leaves the outcome as open as a timeout does.
+func verdict(err error) error {
+	var refused *kerr.Error
+	if errors.As(err, &refused) {
+		return fmt.Errorf("the broker refused: %w", err)
+	}
+	return fmt.Errorf("%w: %w", ErrTimeout, err)
 }
 
 func (j *job) release() {

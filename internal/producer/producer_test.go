@@ -43,7 +43,7 @@ func TestEmptyBatchIsPublishedAtOnce(t *testing.T) {
 }
 
 func TestSameEventIDSamePartition(t *testing.T) {
-	simulate(t, nil, func(s *sim) {
+	simulate(t, func(c *Config) { c.MaxInflight = 1000 }, func(s *sim) {
 		const events, copies = 400, 3
 		for range copies {
 			s.expect(nil, ids("event", events)...)
@@ -156,7 +156,7 @@ func TestRequestLargerThanTheRing(t *testing.T) {
 func TestFullRingKeepsNothing(t *testing.T) {
 	simulate(t, func(c *Config) { c.Shards, c.RingBatches, c.MaxInflight = 1, 4, 10 }, func(s *sim) {
 		warm := s.expect(nil, "warm")
-		release := s.block()
+		release := s.stall()
 		defer release()
 		kept := [][]string{warm}
 		full := 0
@@ -185,7 +185,7 @@ func TestFullRingKeepsNothing(t *testing.T) {
 			}
 		}
 		release()
-		s.pass(time.Second)
+		s.pass(5 * time.Second)
 		if n := s.p.orphaned.Load(); n != uint64(len(requests)-full) {
 			t.Errorf("%d orphans counted; want %d", n, len(requests)-full)
 		}

@@ -38,8 +38,8 @@ type Gauge struct {
 	_ [cacheLine - 8]byte
 }
 
-// Add adds n, which may be negative.
-func (g *Gauge) Add(n int64) { g.n.Add(n) }
+// Add adds n, which may be negative, and returns the sum.
+func (g *Gauge) Add(n int64) int64 { return g.n.Add(n) }
 
 // Set replaces the value.
 func (g *Gauge) Set(n int64) { g.n.Store(n) }

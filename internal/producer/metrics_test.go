@@ -1,0 +1,80 @@
+package producer
+
+import (
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"edge/internal/stat"
+)
+
+func TestMetricsAddUp(t *testing.T) {
+	simulate(t, nil, func(s *sim) {
+		set := new(stat.Set)
+		s.p.Describe(set)
+		registry := prometheus.NewPedanticRegistry()
+		registry.MustRegister(set)
+
+		s.expect(nil, ids("a", 10)...)
+		refusing := s.cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: kerr.InvalidRecord, Count: -1})
+		s.expect(kerr.InvalidRecord, ids("b", 20)...)
+		refusing.Remove()
+		late := s.stall()
+		s.expect(ErrTimeout, ids("c", 30)...)
+		late()
+		s.pass(s.p.cfg.AckTimeout)
+
+		families, err := registry.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		problems, err := promlint.NewWithMetricFamilies(families).Lint()
+		if err != nil || len(problems) > 0 {
+			t.Errorf("promlint: %v %v", problems, err)
+		}
+		got := map[string]float64{}
+		for _, f := range families {
+			for _, m := range f.Metric {
+				name := f.GetName()
+				for _, l := range m.Label {
+					name += " " + l.GetValue()
+				}
+				switch {
+				case m.Counter != nil:
+					got[name] = m.Counter.GetValue()
+				case m.Gauge != nil:
+					got[name] = m.Gauge.GetValue()
+				case m.Histogram != nil:
+					got[name] = float64(m.Histogram.GetSampleCount())
+				}
+			}
+		}
+		for name, want := range map[string]float64{
+			"edge_produce_records_total ok":       40,
+			"edge_produce_records_total error":    20,
+			"edge_produce_records_total orphaned": 30, // of those above
+			"edge_produce_seconds":                3,
+			"edge_produce_inflight_records":       0,
+			"edge_produce_buffered_bytes":         0,
+			"edge_produce_held_bytes":             0,
+			"edge_ring_capacity 0":                16,
+			"edge_ring_capacity 1":                16,
+			"edge_ring_used 0":                    0,
+			"edge_ring_used 1":                    0,
+			"edge_ring_full_total 0":              0,
+			"edge_ring_full_total 1":              0,
+		} {
+			if v, ok := got[name]; !ok || v != want {
+				t.Errorf("%s: got %v (exported: %t); want %v", name, v, ok, want)
+			}
+			delete(got, name)
+		}
+		if len(got) > 0 {
+			t.Errorf("not expected: %v", got)
+		}
+	})
+}
