@@ -308,8 +308,16 @@ func (a *app) startSink(ctx context.Context) error {
 	}
 	c := &a.cfg
 	var incarnation uint32
+	var rescan func()
 	if a.broker != nil {
 		incarnation = a.broker.Incarnation()
+		if a.broker.UncleanHostBoot() {
+			rescan = func() {
+				if err := a.broker.Scanned(); err != nil {
+					a.log.Error("note that the log was scanned", "err", err)
+				}
+			}
+		}
 	}
 	log := a.log.With("component", "sink")
 	a.sink = sink.New(sink.Config{
@@ -317,6 +325,7 @@ func (a *app) startSink(ctx context.Context) error {
 		Incarnation: incarnation, ClickHouse: a.pool, Logger: log,
 		FlushInterval: c.FlushInterval, FlushRows: c.FlushRows, FlushBytes: int(c.FlushBytes),
 		InsertTimeout: c.InsertTimeout, RevokeTimeout: 20 * time.Second,
+		Rescan:   rescan,
 		DedupIDs: c.DedupIDs, DedupAge: c.DedupWindow,
 	})
 	auditor := &sink.Auditor{ClickHouse: a.pool, Logger: log, Every: time.Minute, Look: time.Hour}

@@ -145,7 +145,7 @@ func (t *session) recoverOnce(ctx context.Context, f *flight) error {
 			return fmt.Errorf("insert %d missing rows: %w", n, err)
 		}
 	}
-	repaired, err := t.repairRollups(ctx, f)
+	repaired, err := t.repairRollups(ctx, f, t.touches(f))
 	if err != nil {
 		return fmt.Errorf("repair rollups: %w", err)
 	}
@@ -221,11 +221,31 @@ func (t *session) missing(ctx context.Context, f *flight) (*flight, error) {
 	return out, nil
 }
 
-// repairRollups compares each rollup with the next finer table over what f
-// touches and inserts what differs, then inserts f's distinct-user states.
-// It reports whether a count differed.
-func (t *session) repairRollups(ctx context.Context, f *flight) (bool, error) {
-	hours, days := f.block.spans(time.Hour), f.block.spans(24*time.Hour)
+// touched is what of the tables a set of rows concerns.
+type touched struct {
+	hours, days spans
+	named       string // condition on event_name
+	rows        string // condition that selects the rows in events
+}
+
+// touches returns what f's rows concern.
+func (t *session) touches(f *flight) touched {
+	var batches []string
+	for _, id := range slices.Sorted(maps.Keys(f.batches)) {
+		b := f.batches[id]
+		batches = append(batches, fmt.Sprintf("(_part = %d AND _offset BETWEEN %d AND %d)", id, b.first, b.last))
+	}
+	return touched{
+		hours: f.block.spans(time.Hour), days: f.block.spans(24 * time.Hour), named: f.block.named(),
+		rows: fmt.Sprintf("_src = %d AND (%s) AND toYYYYMM(ts) IN (%s)", t.source.id, strings.Join(batches, " OR "), f.block.months()),
+	}
+}
+
+// repairRollups compares each rollup with the next finer table over what w
+// touches and inserts what differs, then inserts the distinct-user states of
+// its rows. It reports whether a count differed. The inserts are marked as f's.
+func (t *session) repairRollups(ctx context.Context, f *flight, w touched) (bool, error) {
+	hours, days := w.hours, w.days
 	steps := []struct {
 		rollup, key, cell        string // the table, its time column, and that column from the finer table
 		from, count              string // the finer table and how it counts
@@ -242,8 +262,8 @@ func (t *session) repairRollups(ctx context.Context, f *flight) (bool, error) {
 			UNION ALL
 			SELECT %s AS cell, event_name, channel, -sum(n) AS c FROM %s WHERE %s AND %s GROUP BY cell, event_name, channel
 		) GROUP BY cell, event_name, channel HAVING n != 0`,
-			s.cell, s.count, s.from, f.block.named(), s.fromWithin,
-			s.key, s.rollup, f.block.named(), s.rollupWithin)
+			s.cell, s.count, s.from, w.named, s.fromWithin,
+			s.key, s.rollup, w.named, s.rollupWithin)
 		differs, err := t.cfg.ClickHouse.Strings(ctx, "SELECT toString(count()) AS s FROM ("+diff+")")
 		if err != nil {
 			return repaired, fmt.Errorf("compare %s with %s: %w", s.rollup, s.from, err)
@@ -256,21 +276,15 @@ func (t *session) repairRollups(ctx context.Context, f *flight) (bool, error) {
 			return repaired, fmt.Errorf("correct %s: %w", s.rollup, err)
 		}
 	}
-	return repaired, t.insertStates(ctx, f)
+	return repaired, t.insertStates(ctx, f, w)
 }
 
-// insertStates inserts the distinct users of f's rows into the rollups again.
-func (t *session) insertStates(ctx context.Context, f *flight) error {
-	var mine []string
-	for _, id := range slices.Sorted(maps.Keys(f.batches)) {
-		b := f.batches[id]
-		mine = append(mine, fmt.Sprintf("(_part = %d AND _offset BETWEEN %d AND %d)", id, b.first, b.last))
-	}
+// insertStates inserts the distinct users of w's rows into the rollups again.
+func (t *session) insertStates(ctx context.Context, f *flight, w touched) error {
 	for _, s := range [][3]string{{"events_1h", "h", "toStartOfHour(ts)"}, {"events_1d", "d", "toDate(ts)"}} {
 		err := t.exec(ctx, f, fmt.Sprintf(`INSERT INTO %s (%s, event_name, channel, n, u)
 			SELECT %s AS cell, event_name, channel, 0, uniqCombined64State(user_id) FROM events
-			WHERE _src = %d AND (%s) AND toYYYYMM(ts) IN (%s) GROUP BY cell, event_name, channel`,
-			s[0], s[1], s[2], t.source.id, strings.Join(mine, " OR "), f.block.months()))
+			WHERE %s GROUP BY cell, event_name, channel`, s[0], s[1], s[2], w.rows))
 		if err != nil {
 			return fmt.Errorf("insert user states into %s: %w", s[0], err)
 		}

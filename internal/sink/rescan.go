@@ -1,0 +1,172 @@
+package sink
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/ClickHouse/ch-go"
+	"github.com/ClickHouse/ch-go/proto"
+	"github.com/twmb/franz-go/pkg/kadm"
+)
+
+// rescan fills the holes that a power cut left in events, partition by
+// partition, from what the log still has. A hole is a range of offsets below
+// the committed one that no batch covers, or a batch with fewer rows than its
+// rows say it had. Either is recovered like a declared plan, except that the
+// group's offsets are past it already. Callers hold mu.
+func (t *session) rescan(ctx context.Context) error {
+	if t.cfg.Rescan == nil || t.rescanned != nil && len(t.rescanned) >= t.source.partitions {
+		return nil
+	}
+	for id := range maps.Clone(t.partitions) { // land lets go of mu
+		p := t.partitions[id]
+		if p == nil || t.rescanned[id] {
+			continue
+		}
+		if err := t.land(ctx); err != nil {
+			return err
+		}
+		if err := t.rescanPartition(ctx, p); err != nil {
+			return fmt.Errorf("partition %d: %w", p.id, err)
+		}
+		if t.rescanned == nil {
+			t.rescanned = make(map[int32]bool)
+		}
+		t.rescanned[p.id] = true
+	}
+	if len(t.rescanned) == t.source.partitions {
+		t.cfg.Rescan()
+	}
+	return nil
+}
+
+func (t *session) rescanPartition(ctx context.Context, p *partition) error {
+	started := time.Now()
+	end := p.next
+	if p.open != nil {
+		end = p.open.first
+	}
+	first, err := t.logStart(ctx, p.id)
+	if err != nil {
+		return err
+	}
+	holes, err := t.holes(ctx, p.id, first, end)
+	if err != nil {
+		return err
+	}
+	for _, h := range holes {
+		if err := t.fill(ctx, p.id, h); err != nil {
+			return err
+		}
+	}
+	repaired, err := t.compareRollups(ctx, p.id, first, end)
+	if err != nil {
+		return err
+	}
+	t.cfg.Logger.Info("log compared with what is stored", "partition", p.id, "first", first, "last", end-1,
+		"holes", len(holes), "rollups_repaired", repaired, "took_ms", time.Since(started).Milliseconds())
+	return nil
+}
+
+func (t *session) logStart(ctx context.Context, id int32) (int64, error) {
+	offsets, err := kadm.NewClient(t.client).ListStartOffsets(ctx, t.cfg.Topic)
+	if err != nil {
+		return 0, err
+	}
+	o, ok := offsets.Lookup(t.cfg.Topic, id)
+	if !ok {
+		return 0, fmt.Errorf("no start offset of partition %d", id)
+	}
+	return o.Offset, o.Err
+}
+
+// holes returns what of [from,end) is not in events, as plans of at most a
+// block each: damaged batches as they were, the rest cut anew.
+func (t *session) holes(ctx context.Context, id int32, from, end int64) ([]plan, error) {
+	var out []plan
+	next := from
+	gap := func(to int64) {
+		for ; next < to; next += int64(t.cfg.FlushRows) {
+			out = append(out, plan{t.source.id, next, min(next+int64(t.cfg.FlushRows), to) - 1})
+		}
+		next = max(next, to)
+	}
+	var first, last, rows, said proto.ColUInt64
+	err := t.cfg.ClickHouse.Do(ctx, ch.Query{
+		Body: fmt.Sprintf(`SELECT f, max(l) AS l, sum(c) AS c, max(said) AS said FROM (
+			SELECT _first AS f, max(_last) AS l, count() AS c, toUInt64(max(_rows)) AS said FROM events
+			WHERE _src = %[1]d AND _part = %[2]d AND _offset >= %[3]d GROUP BY f
+			UNION ALL SELECT first AS f, max(last) AS l, toUInt64(0), toUInt64(0) FROM empty_batches
+			WHERE src = %[1]d AND part = %[2]d AND last >= %[3]d GROUP BY f
+		) GROUP BY f ORDER BY f`, t.source.id, id, from),
+		Result: proto.Results{{Name: "f", Data: &first}, {Name: "l", Data: &last}, {Name: "c", Data: &rows}, {Name: "said", Data: &said}},
+		OnResult: func(context.Context, proto.Block) error {
+			for i := range first {
+				f, l := int64(first[i]), int64(last[i])
+				if f >= end {
+					break
+				}
+				gap(min(f, end))
+				// A batch that began before the log does is whole or beyond help.
+				if rows[i] < said[i] && f >= from {
+					out = append(out, plan{t.source.id, f, l})
+				}
+				next = max(next, l+1)
+			}
+			return nil
+		},
+	})
+	gap(end)
+	return out, err
+}
+
+// fill recovers one hole and waits until it is stored. Callers hold mu.
+func (t *session) fill(ctx context.Context, id int32, hole plan) error {
+	of := &partition{id: id}
+	if t.cfg.DedupIDs > 0 {
+		of.window = t.newWindow()
+		if err := t.loadWindow(ctx, id, hole.first, of.window); err != nil {
+			return err
+		}
+	}
+	f := newFlight(newBlock())
+	f.recover, f.behind = true, true
+	if err := t.reread(ctx, f, hole, of); err != nil {
+		return err
+	}
+	t.cfg.Logger.Warn("stored rows are missing, inserting them again", "batches", f.ranges(), "rows", f.block.rows())
+	t.fly(f)
+	return t.land(ctx)
+}
+
+// compareRollups corrects the rollups over everything that the rows of
+// [first,end) touch: a rollup's part may be lost although the row's is not.
+func (t *session) compareRollups(ctx context.Context, id int32, first, end int64) (bool, error) {
+	if first >= end {
+		return false, nil
+	}
+	f := newFlight(newBlock())
+	f.batches[id] = &batch{first: first, last: end - 1}
+	rows := fmt.Sprintf("_src = %d AND _part = %d AND _offset BETWEEN %d AND %d", t.source.id, id, first, end-1)
+	starts, err := t.cfg.ClickHouse.Strings(ctx, "SELECT DISTINCT toString(toUnixTimestamp(toStartOfHour(ts))) AS s FROM events WHERE "+rows)
+	if err != nil || len(starts) == 0 {
+		return false, err
+	}
+	hours, days := make(map[int64]struct{}), make(map[int64]struct{})
+	for _, s := range starts {
+		hour, err := strconv.ParseInt(s, 10, 64)
+		if err != nil {
+			return false, fmt.Errorf("BUG: an hour is %q: %w", s, err)
+		}
+		hours[hour] = struct{}{}
+		days[hour/86400*86400] = struct{}{}
+	}
+	return t.repairRollups(ctx, f, touched{
+		hours: spans{slices.Sorted(maps.Keys(hours)), time.Hour}, days: spans{slices.Sorted(maps.Keys(days)), 24 * time.Hour},
+		named: "1", rows: rows,
+	})
+}
