@@ -9,6 +9,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"sync"
@@ -17,6 +18,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 	"github.com/twmb/franz-go/pkg/sasl"
 
 	"edge/internal/stat"
@@ -67,10 +69,11 @@ func (o Options) Client(opts ...kgo.Opt) (*kgo.Client, error) {
 	return cl, nil
 }
 
-// backoff grows from 50 ms to 2 s: a broker restart is noticed within the two
-// seconds a request waits, and a dead one is not hammered.
+// backoff grows from 100 ms at the first retry to 2 s at the sixth: a broker
+// restart is noticed within the two seconds a request waits, and a dead one is
+// not hammered.
 func backoff(tries int) time.Duration {
-	return min(50*time.Millisecond<<min(tries, 6), 2*time.Second)
+	return min(50*time.Millisecond<<min(max(tries, 0), 6), 2*time.Second)
 }
 
 // AssignedID are the headers of a record whose event_id the server made. Such
@@ -97,10 +100,24 @@ type Topic struct {
 }
 
 // EnsureTopics creates what is missing and returns the partition count of each
-// topic. An existing topic is left as it is, whatever its partition count.
+// topic. An existing topic is left as it is, whatever its partition count, and
+// needs no right to create one. May be called by many processes at once.
 func EnsureTopics(ctx context.Context, cl *kgo.Client, topics ...Topic) (map[string]int32, error) {
 	adm := kadm.NewClient(cl)
+	names := make([]string, len(topics))
+	for i, t := range topics {
+		names[i] = t.Name
+	}
+	details, err := adm.ListTopics(ctx, names...)
+	if err != nil {
+		return nil, fmt.Errorf("list topics: %w", err)
+	}
+	created := false
 	for _, t := range topics {
+		if details.Has(t.Name) {
+			continue
+		}
+		created = true
 		config := make(map[string]*string, len(t.Config))
 		for k, v := range t.Config {
 			config[k] = &v
@@ -113,11 +130,18 @@ func EnsureTopics(ctx context.Context, cl *kgo.Client, topics ...Topic) (map[str
 			return nil, fmt.Errorf("create topic %s: %w", t.Name, err)
 		}
 	}
-	names := make([]string, len(topics))
-	for i, t := range topics {
-		names[i] = t.Name
+	// A new topic reaches every broker, and the client's cache, a moment later.
+	for tries := 1; ; tries++ {
+		counts, err := Partitions(ctx, cl, names...)
+		if err == nil || !created || tries > 5 {
+			return counts, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(backoff(tries)):
+		}
 	}
-	return Partitions(ctx, cl, names...)
 }
 
 // Partitions returns the partition count of each topic; a topic that is not
@@ -133,7 +157,10 @@ func Partitions(ctx context.Context, cl *kgo.Client, topics ...string) (map[stri
 		if d.Err != nil {
 			return nil, fmt.Errorf("topic %s: %w", name, d.Err)
 		}
-		for _, p := range d.Partitions {
+		if len(d.Partitions) == 0 {
+			return nil, fmt.Errorf("topic %s: %w", name, kerr.UnknownTopicOrPartition)
+		}
+		for _, p := range d.Partitions.Sorted() {
 			if p.Err != nil || p.Leader < 0 {
 				return nil, fmt.Errorf("topic %s, partition %d: %w", name, p.Partition, cmp.Or(p.Err, errNoLeader))
 			}
@@ -145,8 +172,10 @@ func Partitions(ctx context.Context, cl *kgo.Client, topics ...string) (map[stri
 
 var errNoLeader = errors.New("has no leader")
 
-// Errors counts what goes wrong by operation and code. It is a kgo hook, so
-// that retried requests are seen and not only the ones that gave up.
+// Errors counts what goes wrong by operation and code. It is a kgo hook too, so
+// that connections and requests that broke are seen and not only what kgo gave
+// up on. An error inside an answer that kgo retries (a leader that moved) is
+// kgo's own affair and not counted.
 type Errors struct {
 	mu     sync.Mutex
 	counts map[[2]string]uint64
@@ -162,7 +191,7 @@ func (e *Errors) Count(op string, err error) {
 	switch {
 	case errors.As(err, &ke):
 		code = ke.Message
-	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded), errors.Is(err, kgo.ErrRecordTimeout):
 		code = "deadline"
 	case isNet(err):
 		code = "network"
@@ -177,7 +206,7 @@ func (e *Errors) Count(op string, err error) {
 
 func isNet(err error) bool {
 	var ne net.Error
-	return errors.As(err, &ne) || errors.Is(err, net.ErrClosed)
+	return errors.As(err, &ne) || errors.Is(err, net.ErrClosed) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
 }
 
 // OnBrokerConnect implements kgo.HookBrokerConnect.
@@ -185,9 +214,16 @@ func (e *Errors) OnBrokerConnect(_ kgo.BrokerMetadata, _ time.Duration, _ net.Co
 	e.Count("connect", err)
 }
 
+// OnBrokerE2E implements kgo.HookBrokerE2E.
+func (e *Errors) OnBrokerE2E(_ kgo.BrokerMetadata, key int16, e2e kgo.BrokerE2E) {
+	if err := e2e.Err(); err != nil {
+		e.Count(kmsg.NameForKey(key), err)
+	}
+}
+
 // Describe adds edge_kafka_errors_total to set.
 func (e *Errors) Describe(set *stat.Set) {
-	set.CounterVec("edge_kafka_errors_total", "Errors of Kafka requests by operation and code, retried ones included.",
+	set.CounterVec("edge_kafka_errors_total", "Errors of Kafka connections, requests and records by operation and code.",
 		[]string{"op", "code"}, func(emit stat.Emit) {
 			e.mu.Lock()
 			defer e.mu.Unlock()

@@ -1,0 +1,268 @@
+package kafka
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+	"go.uber.org/goleak"
+
+	"edge/internal/stat"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func startCluster(t *testing.T, opts ...kfake.Opt) *kfake.Cluster {
+	t.Helper()
+	c, err := kfake.NewCluster(append([]kfake.Opt{kfake.NumBrokers(1)}, opts...)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	return c
+}
+
+func open(t *testing.T, o Options) *kgo.Client {
+	t.Helper()
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.NewTextHandler(io.Discard, nil))
+	}
+	cl, err := o.Client()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(cl.Close)
+	return cl
+}
+
+func testContext(t *testing.T) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func TestEnsureTopics(t *testing.T) {
+	c := startCluster(t, kfake.SeedTopics(7, "there"))
+	cl := open(t, Options{Brokers: c.ListenAddrs()})
+	topics := []Topic{
+		{Name: "there", Partitions: 2, Replicas: -1},
+		{Name: "new", Partitions: 3, Replicas: -1, Config: map[string]string{"retention.ms": "86400000"}},
+	}
+	want := map[string]int32{"there": 7, "new": 3}
+	for range 2 {
+		got, err := EnsureTopics(testContext(t), cl, topics...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Error(diff)
+		}
+	}
+	if v := c.TopicInfo("new").Configs["retention.ms"]; v == nil || *v != "86400000" {
+		t.Errorf("retention.ms of the new topic is %v", v)
+	}
+}
+
+func TestEnsureTopicsFromManyProcesses(t *testing.T) {
+	c := startCluster(t)
+	var wg sync.WaitGroup
+	for range 8 {
+		cl := open(t, Options{Brokers: c.ListenAddrs()})
+		wg.Go(func() {
+			got, err := EnsureTopics(testContext(t), cl, Topic{Name: "events", Partitions: 5, Replicas: -1})
+			if err != nil || got["events"] != 5 {
+				t.Errorf("got %v, %v", got, err)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func TestEnsureTopicsErrors(t *testing.T) {
+	f := func(fault kfake.Fault, want string) {
+		t.Helper()
+		c := startCluster(t, kfake.SeedTopics(2, "there"))
+		fault.Count = -1
+		c.Fault(fault)
+		_, err := EnsureTopics(testContext(t), open(t, Options{Brokers: c.ListenAddrs()}), Topic{Name: "there"}, Topic{Name: "new", Partitions: 1, Replicas: -1})
+		if err == nil || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("got %v; want %s", err, want)
+		}
+	}
+	f(kfake.Fault{Keys: []kmsg.Key{kmsg.CreateTopics}, Topic: "new", Err: kerr.TopicAuthorizationFailed}, "create topic new: TOPIC_AUTHORIZATION_FAILED")
+	f(kfake.Fault{Keys: []kmsg.Key{kmsg.Metadata}, Topic: "there", Err: kerr.TopicAuthorizationFailed}, "list topics: TOPIC_AUTHORIZATION_FAILED")
+	f(kfake.Fault{Keys: []kmsg.Key{kmsg.Metadata}, Topic: "there", Partitions: []int32{1}, Err: kerr.LeaderNotAvailable}, "topic there, partition 1: LEADER_NOT_AVAILABLE")
+}
+
+// A topic that exists needs no right to create topics.
+func TestEnsureTopicsWithoutTheRightToCreate(t *testing.T) {
+	c := startCluster(t, kfake.SeedTopics(2, "there"))
+	c.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.CreateTopics}, Err: kerr.TopicAuthorizationFailed, Count: -1})
+	got, err := EnsureTopics(testContext(t), open(t, Options{Brokers: c.ListenAddrs()}), Topic{Name: "there", Partitions: 1})
+	if err != nil || got["there"] != 2 {
+		t.Errorf("got %v, %v", got, err)
+	}
+}
+
+func TestPartitionWithoutLeader(t *testing.T) {
+	c := startCluster(t, kfake.SeedTopics(1, "events"))
+	c.ControlKey(int16(kmsg.Metadata), func(req kmsg.Request) (kmsg.Response, error, bool) {
+		c.KeepControl()
+		resp := req.ResponseKind().(*kmsg.MetadataResponse)
+		p := kmsg.NewMetadataResponseTopicPartition()
+		p.Leader = -1
+		topic := kmsg.NewMetadataResponseTopic()
+		topic.Topic, topic.Partitions = kmsg.StringPtr("events"), []kmsg.MetadataResponseTopicPartition{p}
+		resp.Topics = append(resp.Topics, topic)
+		return resp, nil, true
+	})
+	_, err := Partitions(testContext(t), open(t, Options{Brokers: c.ListenAddrs()}), "events")
+	if !errors.Is(err, errNoLeader) || err.Error() != "topic events, partition 0: has no leader" {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestPartitionsOfNoTopic(t *testing.T) {
+	c := startCluster(t)
+	_, err := Partitions(testContext(t), open(t, Options{Brokers: c.ListenAddrs()}), "absent")
+	if !errors.Is(err, kerr.UnknownTopicOrPartition) || !strings.Contains(err.Error(), "absent") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestErrorsAreCountedByCode(t *testing.T) {
+	var e Errors
+	f := func(err error, code string) {
+		t.Helper()
+		before := e.counts[[2]string{"op", code}]
+		e.Count("op", err)
+		if got := e.counts[[2]string{"op", code}]; got != before+1 {
+			t.Errorf("%v was not counted as %s: %v", err, code, e.counts)
+		}
+	}
+	f(kerr.NotLeaderForPartition, "NOT_LEADER_FOR_PARTITION")
+	f(fmt.Errorf("produce: %w", kerr.MessageTooLarge), "MESSAGE_TOO_LARGE")
+	f(context.DeadlineExceeded, "deadline")
+	f(fmt.Errorf("fetch: %w", context.Canceled), "deadline")
+	f(kgo.ErrRecordTimeout, "deadline")
+	f(&net.OpError{Op: "dial", Err: errors.New("refused")}, "network")
+	f(net.ErrClosed, "network")
+	f(io.EOF, "network")
+	f(kgo.ErrClientClosed, "client")
+
+	e.Count("nothing", nil)
+	if _, ok := e.counts[[2]string{"nothing", "client"}]; ok {
+		t.Error("nil was counted")
+	}
+	var none *Errors
+	none.Count("op", io.EOF) // a client without a count
+}
+
+func TestBrokenConnectionsAndRequestsAreCounted(t *testing.T) {
+	var e Errors
+	c := startCluster(t)
+	cl := open(t, Options{Brokers: c.ListenAddrs(), Errors: &e})
+	if err := cl.Ping(testContext(t)); err != nil {
+		t.Fatal(err)
+	}
+	c.ControlKey(int16(kmsg.CreateTopics), func(kmsg.Request) (kmsg.Response, error, bool) {
+		return nil, errors.New("cut"), true // once
+	})
+	if _, err := EnsureTopics(testContext(t), cl, Topic{Name: "events", Partitions: 1, Replicas: -1}); err == nil {
+		t.Error("the connection was cut and nobody noticed")
+	}
+	down := open(t, Options{Brokers: []string{"broker:9092"}, Errors: &e, Dial: func(context.Context, string, string) (net.Conn, error) {
+		return nil, &net.OpError{Op: "dial", Err: errors.New("refused")}
+	}})
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := down.Ping(ctx); err == nil {
+		t.Error("pinged a broker that is not there")
+	}
+
+	var set stat.Set
+	e.Describe(&set)
+	registry := prometheus.NewPedanticRegistry()
+	registry.MustRegister(&set)
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]bool{}
+	for _, f := range families {
+		for _, m := range f.Metric {
+			got[m.Label[1].GetValue()+" "+m.Label[0].GetValue()] = m.Counter.GetValue() > 0
+		}
+	}
+	for _, want := range []string{"CreateTopics network", "connect network"} {
+		if !got[want] {
+			t.Errorf("%s was not counted: %v", want, got)
+		}
+	}
+}
+
+func TestLogger(t *testing.T) {
+	f := func(level slog.Level, wantLevel kgo.LogLevel, want string) {
+		t.Helper()
+		var out bytes.Buffer
+		l := logger{slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: level, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+			if a.Key == slog.TimeKey {
+				return slog.Attr{}
+			}
+			return a
+		}}))}
+		if got := l.Level(); got != wantLevel {
+			t.Errorf("%v: got level %v; want %v", level, got, wantLevel)
+		}
+		l.Log(kgo.LogLevelError, "e", "k", 1)
+		l.Log(kgo.LogLevelWarn, "w")
+		l.Log(kgo.LogLevelInfo, "i")
+		if got := strings.ReplaceAll(strings.TrimSpace(out.String()), "\n", "; "); got != want {
+			t.Errorf("%v: got %s; want %s", level, got, want)
+		}
+	}
+	f(slog.LevelDebug, kgo.LogLevelInfo, "level=ERROR msg=e k=1; level=WARN msg=w; level=DEBUG msg=i")
+	f(slog.LevelInfo, kgo.LogLevelWarn, "level=ERROR msg=e k=1; level=WARN msg=w")
+	f(slog.LevelError, kgo.LogLevelWarn, "level=ERROR msg=e k=1")
+}
+
+func TestBackoff(t *testing.T) {
+	f := func(tries int, want time.Duration) {
+		t.Helper()
+		if got := backoff(tries); got != want {
+			t.Errorf("backoff(%d): got %v; want %v", tries, got, want)
+		}
+	}
+	f(1, 100*time.Millisecond)
+	f(2, 200*time.Millisecond)
+	f(5, 1600*time.Millisecond)
+	f(6, 2*time.Second)
+	f(1000, 2*time.Second)
+}
+
+func TestHasAssignedID(t *testing.T) {
+	f := func(want bool, headers ...kgo.RecordHeader) {
+		t.Helper()
+		if got := HasAssignedID(&kgo.Record{Headers: headers}); got != want {
+			t.Errorf("%v: got %t; want %t", headers, got, want)
+		}
+	}
+	f(true, AssignedID...)
+	f(true, kgo.RecordHeader{Key: "traceparent"}, AssignedID[0])
+	f(false)
+	f(false, kgo.RecordHeader{Key: "edge-id", Value: []byte("given")})
+}
