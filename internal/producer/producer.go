@@ -200,12 +200,6 @@ func (p *Producer) Ping(ctx context.Context) error {
 	return err
 }
 
-// EnsureTopics creates what is missing of topics.
-func (p *Producer) EnsureTopics(ctx context.Context, topics ...kafka.Topic) error {
-	_, err := kafka.EnsureTopics(ctx, p.client, topics...)
-	return err
-}
-
 // Close refuses new requests, waits until what was taken is acknowledged or
 // ctx ends, and closes the client. Records left then fail their promises.
 func (p *Producer) Close(ctx context.Context) error {
