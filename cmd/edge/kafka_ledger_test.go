@@ -415,7 +415,7 @@ func (n *tenant) joined(sinks ...*edgeProcess) time.Duration {
 	})
 }
 
-const partitions = 4 // KAFKA_PARTITIONS' default
+const partitions = 4
 
 // progress waits until events that are accepted now are being stored.
 func (n *tenant) progress() time.Duration {

@@ -145,9 +145,9 @@ func edgeKilled(n *tenant) {
 // sinksComeAndGo moves partitions between sinks in every way there is.
 func sinksComeAndGo(n *tenant) {
 	t := n.t
+	a, b := n.start("sink a", "sink"), n.start("sink b", "sink")
 	front := n.start("front", "ingest,query")
 	l := startLoad(t, front.public)
-	a, b := n.start("sink a", "sink"), n.start("sink b", "sink")
 	sinks := []*edgeProcess{a, b}
 	n.joined(sinks...)
 	n.progress()
