@@ -14,7 +14,7 @@ import (
 )
 
 // endless would run for an hour.
-const endless = "SELECT sleepEachRow(1) FROM numbers(3600) SETTINGS max_block_size=1"
+const endless = "SELECT sleepEachRow(0.1) FROM numbers(36000) SETTINGS max_block_size=1"
 
 // running counts the queries with a text like that.
 func running(t testing.TB, c *ch.Client, like string) int {
@@ -76,7 +76,7 @@ func TestDisconnectStopsTheQuery(t *testing.T) {
 	f(endless, "SELECT sleep%")
 	f("SELECT count() FROM numbers(100000000000) WHERE NOT ignore(sipHash64(number))", "SELECT count() FROM numbers%")
 	do(t, c, "CREATE TABLE sink (n UInt64) ENGINE=Null")
-	f("INSERT INTO sink SELECT sleepEachRow(1) FROM numbers(3600) SETTINGS max_block_size=1", "INSERT INTO sink%")
+	f("INSERT INTO sink SELECT sleepEachRow(0.1) FROM numbers(36000) SETTINGS max_block_size=1", "INSERT INTO sink%")
 }
 
 func TestKillQueryByLogComment(t *testing.T) {
@@ -105,6 +105,7 @@ func TestKillQueryByLogComment(t *testing.T) {
 
 // ch-go gives up on a server that says nothing for three seconds by default.
 func TestLongQueriesKeepTheClientAwake(t *testing.T) {
+	t.Parallel() // it mostly sleeps
 	child := startChild(t, "")
 	c := dial(t, child, func(o *ch.Options) { o.ReadTimeout = 900 * time.Millisecond })
 	progress := 0

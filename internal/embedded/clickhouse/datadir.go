@@ -71,14 +71,15 @@ func prepareDir(cfg *Config) ([]string, error) {
 // with a broker and an HTTP server. The caches ClickHouse would let grow to
 // 5 GiB each hold the marks and primary keys of a few hundred million events in
 // what they have here. Two merge threads are the least that keep a long merge
-// from holding up the short ones. The schedule pool only ever runs timers.
+// from holding up the short ones. The schedule pool only ever runs timers. There
+// is no <logger>: without one the library logs nothing, with one it formats
+// every trace message and then drops it.
 func engineConfig(cfg *Config) string {
 	memory := "<max_server_memory_usage_to_ram_ratio>0.5</max_server_memory_usage_to_ram_ratio>"
 	if cfg.MaxMemory > 0 {
 		memory = "<max_server_memory_usage>" + strconv.FormatInt(cfg.MaxMemory, 10) + "</max_server_memory_usage>"
 	}
 	return `<clickhouse>
-  <logger><level>none</level></logger>
   ` + memory + `
   <mark_cache_size>134217728</mark_cache_size>
   <primary_index_cache_size>134217728</primary_index_cache_size>

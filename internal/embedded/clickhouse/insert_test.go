@@ -132,6 +132,69 @@ func TestInsertThatBreaksOffWritesNothing(t *testing.T) {
 	}
 }
 
+func TestInsertThatIsCancelledWritesNothing(t *testing.T) {
+	child := startChild(t, "")
+	c := dial(t, child)
+	do(t, c, "CREATE TABLE t (n UInt64) ENGINE=MergeTree ORDER BY n")
+	conn, err := child.DialContext(t.Context(), "", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	var b proto.Buffer
+	appendHello(&b)
+	appendQuery(&b, "INSERT INTO t VALUES")
+	appendBlock(&b, nil)
+	appendBlock(&b, proto.Input{{Name: "n", Data: proto.ColUInt64{1, 2, 3}}})
+	proto.ClientCodeCancel.Encode(&b)
+	proto.ClientCodePing.Encode(&b)
+	if _, err := conn.Write(b.Buf); err != nil {
+		t.Fatal(err)
+	}
+	readUntil(t, conn, string([]byte{byte(proto.ServerCodeEndOfStream), byte(proto.ServerCodePong)}))
+	if got := value(t, c, "(SELECT count() FROM t)"); got != "0" {
+		t.Errorf("got %s rows; want 0", got)
+	}
+}
+
+func TestInsertsTogetherAreBounded(t *testing.T) {
+	srv := &server{cfg: Config{MaxInsertBytes: 100, MaxBufferedBytes: 150}}
+	open := func() *insertBuffer {
+		t.Helper()
+		b, err := newInsertBuffer(srv)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	keep := func(b *insertBuffer, n, want int) {
+		t.Helper()
+		if err := b.keep(make([]byte, n)); err != nil {
+			t.Error(err)
+		}
+		if got := int(exceptionCode(b.refused)); got != want {
+			t.Errorf("after %d bytes: got %v; want code %d", n, b.refused, want)
+		}
+	}
+	a, b := open(), open()
+	keep(a, 100, 0)
+	keep(b, 50, 0)
+	keep(b, 1, 241)
+	keep(b, 1000, 241) // dropped, not held
+	if err := b.keep(make([]byte, 1000)); err == nil {
+		t.Error("a refused insert may go on for ever")
+	}
+	c := open()
+	keep(c, 50, 0)
+	keep(a, 1, 396)
+	for _, x := range []*insertBuffer{a, b, c} {
+		x.close()
+	}
+	if n := srv.buffered.Load(); n != 0 {
+		t.Errorf("%d bytes are still counted", n)
+	}
+}
+
 // sessionsSQL names the running queries: only the asking one, when quiet.
 const sessionsSQL = "(SELECT arrayStringConcat(groupArray(query_id), ',') FROM system.processes)"
 

@@ -43,7 +43,7 @@ func childMain(dir string) int {
 	if os.Getenv("EDGE_TEST_DEBUG") != "" {
 		level = slog.LevelDebug
 	}
-	cfg := Config{Dir: dir, Password: os.Getenv("EDGE_TEST_PASSWORD"), Lifeline: lifeline, Drain: time.Second,
+	cfg := Config{Dir: dir, Password: os.Getenv("EDGE_TEST_PASSWORD"), Lifeline: lifeline, Drain: 300 * time.Millisecond,
 		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))}
 	cfg.MaxInsertBytes, _ = strconv.ParseInt(os.Getenv("EDGE_TEST_MAX_INSERT"), 10, 64)
 	cfg.MaxConnections, _ = strconv.Atoi(os.Getenv("EDGE_TEST_MAX_CONNECTIONS"))

@@ -137,3 +137,7 @@ func setStatement(values map[string]string) string {
 	}
 	return b.String()
 }
+
+func escapeIdentifier(s string) string {
+	return strings.NewReplacer("`", "``", `\`, `\\`).Replace(s)
+}

@@ -38,7 +38,7 @@ def main():
     blocks = sum(1 for _ in c.execute_iter("SELECT number FROM numbers(200000)"))
     assert blocks == 200000, blocks
 
-    progress = c.execute_with_progress("SELECT sleepEachRow(1) FROM numbers(60) SETTINGS max_block_size=1")
+    progress = c.execute_with_progress("SELECT sleepEachRow(0.1) FROM numbers(600) SETTINGS max_block_size=1")
     del progress
     c.cancel()
     assert c.execute("SELECT 2") == [(2,)]
