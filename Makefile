@@ -74,7 +74,7 @@ kafka: $(KAFKA_STAMP)
 
 ## test-kafka: end to end, kill and rebalance tests against a real Apache Kafka
 test-kafka: setup $(KAFKA_STAMP)
-	EDGE_KAFKA=1 EDGE_REQUIRE_ENGINE=1 $(GO) test -count=1 -timeout 15m -run '^TestKafka' ./cmd/edge
+	EDGE_KAFKA=1 EDGE_REQUIRE_ENGINE=1 $(GO) test -v -count=1 -timeout 15m -run '^TestKafka$$' ./cmd/edge
 
 ## clean: remove what was built; data/ stays
 clean:
