@@ -278,7 +278,7 @@ func (n *tenant) balance(l *load) {
 	}
 	n.checkRollups()
 	n.t.Logf("accepted %d, stored %d = accepted + %d of %d without an answer; lost %d, duplicated %d; %d deliberate repeats, %d retries; caught up in %s",
-		len(l.accepted), len(rows), maybe, len(l.unknown), lost, duplicated, l.repeats, l.retries, caughtUp.Round(10*time.Millisecond))
+		len(l.accepted), len(rows), maybe, len(l.unknown), lost, duplicated, l.repeats, l.retries, short(caughtUp))
 }
 
 // checkRollups wants every cell of every rollup to be what the rows say, and
@@ -444,5 +444,7 @@ func (l *load) retried() int {
 }
 
 func span(d []time.Duration) string {
-	return fmt.Sprintf("%s to %s", slices.Min(d).Round(10*time.Millisecond), slices.Max(d).Round(10*time.Millisecond))
+	return fmt.Sprintf("%s to %s", short(slices.Min(d)), short(slices.Max(d)))
 }
+
+func short(d time.Duration) time.Duration { return d.Round(10 * time.Millisecond) }

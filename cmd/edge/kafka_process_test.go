@@ -177,7 +177,7 @@ func startCluster(t *testing.T) *cluster {
 	t.Cleanup(client.Close)
 	c.client, c.admin = client, kadm.NewClient(client)
 	took := c.startBroker()
-	t.Logf("Kafka answers %s after its start", took.Round(10*time.Millisecond))
+	t.Logf("Kafka answers %s after its start", short(took))
 	within(t, time.Minute, "ClickHouse answers", func() error {
 		_, err := c.query("default", "SELECT 1 AS s")
 		return err
@@ -234,10 +234,9 @@ func (n *tenant) start(name, roles string, settings ...string) *edgeProcess {
 }
 
 // again starts a process that has ended, on the ports it had.
-func (n *tenant) again(p *edgeProcess) time.Duration {
+func (n *tenant) again(p *edgeProcess) {
 	n.t.Helper()
 	p.process = n.spawnEdge(p.name, p)
-	return p.awaitReady()
 }
 
 func (n *tenant) spawnEdge(name string, p *edgeProcess) *process {
