@@ -124,6 +124,9 @@ func (t *session) insert(ctx context.Context, f *flight) error {
 	if f.block.rows() == 0 {
 		return nil // duplicates and dead letters only: the commit is all
 	}
+	if err := t.yieldToRepair(ctx); err != nil {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(ctx, t.cfg.InsertTimeout)
 	defer cancel()
 	f.open = false

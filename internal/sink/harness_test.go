@@ -119,15 +119,40 @@ func (l *lab) log(component string) *slog.Logger {
 
 // process is one sink with a network of its own.
 type process struct {
-	l     *lab
-	sink  *Sink
-	kafka *wire
-	click *wire
-	pool  *clickhouse.Pool
-	end   context.CancelFunc
-	done  chan error
-	once  sync.Once
-	err   error // what Run returned
+	l      *lab
+	sink   *Sink
+	kafka  *wire
+	click  *wire
+	pool   *clickhouse.Pool
+	member *memberWatch
+	end    context.CancelFunc
+	done   chan error
+	once   sync.Once
+	err    error // what Run returned
+}
+
+// memberWatch reads the sink's member id from what its Kafka client logs.
+type memberWatch struct {
+	slog.Handler
+	mu sync.Mutex
+	id string
+}
+
+func (w *memberWatch) Enabled(context.Context, slog.Level) bool { return true }
+func (w *memberWatch) WithAttrs([]slog.Attr) slog.Handler       { return w }
+func (w *memberWatch) Handle(ctx context.Context, r slog.Record) error {
+	r.Attrs(func(a slog.Attr) bool {
+		if a.Key == "member_id" && a.Value.String() != "" {
+			w.mu.Lock()
+			w.id = a.Value.String()
+			w.mu.Unlock()
+		}
+		return true
+	})
+	if !w.Handler.Enabled(ctx, r.Level) {
+		return nil
+	}
+	return w.Handler.Handle(ctx, r)
 }
 
 // config is small and quick, so that a test passes every state often.
@@ -163,6 +188,8 @@ func (l *lab) prepare(change ...func(*Config)) *process {
 	cfg := l.config()
 	cfg.Kafka, cfg.ClickHouse, cfg.Logger = l.kafka, p.pool, l.log("sink")
 	cfg.Kafka.Dial = p.kafka.DialContext
+	p.member = &memberWatch{Handler: cfg.Kafka.Logger.Handler()}
+	cfg.Kafka.Logger = slog.New(p.member)
 	for _, f := range change {
 		f(&cfg)
 	}
@@ -201,41 +228,36 @@ func (p *process) kill() {
 	p.click.thaw()
 	p.kafka.thaw()
 	p.stop()
-	p.l.evict()
+	p.evict()
 }
 
-// evict removes every member of the group that has no connection any more: all
-// that are not among the running sinks would be too clever, so all of them.
-func (l *lab) evict() {
-	info := l.cluster.GroupInfo(group)
-	if info == nil || len(info.Members) == 0 {
+// evict tells the group that the sink is gone, whether it is or not.
+func (p *process) evict() {
+	p.member.mu.Lock()
+	id := p.member.id
+	p.member.mu.Unlock()
+	if id == "" {
 		return
 	}
 	req := kmsg.NewPtrLeaveGroupRequest()
 	req.Group = group
-	for _, m := range info.Members {
-		member := kmsg.NewLeaveGroupRequestMember()
-		member.MemberID = m.MemberID
-		req.Members = append(req.Members, member)
-	}
-	if _, err := req.RequestWith(context.Background(), l.producer); err != nil {
-		l.t.Errorf("evict members: %v", err)
+	member := kmsg.NewLeaveGroupRequestMember()
+	member.MemberID = id
+	req.Members = append(req.Members, member)
+	if _, err := req.RequestWith(context.Background(), p.l.producer); err != nil {
+		p.l.t.Errorf("evict member: %v", err)
 	}
 }
 
-// produce appends n events, spread over the partitions, and enters them in the
-// ledger.
-func (l *lab) produce(n int, change ...func(i int, ev *codec.Event)) {
-	l.t.Helper()
+// records makes n events, spread over the partitions.
+func (l *lab) records(n int, change ...func(i int, ev *codec.Event)) []*kgo.Record {
 	records := make([]*kgo.Record, n)
-	events := make([]codec.Event, n)
 	for i := range records {
 		l.mu.Lock()
 		l.seq++
 		seq := l.seq
 		l.mu.Unlock()
-		ev := &events[i]
-		*ev = codec.Event{
+		ev := &codec.Event{
 			Name: fmt.Appendf(nil, "name%d", seq%7), Channel: []byte([]string{"web", "mobile", ""}[seq%3]),
 			UserID: fmt.Appendf(nil, "user%d", seq%97), EventID: fmt.Appendf(nil, "id-%d", seq),
 			Timestamp: 1_700_000_000_000 + int64(seq)*977, ReceivedAt: time.Now().UnixMilli(),
@@ -243,13 +265,28 @@ func (l *lab) produce(n int, change ...func(i int, ev *codec.Event)) {
 		for _, f := range change {
 			f(i, ev)
 		}
-		records[i] = &kgo.Record{Partition: int32(seq) % l.partitions, Value: codec.AppendRecord(nil, ev)}
+		records[i] = &kgo.Record{Partition: int32(seq) % l.partitions, Value: codec.AppendRecord(nil, ev), Context: context.WithValue(context.Background(), eventKey{}, ev)}
 	}
+	return records
+}
+
+// eventKey is where a record's context has the event it was made from.
+type eventKey struct{}
+
+// produce appends n events and enters them in the ledger.
+func (l *lab) produce(n int, change ...func(i int, ev *codec.Event)) {
+	l.t.Helper()
+	records := l.records(n, change...)
 	l.append(records)
+	l.enter(records)
+}
+
+// enter puts records into the ledger.
+func (l *lab) enter(records []*kgo.Record) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for i, r := range records {
-		ev := &events[i]
+	for _, r := range records {
+		ev := r.Context.Value(eventKey{}).(*codec.Event)
 		l.ledger[place{r.Partition, r.Offset}] = row{string(ev.Name), string(ev.Channel), string(ev.UserID), ev.Timestamp}
 	}
 }

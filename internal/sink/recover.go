@@ -241,62 +241,6 @@ func (t *session) touches(f *flight) touched {
 	}
 }
 
-// repairRollups compares each rollup with the next finer table over what w
-// touches and inserts what differs, then inserts the distinct-user states of
-// its rows. It reports whether a count differed. The inserts are marked as f's.
-func (t *session) repairRollups(ctx context.Context, f *flight, w touched) (bool, error) {
-	hours, days := w.hours, w.days
-	steps := []struct {
-		rollup, key, cell        string // the table, its time column, and that column from the finer table
-		from, count              string // the finer table and how it counts
-		fromWithin, rollupWithin string
-	}{
-		{"events_1m", "m", "toStartOfMinute(ts)", "events", "toInt64(count())", hours.within("ts"), hours.within("m")},
-		{"events_1h", "h", "toStartOfHour(m)", "events_1m", "sum(n)", hours.within("m"), hours.within("h")},
-		{"events_1d", "d", "toDate(h)", "events_1h", "sum(n)", days.within("h"), days.withinDates("d")},
-	}
-	repaired := false
-	for _, s := range steps {
-		diff := fmt.Sprintf(`SELECT cell, event_name, channel, sum(c) AS n FROM (
-			SELECT %s AS cell, event_name, channel, %s AS c FROM %s WHERE %s AND %s GROUP BY cell, event_name, channel
-			UNION ALL
-			SELECT %s AS cell, event_name, channel, -sum(n) AS c FROM %s WHERE %s AND %s GROUP BY cell, event_name, channel
-		) GROUP BY cell, event_name, channel HAVING n != 0`,
-			s.cell, s.count, s.from, w.named, s.fromWithin,
-			s.key, s.rollup, w.named, s.rollupWithin)
-		differs, err := t.cfg.ClickHouse.Strings(ctx, "SELECT toString(count()) AS s FROM ("+diff+")")
-		if err != nil {
-			return repaired, fmt.Errorf("compare %s with %s: %w", s.rollup, s.from, err)
-		}
-		if len(differs) == 1 && differs[0] == "0" {
-			continue
-		}
-		repaired = true
-		if err := t.exec(ctx, f, fmt.Sprintf("INSERT INTO %s (%s, event_name, channel, n) %s", s.rollup, s.key, diff)); err != nil {
-			return repaired, fmt.Errorf("correct %s: %w", s.rollup, err)
-		}
-	}
-	return repaired, t.insertStates(ctx, f, w)
-}
-
-// insertStates inserts the distinct users of w's rows into the rollups again.
-func (t *session) insertStates(ctx context.Context, f *flight, w touched) error {
-	for _, s := range [][3]string{{"events_1h", "h", "toStartOfHour(ts)"}, {"events_1d", "d", "toDate(ts)"}} {
-		err := t.exec(ctx, f, fmt.Sprintf(`INSERT INTO %s (%s, event_name, channel, n, u)
-			SELECT %s AS cell, event_name, channel, 0, uniqCombined64State(user_id) FROM events
-			WHERE %s GROUP BY cell, event_name, channel`, s[0], s[1], s[2], w.rows))
-		if err != nil {
-			return fmt.Errorf("insert user states into %s: %w", s[0], err)
-		}
-	}
-	return nil
-}
-
-// exec runs an INSERT SELECT under the settings and the mark of f's inserts.
-func (t *session) exec(ctx context.Context, f *flight, sql string) error {
-	return t.cfg.ClickHouse.Do(ctx, ch.Query{Body: sql, Settings: t.insertSettings(f)})
-}
-
 // months lists the partitions of the table that b touches: "202401,202402".
 func (b *block) months() string {
 	seen := make(map[int]struct{})

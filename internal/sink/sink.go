@@ -136,6 +136,8 @@ type session struct {
 	// wake ends a poll when a flight lands.
 	wake chan struct{}
 
+	looked time.Time // for repairs of others; belongs to the flight under way
+
 	mu         sync.Mutex // guards what follows against the group callbacks
 	partitions map[int32]*partition
 	filling    *flight

@@ -1,0 +1,158 @@
+package sink
+
+import (
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"edge/internal/codec"
+)
+
+// TestSinksComeAndGo runs up to three sinks in one group under load. Every few
+// hundred milliseconds one starts, one stops in good order, one is killed, or
+// one is taken for dead while it is not: its Kafka connections stand still, the
+// group gives its partitions away, and then it goes on as if nothing had been.
+func TestSinksComeAndGo(t *testing.T) {
+	l := newLab(t, 6)
+	r := dice(t)
+	patient := func(c *Config) { c.RevokeTimeout = 2 * time.Second }
+	sinks := []*process{l.start(patient)}
+	frozen := make(map[*process]bool)
+	pick := func() (p *process, rest []*process) {
+		i := r.IntN(len(sinks))
+		return sinks[i], append(append([]*process(nil), sinks[:i]...), sinks[i+1:]...)
+	}
+	for range rounds(t, 10) {
+		stop := l.load()
+		after(time.Duration(100+r.IntN(300)) * time.Millisecond)
+		what := r.IntN(5)
+		switch {
+		case len(sinks) == 1 || what == 0 && len(sinks) < 3:
+			sinks = append(sinks, l.start(patient))
+		case what == 1:
+			var p *process
+			p, sinks = pick()
+			p.kafka.thaw()
+			p.stop()
+		case what == 2:
+			var p *process
+			p, sinks = pick()
+			p.kill()
+		default:
+			p, _ := pick()
+			p.kafka.freeze()
+			frozen[p] = true
+			p.evict()
+		}
+		stop()
+		for p := range frozen {
+			if r.IntN(2) == 0 {
+				p.kafka.thaw()
+				delete(frozen, p)
+			}
+		}
+	}
+	for p := range frozen {
+		p.kafka.thaw()
+	}
+	l.settled()
+	l.exact()
+	for _, p := range sinks {
+		p.stop()
+		t.Log(p.sink.outcomes())
+	}
+	l.exact()
+}
+
+// TestRepairBesideOtherSinks repairs rollups over and over while another sink
+// inserts into the same hours, and takes its time between the part of events
+// and the part of a rollup: that insert must not be taken for what a crash left.
+func TestRepairBesideOtherSinks(t *testing.T) {
+	l := newLab(t, 1)
+	l.exec("DROP VIEW events_1h_mv")
+	l.exec(`CREATE MATERIALIZED VIEW events_1h_mv TO events_1h AS
+		SELECT toStartOfHour(ts) AS h, event_name, channel, toInt64(count() + max(sleepEachRow(0.005))) AS n, uniqCombined64State(user_id) AS u
+		FROM events GROUP BY h, event_name, channel`)
+	const other = "events2"
+	if err := l.cluster.CreateTopic(other, 1, nil); err != nil {
+		t.Fatal(err)
+	}
+	sameHour := func(_ int, ev *codec.Event) { ev.Timestamp = 1_700_000_000_000 + ev.Timestamp%1_000_000 }
+	beside := l.start(func(c *Config) { c.Topic, c.Group = other, "edge2" })
+	quit := make(chan struct{})
+	var load sync.WaitGroup
+	load.Go(func() {
+		for tick := time.NewTicker(5 * time.Millisecond); ; {
+			select {
+			case <-quit:
+				tick.Stop()
+				return
+			case <-tick.C:
+				var records []*kgo.Record
+				for _, r := range l.records(5, sameHour) {
+					r.Topic = other
+					records = append(records, r)
+				}
+				l.append(records)
+			}
+		}
+	})
+	repaired := uint64(0)
+	for range rounds(t, 4) {
+		first := l.cluster.PartitionInfo(topic, 0).HighWatermark
+		l.produce(20, sameHour)
+		last := l.cluster.PartitionInfo(topic, 0).HighWatermark - 1
+		s := l.start()
+		l.settled()
+		s.stop()
+		l.exec(fmt.Sprintf(`INSERT INTO events_1m (m, event_name, channel, n) SELECT toStartOfMinute(ts) AS m, event_name, channel, toInt64(count()) AS n
+			FROM events WHERE _src = %d AND _offset >= %d GROUP BY m, event_name, channel`, l.src(), first))
+		l.commit(0, first, plan{l.src(), first, last}.String())
+		s = l.start()
+		l.settled()
+		s.stop()
+		repaired += s.sink.stats.repaired.Load()
+	}
+	close(quit)
+	load.Wait()
+	beside.stop()
+	l.rollupsAreRaw()
+	if repaired == 0 {
+		t.Error("no repair was needed")
+	}
+	t.Log(beside.sink.outcomes())
+}
+
+// TestOneRepairAtATime has two sinks want the lock over and over.
+func TestOneRepairAtATime(t *testing.T) {
+	l := newLab(t, 1)
+	var held atomic.Int32
+	var done sync.WaitGroup
+	for range 3 {
+		p := l.prepare()
+		t.Cleanup(p.pool.Close)
+		session := &session{Sink: p.sink}
+		done.Go(func() {
+			for range rounds(t, 4) {
+				_, unlock, err := session.lockRollups(t.Context())
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if held.Add(1) != 1 {
+					t.Error("two sinks hold the lock")
+				}
+				if _, err := p.pool.Strings(t.Context(), "SELECT version()"); err != nil {
+					t.Error(err)
+				}
+				held.Add(-1)
+				unlock()
+			}
+		})
+	}
+	done.Wait()
+}
