@@ -51,6 +51,15 @@ func (p *node) start() {
 	p.process = spawn(p.t, "edge", p.settings, os.Args[0], "serve")
 }
 
+func (p *node) setting(name string) string {
+	for i := 0; i < len(p.settings); i += 2 {
+		if p.settings[i] == name {
+			return p.settings[i+1]
+		}
+	}
+	return ""
+}
+
 // ready waits until every part says so.
 func (p *node) ready() {
 	p.t.Helper()

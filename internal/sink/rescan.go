@@ -90,10 +90,11 @@ func (t *session) holes(ctx context.Context, id int32, from, end int64) ([]plan,
 	var out []plan
 	next := from
 	gap := func(to int64) {
-		for ; next < to; next += int64(t.cfg.FlushRows) {
-			out = append(out, plan{t.source.id, next, min(next+int64(t.cfg.FlushRows), to) - 1})
+		for next < to {
+			last := min(next+int64(t.cfg.FlushRows), to) - 1
+			out = append(out, plan{t.source.id, next, last})
+			next = last + 1
 		}
-		next = max(next, to)
 	}
 	var first, last, rows, said proto.ColUInt64
 	err := t.cfg.ClickHouse.Do(ctx, ch.Query{
