@@ -8,7 +8,9 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/ClickHouse/ch-go"
@@ -77,29 +79,42 @@ func Open(o Options) (*Pool, error) {
 	return &Pool{pool: p, opts: o}, nil
 }
 
-// Do runs one query. A connection that broke is not reused; an idle one that
-// the server closed meanwhile is replaced once, which is safe because a query
-// that was never answered a single byte is only repeated when it reads.
+// Do runs one query. A connection that broke is not used again. A query that
+// only reads and finds its idle connection closed by the server (restarted, or
+// tired of waiting) is run once more, on a new connection because the next idle
+// one would be as dead; but never when OnResult has seen a row, which it would
+// see twice.
 func (p *Pool) Do(ctx context.Context, q ch.Query) error {
-	err := p.do(ctx, q)
-	if err != nil && len(q.Input) == 0 && Broken(err) && ctx.Err() == nil && isRead(q.Body) {
-		err = p.do(ctx, q)
+	answered := false
+	if onResult := q.OnResult; onResult != nil {
+		q.OnResult = func(ctx context.Context, b proto.Block) error {
+			answered = true
+			return onResult(ctx, b)
+		}
 	}
-	return err
-}
-
-func (p *Pool) do(ctx context.Context, q ch.Query) error {
 	c, err := p.pool.Acquire(ctx)
 	if err != nil {
-		return fmt.Errorf("connect to ClickHouse at %s: %w", p.opts.Addr, err)
+		return p.connectError(err)
 	}
-	if err := c.Do(ctx, q); err != nil {
-		// After an error ch-go may have half a query on the wire.
-		_ = c.Close()
+	if err = c.Do(ctx, q); err == nil {
+		c.Release()
+		return nil
+	}
+	// After an error ch-go may have half a query on the wire.
+	_ = c.Close()
+	if answered || !hungUp(err) || !isRead(q) || ctx.Err() != nil {
 		return err
 	}
-	c.Release()
-	return nil
+	fresh, err := p.Dial(ctx)
+	if err != nil {
+		return err
+	}
+	defer fresh.Close()
+	return fresh.Do(ctx, q)
+}
+
+func (p *Pool) connectError(err error) error {
+	return fmt.Errorf("connect to ClickHouse at %s: %w", p.opts.Addr, err)
 }
 
 // Exec runs a statement that answers no rows.
@@ -111,7 +126,7 @@ func (p *Pool) Exec(ctx context.Context, sql string) error {
 func (p *Pool) Ping(ctx context.Context) error {
 	c, err := p.pool.Acquire(ctx)
 	if err != nil {
-		return fmt.Errorf("connect to ClickHouse at %s: %w", p.opts.Addr, err)
+		return p.connectError(err)
 	}
 	if err := c.Ping(ctx); err != nil {
 		_ = c.Close()
@@ -125,7 +140,7 @@ func (p *Pool) Ping(ctx context.Context) error {
 func (p *Pool) Dial(ctx context.Context) (*ch.Client, error) {
 	c, err := ch.Dial(ctx, p.opts.client(p.opts.Database))
 	if err != nil {
-		return nil, fmt.Errorf("connect to ClickHouse at %s: %w", p.opts.Addr, err)
+		return nil, p.connectError(err)
 	}
 	return c, nil
 }
@@ -151,9 +166,14 @@ func Code(err error) int {
 	return 0
 }
 
-func isRead(sql string) bool {
-	sql = strings.TrimSpace(sql)
-	return strings.HasPrefix(sql, "SELECT") || strings.HasPrefix(sql, "WITH")
+// hungUp reports whether err is the other side having closed the connection.
+func hungUp(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, ch.ErrClosed)
+}
+
+func isRead(q ch.Query) bool {
+	sql := strings.TrimSpace(q.Body)
+	return len(q.Input) == 0 && (strings.HasPrefix(sql, "SELECT") || strings.HasPrefix(sql, "WITH"))
 }
 
 // Quote returns s as a SQL string literal. Everything that a literal could end

@@ -9,7 +9,8 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"os"
+	"maps"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -29,17 +30,9 @@ type MigrateOptions struct {
 	// mode), so the lock, which a kill would leave behind, is not needed.
 	Exclusive bool
 	Logger    *slog.Logger
+
+	lockTTL time.Duration // 0: the constant; tests have less patience
 }
-
-const (
-	// lockTTL is when a migration lock counts as left behind by a process that
-	// died. Shorter risks two runners at once, which is harmless (every
-	// statement is idempotent) but confusing; longer delays a start.
-	lockTTL  = 30 * time.Second
-	lockPoll = 200 * time.Millisecond
-
-	errTableExists = 57
-)
 
 type migration struct {
 	version    int
@@ -98,11 +91,12 @@ type runner struct {
 // have done it while we waited.
 func (r runner) apply(ctx context.Context, files []migration) error {
 	if !r.Exclusive {
-		unlock, err := r.lock(ctx)
+		held, unlock, err := r.lock(ctx)
 		if err != nil {
 			return err
 		}
 		defer unlock()
+		ctx = held
 	}
 	pending, err := r.pending(ctx, files)
 	if err != nil {
@@ -112,7 +106,7 @@ func (r runner) apply(ctx context.Context, files []migration) error {
 		started := time.Now()
 		for i, sql := range f.statements {
 			if err := r.Exec(ctx, sql); err != nil {
-				return fmt.Errorf("migration %s, statement %d: %w", f.name, i+1, err)
+				return fmt.Errorf("migration %s, statement %d: %w", f.name, i+1, errors.Join(err, context.Cause(ctx)))
 			}
 		}
 		record := fmt.Sprintf("INSERT INTO schema_migrations SELECT %d, %s, %s, now()", f.version, Quote(f.name), Quote(f.sha256))
@@ -160,55 +154,21 @@ func (r runner) pending(ctx context.Context, files []migration) ([]migration, er
 		}
 		delete(applied, f.version)
 	}
-	for v := range applied {
-		return nil, fmt.Errorf("database is at migration %d, which this binary does not know: it was migrated by a newer edge", v)
+	if len(applied) > 0 {
+		newest := slices.Max(slices.Collect(maps.Keys(applied)))
+		return nil, fmt.Errorf("database is at migration %d, which this binary does not know: it was migrated by a newer edge", newest)
 	}
 	return out, nil
-}
-
-// lock holds a table as a mutex: CREATE TABLE succeeds for exactly one caller.
-func (r runner) lock(ctx context.Context) (unlock func(), err error) {
-	host, _ := os.Hostname()
-	owner := fmt.Sprintf("%s pid %d", host, os.Getpid())
-	create := "CREATE TABLE schema_migrations_lock (x UInt8) ENGINE = Memory COMMENT " + Quote(owner)
-	for {
-		err := r.Exec(ctx, create)
-		if err == nil {
-			return func() {
-				ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
-				defer cancel()
-				if err := r.Exec(ctx, "DROP TABLE IF EXISTS schema_migrations_lock"); err != nil {
-					r.Logger.Warn("migration lock not dropped", "err", err)
-				}
-			}, nil
-		}
-		if Code(err) != errTableExists {
-			return nil, fmt.Errorf("take migration lock: %w", err)
-		}
-		stale, err := r.Strings(ctx, fmt.Sprintf(`SELECT comment FROM system.tables WHERE database = currentDatabase()
-			AND name = 'schema_migrations_lock' AND metadata_modification_time < now() - %d`, int(lockTTL.Seconds())))
-		if err != nil {
-			return nil, fmt.Errorf("read migration lock: %w", err)
-		}
-		if len(stale) > 0 {
-			r.Logger.Warn("migration lock left behind, taking it over", "owner", stale[0])
-			if err := r.Exec(ctx, "DROP TABLE IF EXISTS schema_migrations_lock"); err != nil {
-				return nil, fmt.Errorf("drop stale migration lock: %w", err)
-			}
-			continue
-		}
-		select {
-		case <-ctx.Done():
-			return nil, fmt.Errorf("wait for migration lock: %w", ctx.Err())
-		case <-time.After(lockPoll):
-		}
-	}
 }
 
 // applyTTL makes the tables' TTL what the settings say. It is not a migration:
 // it follows a setting that may change at any start.
 func (r runner) applyTTL(ctx context.Context) error {
-	for table, column := range map[string]string{"events": "ts", "events_1m": "m", "events_1h": "h", "events_1d": "d"} {
+	for _, t := range []struct {
+		table, column string
+		width         time.Duration // a bucket is as old as the last event in it, not the first
+	}{{"events", "ts", 0}, {"events_1m", "m", time.Minute}, {"events_1h", "h", time.Hour}, {"events_1d", "d", 24 * time.Hour}} {
+		table := t.table
 		ddl, err := r.Strings(ctx, "SELECT engine_full FROM system.tables WHERE database = currentDatabase() AND name = "+Quote(table))
 		if err != nil {
 			return fmt.Errorf("read TTL of %s: %w", table, err)
@@ -218,7 +178,7 @@ func (r runner) applyTTL(ctx context.Context) error {
 		}
 		var change string
 		has := strings.Contains(ddl[0], " TTL ")
-		want := fmt.Sprintf("toDateTime(%s) + toIntervalSecond(%d)", column, int64(r.TTL.Seconds()))
+		want := fmt.Sprintf("toDateTime(%s) + toIntervalSecond(%d)", t.column, int64((r.TTL + t.width).Seconds()))
 		switch {
 		case r.TTL == 0 && has:
 			change = "REMOVE TTL"

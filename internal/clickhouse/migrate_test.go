@@ -1,0 +1,434 @@
+package clickhouse
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+	"sync"
+	"testing"
+	"testing/fstest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"edge/migrations"
+)
+
+// schema is every table and view of the database, without its name.
+func schema(t *testing.T, p *Pool) []string {
+	t.Helper()
+	rows, err := p.Strings(testContext(t), `SELECT concat(name, ' ', engine_full, ' ', replaceAll(as_select, currentDatabase(), '')) FROM system.tables WHERE database = currentDatabase() ORDER BY name`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return rows
+}
+
+func TestMigrateTwice(t *testing.T) {
+	t.Parallel()
+	for _, exclusive := range []bool{false, true} {
+		o := database(t)
+		m := options()
+		m.Exclusive = exclusive
+		migrate(t, o, m)
+		p := open(t, o)
+		before := schema(t, p)
+		if all := strings.Join(before, "\n"); !strings.Contains(all, "events_1d_mv ") || strings.Contains(all, lockPrefix) {
+			t.Errorf("the schema is %s", all)
+		}
+		at := row(t, p, "SELECT max(metadata_modification_time) FROM system.tables WHERE database = currentDatabase()")
+		migrate(t, o, m)
+		if diff := cmp.Diff(before, schema(t, p)); diff != "" {
+			t.Error(diff)
+		}
+		if again := row(t, p, "SELECT max(metadata_modification_time) FROM system.tables WHERE database = currentDatabase()"); again != at {
+			t.Errorf("the second run changed a table at %s", again)
+		}
+		if n := row(t, p, "SELECT count() FROM schema_migrations"); n != fmt.Sprint(count(t)) {
+			t.Errorf("%s migrations are recorded", n)
+		}
+	}
+}
+
+func count(t *testing.T) int {
+	names, err := fs.Glob(migrations.FS, "*.up.sql")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(names)
+}
+
+// files adds numbered files to the real ones.
+func files(t *testing.T, more ...string) fstest.MapFS {
+	t.Helper()
+	out := fstest.MapFS{}
+	names, err := fs.Glob(migrations.FS, "*.up.sql")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range names {
+		text, err := fs.ReadFile(migrations.FS, name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out[name] = &fstest.MapFile{Data: text}
+	}
+	for i, text := range more {
+		out[fmt.Sprintf("%03d_more.up.sql", len(names)+i+1)] = &fstest.MapFile{Data: []byte(text)}
+	}
+	return out
+}
+
+func TestManyMigrators(t *testing.T) {
+	t.Parallel()
+	o := database(t)
+	m := options()
+	// Not safe to run twice, so that a second run shows.
+	m.Files = files(t, "CREATE TABLE runs (x UInt8) ENGINE = MergeTree ORDER BY x;\nINSERT INTO runs SELECT 1;\n")
+	m.TTL = 10000 * time.Hour
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			if err := Migrate(testContext(t), o, m); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	p := open(t, o)
+	if n := row(t, p, "SELECT count() FROM runs"); n != "1" {
+		t.Errorf("the last migration ran %s times", n)
+	}
+	if n := row(t, p, "SELECT count() FROM schema_migrations"); n != fmt.Sprint(count(t)+1) {
+		t.Errorf("%s rows in schema_migrations", n)
+	}
+	if n := row(t, p, "SELECT count() FROM system.tables WHERE database = currentDatabase() AND name LIKE '%lock%'"); n != "0" {
+		t.Errorf("%s locks are left", n)
+	}
+}
+
+func TestChangedMigrationIsRefused(t *testing.T) {
+	t.Parallel()
+	o := database(t)
+	migrate(t, o, options())
+	m := options()
+	changed := files(t)
+	changed["001_initial_schema.up.sql"].Data = append(changed["001_initial_schema.up.sql"].Data, "-- a comment\n"...)
+	m.Files = changed
+	err := Migrate(testContext(t), o, m)
+	if err == nil || !strings.Contains(err.Error(), "001_initial_schema.up.sql was applied with other text") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestNewerDatabaseIsRefused(t *testing.T) {
+	t.Parallel()
+	o := database(t)
+	m := options()
+	m.Files = files(t, "CREATE TABLE a (x UInt8) ENGINE = Memory;\n", "CREATE TABLE b (x UInt8) ENGINE = Memory;\n")
+	migrate(t, o, m)
+	err := Migrate(testContext(t), o, options())
+	if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("at migration %d, which this binary does not know", count(t)+2)) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestBadFilesAreRefused(t *testing.T) {
+	f := func(want string, names ...string) {
+		t.Helper()
+		m := options()
+		all := fstest.MapFS{}
+		for _, n := range names {
+			name, text, _ := strings.Cut(n, "=")
+			all[name] = &fstest.MapFile{Data: []byte(text)}
+		}
+		m.Files = all
+		// Before any connection.
+		if err := Migrate(testContext(t), Options{Addr: "nowhere"}, m); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: got %v; want %s", names, err, want)
+		}
+	}
+	f("want number 001", "002_b.up.sql=SELECT 1;")
+	f("want number 002", "001_a.up.sql=SELECT 1;", "003_c.up.sql=SELECT 1;")
+	f("want number 001", "one.up.sql=SELECT 1;")
+	f("no statement", "001_a.up.sql=-- nothing;\n")
+	f("migration 001_a.up.sql", "001_a.up.sql={{.Cluster}}")
+}
+
+// A process died between two statements, anywhere: the next run repairs it.
+func TestCrashBetweenStatements(t *testing.T) {
+	t.Parallel()
+	all, err := load(options())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var want []string
+	for n := range len(all[0].statements) + 1 {
+		o := database(t)
+		p := open(t, o)
+		for _, sql := range all[0].statements[:n] {
+			exec(t, p, sql)
+		}
+		m := options()
+		m.Exclusive = true
+		migrate(t, o, m)
+		got := schema(t, p)
+		if want == nil {
+			want = got
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("after %d statements: %s", n, diff)
+		}
+		exec(t, p, "DROP DATABASE "+quoteName(o.Database))
+	}
+}
+
+func newRunner(t *testing.T, o Options, ttl time.Duration) runner {
+	m := options()
+	m.lockTTL = ttl
+	return runner{open(t, o), m}
+}
+
+func TestLockExcludes(t *testing.T) {
+	t.Parallel()
+	r := newRunner(t, database(t), 0)
+	_, unlock, err := r.lock(testContext(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 3*lockPoll)
+	defer cancel()
+	if _, _, err := r.lock(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a second holder: %v", err)
+	}
+	unlock()
+	_, unlock, err = r.lock(testContext(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	unlock()
+	if locks, err := r.locks(testContext(t)); err != nil || len(locks) != 0 {
+		t.Errorf("left behind: %v, %v", locks, err)
+	}
+}
+
+// Its owner died: many want it, one gets it.
+func TestStaleLockIsTakenOverOnce(t *testing.T) {
+	t.Parallel()
+	r := newRunner(t, database(t), time.Second)
+	exec(t, r.Pool, "CREATE TABLE schema_migrations_lock_3 (x UInt8) ENGINE = Memory COMMENT 'dead'")
+	eventually(t, func() bool {
+		locks, err := r.locks(testContext(t))
+		return err == nil && len(locks) == 1 && !locks[0].fresh
+	})
+	var (
+		wg      sync.WaitGroup
+		holding sync.Mutex
+		taken   int
+	)
+	for range 8 {
+		wg.Go(func() {
+			_, unlock, err := r.lock(testContext(t))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if !holding.TryLock() {
+				t.Error("two holders at once")
+			} else {
+				taken++
+				_, _ = r.Strings(testContext(t), "SELECT toString(sleep(0.1))") // hold it for a while
+				holding.Unlock()
+			}
+			unlock()
+		})
+	}
+	wg.Wait()
+	if taken != 8 {
+		t.Errorf("%d of 8 had the lock", taken)
+	}
+	if locks, err := r.locks(testContext(t)); err != nil || len(locks) != 0 {
+		t.Errorf("left behind: %v, %v", locks, err)
+	}
+}
+
+// A migration may take longer than a lock lives.
+func TestLockIsRenewed(t *testing.T) {
+	t.Parallel()
+	r := newRunner(t, database(t), time.Second)
+	held, unlock, err := r.lock(testContext(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unlock()
+	for range 6 {
+		_, _ = r.Strings(testContext(t), "SELECT toString(sleep(0.5))")
+		locks, err := r.locks(testContext(t))
+		if err != nil || len(locks) != 1 || !locks[0].fresh {
+			t.Fatalf("got %v, %v", locks, err)
+		}
+	}
+	// Somebody took it over after all: the holder is told.
+	exec(t, r.Pool, "DROP TABLE schema_migrations_lock_1")
+	select {
+	case <-held.Done():
+		if !errors.Is(context.Cause(held), errLockLost) {
+			t.Errorf("got %v", context.Cause(held))
+		}
+	case <-testContext(t).Done():
+		t.Error("the holder never noticed")
+	}
+}
+
+// A slow taker creates a number below the holder's.
+func TestLockBelowTheHoldersIsGivenUp(t *testing.T) {
+	t.Parallel()
+	r := newRunner(t, database(t), 0)
+	exec(t, r.Pool, "CREATE TABLE schema_migrations_lock_2 (x UInt8) ENGINE = Memory COMMENT 'holder'")
+	if l, err := r.tryLock(testContext(t)); err != nil || l.number != 0 {
+		t.Errorf("got %v, %v", l, err)
+	}
+	if locks, err := r.locks(testContext(t)); err != nil || len(locks) != 1 || locks[0].number != 2 {
+		t.Errorf("got %v, %v", locks, err)
+	}
+}
+
+func eventually(t *testing.T, f func() bool) {
+	t.Helper()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	ctx := testContext(t)
+	for !f() {
+		select {
+		case <-ctx.Done():
+			t.Fatal("not so after 30 s")
+		case <-tick.C:
+		}
+	}
+}
+
+func TestTTL(t *testing.T) {
+	t.Parallel()
+	o := database(t)
+	m := options()
+	m.Exclusive = true
+	p := open(t, o)
+	f := func(ttl time.Duration, want string) {
+		t.Helper()
+		m.TTL = ttl
+		for range 2 { // the second run finds nothing to do
+			migrate(t, o, m)
+			got, err := p.Strings(testContext(t), `SELECT concat(name, ': ', extract(engine_full, 'TTL (.*?) SETTINGS')) FROM system.tables
+				WHERE database = currentDatabase() AND name IN ('events', 'events_1m', 'events_1h', 'events_1d') ORDER BY name`)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := strings.Join(got, "; "); got != want {
+				t.Errorf("TTL %s: got %s; want %s", ttl, got, want)
+			}
+		}
+	}
+	day := 24 * time.Hour
+	f(0, "events: ; events_1d: ; events_1h: ; events_1m: ")
+	f(30*day, "events: toDateTime(ts) + toIntervalSecond(2592000); events_1d: toDateTime(d) + toIntervalSecond(2678400); "+
+		"events_1h: toDateTime(h) + toIntervalSecond(2595600); events_1m: toDateTime(m) + toIntervalSecond(2592060)")
+	f(3*day, "events: toDateTime(ts) + toIntervalSecond(259200); events_1d: toDateTime(d) + toIntervalSecond(345600); "+
+		"events_1h: toDateTime(h) + toIntervalSecond(262800); events_1m: toDateTime(m) + toIntervalSecond(259260)")
+
+	insert := func(age time.Duration) {
+		exec(t, p, fmt.Sprintf("INSERT INTO events (ts, event_name) SELECT now64(3) - toIntervalSecond(%d), 'e' FROM numbers(10)", int(age.Seconds())))
+	}
+	insert(2 * day)
+	insert(10 * day)
+	exec(t, p, "OPTIMIZE TABLE events FINAL")
+	if n := row(t, p, "SELECT count() FROM events"); n != "10" {
+		t.Errorf("%s rows are left of 10 within the TTL and 10 past it", n)
+	}
+	f(0, "events: ; events_1d: ; events_1h: ; events_1m: ")
+	insert(10 * day)
+	exec(t, p, "OPTIMIZE TABLE events FINAL")
+	if n := row(t, p, "SELECT count() FROM events"); n != "20" {
+		t.Errorf("%s rows; want 20 with no TTL", n)
+	}
+}
+
+// No bucket of a rollup may vanish before the last event it counts.
+func TestRollupsOutliveTheirEvents(t *testing.T) {
+	t.Parallel()
+	o := database(t)
+	m := options()
+	m.Exclusive, m.TTL = true, 240*time.Hour
+	migrate(t, o, m)
+	p := open(t, o)
+	exec(t, p, "INSERT INTO events (ts, event_name) SELECT now64(3) - toIntervalSecond(240 * 3600 - 30), 'e' FROM numbers(10)")
+	for _, table := range []string{"events", "events_1m", "events_1h", "events_1d"} {
+		exec(t, p, "OPTIMIZE TABLE "+table+" FINAL")
+	}
+	if got := row(t, p, "SELECT (SELECT count() FROM events), (SELECT sum(n) FROM events_1m), (SELECT sum(n) FROM events_1h), (SELECT sum(n) FROM events_1d)"); got != "(10,10,10,10)" {
+		t.Errorf("raw, minutes, hours, days: %s", got)
+	}
+}
+
+func TestMissingTableIsAnError(t *testing.T) {
+	t.Parallel()
+	o := database(t)
+	migrate(t, o, options())
+	exec(t, open(t, o), "DROP TABLE events_1h")
+	err := Migrate(testContext(t), o, options())
+	if err == nil || err.Error() != "table events_1h is missing although its migration is recorded" {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestClusterRendering(t *testing.T) {
+	f := func(cluster, want string) {
+		t.Helper()
+		m := MigrateOptions{Cluster: cluster, Files: fstest.MapFS{"001_a.up.sql": {Data: []byte(`-- A comment; with a semicolon;
+CREATE TABLE t{{.OnCluster}} (x UInt8) ENGINE = {{.Engine "MergeTree"}} ORDER BY x;
+  -- Another;
+ALTER TABLE t{{.OnCluster}} ADD COLUMN y String DEFAULT ';';
+`)}}}
+		got, err := load(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s := strings.Join(got[0].statements, " | "); s != want {
+			t.Errorf("got  %s\nwant %s", s, want)
+		}
+	}
+	f("", "CREATE TABLE t (x UInt8) ENGINE = MergeTree ORDER BY x | ALTER TABLE t ADD COLUMN y String DEFAULT ';'")
+	f("c'1", `CREATE TABLE t ON CLUSTER 'c\'1' (x UInt8) ENGINE = ReplicatedMergeTree ORDER BY x | ALTER TABLE t ON CLUSTER 'c\'1' ADD COLUMN y String DEFAULT ';'`)
+}
+
+// Every statement of the real schema creates on the whole cluster, and every
+// table that holds rows is replicated.
+func TestSchemaOnACluster(t *testing.T) {
+	m := options()
+	one, err := load(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.Cluster = "prod"
+	all, err := load(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, f := range all {
+		if f.sha256 != one[i].sha256 {
+			t.Errorf("%s: the checksum depends on the cluster", f.name)
+		}
+		for _, sql := range f.statements {
+			if !strings.Contains(sql, " ON CLUSTER 'prod'") {
+				t.Errorf("%s: on one server only: %.80s", f.name, sql)
+			}
+			if _, engine, ok := strings.Cut(sql, "ENGINE = "); ok && !strings.HasPrefix(engine, "Replicated") {
+				t.Errorf("%s: not replicated: %.80s", f.name, sql)
+			}
+			if strings.HasPrefix(sql, "CREATE") && !strings.Contains(sql, " IF NOT EXISTS ") {
+				t.Errorf("%s: not safe to run twice: %.80s", f.name, sql)
+			}
+		}
+	}
+}
