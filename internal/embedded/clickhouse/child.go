@@ -71,7 +71,8 @@ const (
 )
 
 // StartChild starts the child and returns once it answers. A child that dies
-// before it ever answered is an error; later deaths are repaired.
+// before it ever answered is an error; later deaths are repaired. ctx bounds the
+// start only: Close ends the child.
 func StartChild(ctx context.Context, cfg ChildConfig) (*Child, error) {
 	if len(cfg.Command) == 0 {
 		return nil, errors.New("start embedded ClickHouse: no command")

@@ -232,7 +232,7 @@ func TestClickHouseGo(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer conn.Close()
+			defer func() { _ = conn.Close() }()
 			ctx := t.Context()
 			if err := conn.Ping(ctx); err != nil {
 				t.Fatal(err)
@@ -292,7 +292,7 @@ func checkGoQueries(t *testing.T, conn chgo.Conn) {
 		t.Error(err)
 		return
 	}
-	defer rows.Close()
+	defer func() { _ = rows.Close() }()
 	count := 0
 	for rows.Next() {
 		count++
@@ -305,7 +305,7 @@ func checkGoQueries(t *testing.T, conn chgo.Conn) {
 func TestDatabaseSQL(t *testing.T) {
 	child := startChild(t, "")
 	db := chgo.OpenDB(goOptions(child, chgo.CompressionLZ4))
-	defer db.Close()
+	defer func() { _ = db.Close() }()
 	ctx := t.Context()
 	if _, err := db.ExecContext(ctx, "CREATE TABLE t (n UInt64, s String) ENGINE=MergeTree ORDER BY n"); err != nil {
 		t.Fatal(err)

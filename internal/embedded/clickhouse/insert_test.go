@@ -180,7 +180,7 @@ func TestInsertsTogetherAreBounded(t *testing.T) {
 	keep(a, 100, 0)
 	keep(b, 50, 0)
 	keep(b, 1, 241)
-	keep(b, 1000, 241) // dropped, not held
+	keep(b, 500, 241) // dropped, not held
 	if err := b.keep(make([]byte, 1000)); err == nil {
 		t.Error("a refused insert may go on for ever")
 	}

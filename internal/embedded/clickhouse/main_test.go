@@ -19,16 +19,13 @@ import (
 const childEnv = "EDGE_TEST_CLICKHOUSE_DIR"
 
 func TestMain(m *testing.M) {
-	if dir := os.Getenv(childEnv); dir != "" {
-		os.Exit(childMain(dir))
+	roles := map[string]func(string) int{childEnv: childMain, middleEnv: middleMain, panicEnv: panicMain}
+	for env, role := range roles {
+		if arg := os.Getenv(env); arg != "" {
+			os.Exit(role(arg)) //nolint:forbidigo // this is the main of another process
+		}
 	}
-	if dir := os.Getenv(middleEnv); dir != "" {
-		os.Exit(middleMain(dir))
-	}
-	if lib := os.Getenv(panicEnv); lib != "" {
-		os.Exit(panicMain(lib))
-	}
-	os.Exit(m.Run())
+	m.Run()
 }
 
 func childMain(dir string) int {

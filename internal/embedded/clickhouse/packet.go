@@ -50,9 +50,7 @@ func decodeQuery(c *cursor, version int) (clientQuery, error) {
 	d := decoder{c: c}
 	d.string(maxName) // query id: the library makes its own
 	d.clientInfo(version)
-	for _, s := range d.settings() {
-		q.settings = append(q.settings, s)
-	}
+	q.settings = d.settings()
 	if proto.FeatureInterServerSecret.In(version) {
 		d.string(maxName)
 	}

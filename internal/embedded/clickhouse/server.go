@@ -71,7 +71,7 @@ func (srv *server) serve(ctx context.Context, ln net.Listener) error {
 	select {
 	case <-ctx.Done():
 		ln.Close()
-		<-accepted
+		err = <-accepted
 	case err = <-accepted:
 	}
 	return errors.Join(err, srv.drain())
