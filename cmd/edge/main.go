@@ -28,6 +28,7 @@ usage: edge [command]
   migrate     bring the ClickHouse schema to this version and exit
   replay      post an NDJSON file (plain or .gz) of events: edge replay FILE
   verify      prove that everything accepted is stored once; exit status 0 when so
+  replay-dlq  put dead letters back; --list shows them, a file brings them repaired
   health      ask the running server; exit status 0 when it is healthy
   config      print the effective settings
   kafka       run the embedded broker alone
@@ -53,7 +54,7 @@ func command(args []string, out, errOut io.Writer) int {
 	}
 	commands := map[string]func(*invocation) error{
 		"serve": serve, "migrate": migrate, "replay": replay, "health": health,
-		"verify": verify, "kafka": runBroker, "clickhouse": runEngine,
+		"verify": verify, "replay-dlq": replayDead, "kafka": runBroker, "clickhouse": runEngine,
 		"config":  func(in *invocation) error { _, err := fmt.Fprint(out, in.cfg); return err },
 		"version": func(*invocation) error { v, c := buildVersion(); _, err := fmt.Fprintln(out, "edge", v, c); return err },
 	}

@@ -236,6 +236,7 @@ func (a *app) startSchema(ctx context.Context) (err error) {
 		return err
 	}
 	a.routes.HandleFunc("/verify", a.verifyHandler)
+	a.routes.HandleFunc("/dead-letters", a.deadLettersHandler)
 	if !a.cfg.Embedded {
 		return nil
 	}

@@ -101,7 +101,7 @@ func New(cfg Config) (*Producer, error) {
 	client, err := cfg.Kafka.Client(
 		kgo.DefaultProduceTopic(cfg.Topic),
 		kgo.RequiredAcks(kgo.AllISRAcks()),
-		kgo.RecordPartitioner(byHash{}),
+		kgo.RecordPartitioner(kafka.ByHash{}),
 		kgo.ProducerLinger(cfg.Linger),
 		kgo.ProducerBatchMaxBytes(1<<20),
 		kgo.ProducerBatchCompression(kgo.Lz4Compression(), kgo.NoCompression()),
@@ -148,7 +148,8 @@ func (p *Producer) Publish(b *codec.Batch) error {
 		return nil
 	}
 	shard := int(b.Hash(0) % uint64(len(p.shards)))
-	if n := int64(b.Size()); p.held.Add(n) > p.maxHeld {
+	n := int64(b.Size())
+	if held := p.held.Add(n); held > p.maxHeld && held > n { // alone, it is let in whatever its size
 		p.held.Add(-n)
 		p.full[shard].Inc()
 		return ErrFull
@@ -157,7 +158,7 @@ func (p *Producer) Publish(b *codec.Batch) error {
 	j.start(b, p.cfg.Ack)
 	// A request heavier than the whole ring would be refused for ever: it counts
 	// as heavy as the ring and waits for an empty one.
-	weight := int(min(int64(b.Size()), p.cfg.RingBytes))
+	weight := int(min(n, p.cfg.RingBytes))
 	if err := p.shards[shard].Push(j, weight); err != nil {
 		j.cancel()
 		if errors.Is(err, ring.ErrFull) {
@@ -216,7 +217,11 @@ func (p *Producer) Close(ctx context.Context) error {
 		err = ctx.Err()
 	}
 	if err != nil {
-		err = fmt.Errorf("flush %d records: %w", p.inflight.Load(), err)
+		behind := 0
+		for _, r := range p.shards {
+			behind += r.Len()
+		}
+		err = fmt.Errorf("flush %d records and %d requests behind them: %w", p.inflight.Load(), behind, err)
 	}
 	p.client.Close() // unblocks a shard that waits for room
 	<-drained
@@ -257,18 +262,6 @@ var shardNames = func() (names [256]string) {
 	}
 	return
 }()
-
-// byHash puts a record where its event_id says, so that every copy of an event
-// meets the same partition and thus the same deduplication window. The hash
-// arrives in the record's Partition field.
-type byHash struct{}
-
-func (byHash) ForTopic(string) kgo.TopicPartitioner { return byHash{} }
-
-// RequiresConsistency keeps a record's partition fixed while its leader is away.
-func (byHash) RequiresConsistency(*kgo.Record) bool { return true }
-
-func (byHash) Partition(r *kgo.Record, n int) int { return int(r.Partition) % n }
 
 // outcome of a job, as seen by its two sides.
 const (
@@ -327,7 +320,7 @@ func (j *job) fill(i int) *kgo.Record {
 	*r = kgo.Record{
 		Value:     j.batch.Record(i),
 		Timestamp: j.started,
-		Partition: int32(j.batch.Hash(i) >> 33), // the partitioner takes it modulo the count
+		Partition: kafka.HashPartition(j.batch.Hash(i)),
 	}
 	if j.batch.Assigned(i) {
 		r.Headers = kafka.AssignedID

@@ -146,9 +146,9 @@ func TestPartOfABulkIsRefused(t *testing.T) {
 	})
 }
 
-// A request no ring could ever hold would be refused for ever.
-func TestRequestLargerThanTheRing(t *testing.T) {
-	simulate(t, func(c *Config) { c.RingBytes = 1000 }, func(s *sim) {
+// A request that no bound could ever hold would be refused for ever.
+func TestRequestLargerThanEveryBound(t *testing.T) {
+	simulate(t, func(c *Config) { c.Shards, c.RingBytes, c.MaxInflightBytes = 1, 1000, 1000 }, func(s *sim) {
 		s.wantLog(s.expect(nil, ids("event", 90)...))
 	})
 }

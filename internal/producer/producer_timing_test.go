@@ -80,7 +80,7 @@ func plainKgo(p *Producer) func(*codec.Batch) error {
 		for i := range records {
 			key := keys[8*i : 8*i+8]
 			binary.BigEndian.PutUint64(key, batch.Hash(i))
-			records[i] = kgo.Record{Key: key, Value: batch.Record(i), Partition: int32(batch.Hash(i) >> 33)}
+			records[i] = kgo.Record{Key: key, Value: batch.Record(i), Partition: kafka.HashPartition(batch.Hash(i))}
 			cl.Produce(context.Background(), &records[i], func(_ *kgo.Record, err error) {
 				if err != nil {
 					mu.Lock()

@@ -12,11 +12,11 @@ import (
 
 // Headers of a dead letter. Its value is the record's own value, untouched.
 const (
-	headerReason    = "edge-reason"    // the class, one of codec.Reason's names
-	headerError     = "edge-error"     // the sentence
-	headerTopic     = "edge-topic"     // where it came from
-	headerPartition = "edge-partition" // …
-	headerOffset    = "edge-offset"    // …; with the two above it identifies the letter
+	HeaderReason    = "edge-reason"    // the class, one of codec.Reason's names
+	HeaderError     = "edge-error"     // the sentence
+	HeaderTopic     = "edge-topic"     // where it came from
+	HeaderPartition = "edge-partition" // …
+	HeaderOffset    = "edge-offset"    // …; with the two above it identifies the letter
 )
 
 // deadLetter is r on its way to the dead-letter topic. It keeps r's bytes.
@@ -26,11 +26,11 @@ func deadLetter(r *kgo.Record, cause *codec.Error) *kgo.Record {
 		Key:   r.Key,
 		Value: r.Value,
 		Headers: []kgo.RecordHeader{
-			header(headerReason, cause.Reason.String()),
-			header(headerError, cause.Error()),
-			header(headerTopic, r.Topic),
-			header(headerPartition, strconv.Itoa(int(r.Partition))),
-			header(headerOffset, strconv.FormatInt(r.Offset, 10)),
+			header(HeaderReason, cause.Reason.String()),
+			header(HeaderError, cause.Error()),
+			header(HeaderTopic, r.Topic),
+			header(HeaderPartition, strconv.Itoa(int(r.Partition))),
+			header(HeaderOffset, strconv.FormatInt(r.Offset, 10)),
 		},
 	}
 }

@@ -491,9 +491,9 @@ func (l *lab) letters() map[place][]*kgo.Record {
 			var from place
 			for _, h := range r.Headers {
 				switch h.Key {
-				case headerPartition:
+				case HeaderPartition:
 					fmt.Sscan(string(h.Value), &from.partition)
-				case headerOffset:
+				case HeaderOffset:
 					fmt.Sscan(string(h.Value), &from.offset)
 				}
 			}

@@ -1,0 +1,334 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strconv"
+	"syscall"
+	"time"
+	"unicode/utf8"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"edge/internal/codec"
+	"edge/internal/kafka"
+	"edge/internal/sink"
+)
+
+// deadLetters reads the dead-letter topic and puts letters back on the line.
+//
+// A letter that goes back keeps its event_id, or gets one made of where it came
+// from: putting it back twice, after a crash or by mistake, counts once within
+// the deduplication window.
+type deadLetters struct {
+	kafka kafka.Options
+	cfg   *config
+}
+
+// letter is one dead letter as edge replay-dlq --list shows it, and as it comes
+// back repaired.
+type letter struct {
+	Partition int32  `json:"partition"` // where the record was, not where the letter is
+	Offset    int64  `json:"offset"`
+	Reason    string `json:"reason"`
+	Error     string `json:"error"`
+	Value     string `json:"value,omitempty"`
+	Bytes     []byte `json:"value_base64,omitempty"` // instead of Value, when that is no text
+}
+
+func (l *letter) value() []byte {
+	if l.Bytes != nil {
+		return l.Bytes
+	}
+	return []byte(l.Value)
+}
+
+// replayed is what putting letters back came to.
+type replayed struct {
+	Replayed  int `json:"replayed"`
+	StillDead int `json:"still_dead"`
+}
+
+// each calls f for every letter from the offsets given (nil: all) to the end of
+// the topic, and returns the offsets after the last.
+func (d *deadLetters) each(ctx context.Context, from map[int32]int64, f func(*kgo.Record) error) (map[int32]int64, error) {
+	topic := d.cfg.deadLetterTopic()
+	client, err := d.kafka.Client()
+	if err != nil {
+		return nil, err
+	}
+	defer client.Close()
+	adm := kadm.NewClient(client)
+	starts, err := adm.ListStartOffsets(ctx, topic)
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", topic, err)
+	}
+	ends, err := adm.ListEndOffsets(ctx, topic)
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", topic, err)
+	}
+	next, want := make(map[int32]int64), make(map[int32]kgo.Offset)
+	left := 0
+	ends.Each(func(o kadm.ListedOffset) {
+		start, _ := starts.Lookup(topic, o.Partition)
+		next[o.Partition] = max(from[o.Partition], start.Offset)
+		if next[o.Partition] < o.Offset {
+			want[o.Partition] = kgo.NewOffset().At(next[o.Partition])
+			left++
+		}
+	})
+	if left == 0 {
+		return next, nil
+	}
+	client.AddConsumePartitions(map[string]map[int32]kgo.Offset{topic: want})
+	for left > 0 {
+		fetches := client.PollFetches(ctx)
+		if err := fetches.Err(); err != nil {
+			return nil, fmt.Errorf("read %s: %w", topic, err)
+		}
+		for it := fetches.RecordIter(); !it.Done(); {
+			r := it.Next()
+			end, _ := ends.Lookup(topic, r.Partition)
+			if r.Offset >= end.Offset {
+				continue
+			}
+			if err := f(r); err != nil {
+				return next, err
+			}
+			if next[r.Partition] = r.Offset + 1; next[r.Partition] == end.Offset {
+				left--
+			}
+		}
+	}
+	return next, nil
+}
+
+// list writes every letter as a line of JSON.
+func (d *deadLetters) list(ctx context.Context, w io.Writer) error {
+	out := json.NewEncoder(w)
+	out.SetEscapeHTML(false)
+	_, err := d.each(ctx, nil, func(r *kgo.Record) error { return out.Encode(readLetter(r)) })
+	return err
+}
+
+func readLetter(r *kgo.Record) letter {
+	l := letter{Value: string(r.Value)}
+	if !utf8.Valid(r.Value) {
+		l.Value, l.Bytes = "", r.Value
+	}
+	for _, h := range r.Headers {
+		switch h.Key {
+		case sink.HeaderReason:
+			l.Reason = string(h.Value)
+		case sink.HeaderError:
+			l.Error = string(h.Value)
+		case sink.HeaderPartition:
+			n, _ := strconv.ParseInt(string(h.Value), 10, 32)
+			l.Partition = int32(n)
+		case sink.HeaderOffset:
+			l.Offset, _ = strconv.ParseInt(string(h.Value), 10, 64)
+		}
+	}
+	return l
+}
+
+// replay puts back every letter that is an event by now and was not put back
+// before; the rest stays where it is.
+func (d *deadLetters) replay(ctx context.Context) (out replayed, err error) {
+	topic, group := d.cfg.deadLetterTopic(), d.cfg.KafkaGroup+".dead"
+	client, err := d.producer()
+	if err != nil {
+		return out, err
+	}
+	defer client.Close()
+	adm := kadm.NewClient(client)
+	committed, err := adm.FetchOffsets(ctx, group)
+	if err != nil && !errors.Is(err, kerr.GroupIDNotFound) {
+		return out, fmt.Errorf("read the offsets of %s: %w", group, err)
+	}
+	from := make(map[int32]int64)
+	committed.Each(func(o kadm.OffsetResponse) {
+		if o.Topic == topic && o.At >= 0 {
+			from[o.Partition] = o.At
+		}
+	})
+	var decoder codec.Decoder
+	next, err := d.each(ctx, from, func(r *kgo.Record) error {
+		record, ok := revive(&decoder, readLetter(r), d.cfg.KafkaTopic)
+		if !ok {
+			out.StillDead++
+			return nil
+		}
+		if err := client.ProduceSync(ctx, record).FirstErr(); err != nil {
+			return fmt.Errorf("put a letter back: %w", err)
+		}
+		out.Replayed++
+		return nil
+	})
+	if err != nil {
+		return out, err
+	}
+	offsets := make(kadm.Offsets)
+	for p, at := range next {
+		offsets.AddOffset(topic, p, at, -1)
+	}
+	if err := adm.CommitAllOffsets(ctx, group, offsets); err != nil {
+		return out, fmt.Errorf("commit the offsets of %s: %w", group, err)
+	}
+	return out, nil
+}
+
+// replayRepaired puts back letters as list wrote them, their values repaired.
+func (d *deadLetters) replayRepaired(ctx context.Context, r io.Reader) (out replayed, err error) {
+	client, err := d.producer()
+	if err != nil {
+		return out, err
+	}
+	defer client.Close()
+	var decoder codec.Decoder
+	lines := bufio.NewScanner(r)
+	lines.Buffer(nil, 16<<20)
+	for n := 1; lines.Scan(); n++ {
+		if len(bytes.TrimSpace(lines.Bytes())) == 0 {
+			continue
+		}
+		var l letter
+		if err := json.Unmarshal(lines.Bytes(), &l); err != nil {
+			return out, fmt.Errorf("line %d: %w", n, err)
+		}
+		record, ok := revive(&decoder, l, d.cfg.KafkaTopic)
+		if !ok {
+			out.StillDead++
+			continue
+		}
+		if err := client.ProduceSync(ctx, record).FirstErr(); err != nil {
+			return out, fmt.Errorf("line %d: put a letter back: %w", n, err)
+		}
+		out.Replayed++
+	}
+	return out, lines.Err()
+}
+
+func (d *deadLetters) producer() (*kgo.Client, error) {
+	return d.kafka.Client(kgo.DefaultProduceTopic(d.cfg.KafkaTopic), kgo.RequiredAcks(kgo.AllISRAcks()),
+		kgo.RecordPartitioner(kafka.ByHash{}), kgo.ProducerLinger(0))
+}
+
+// revive makes a record of a letter whose value is an event, or a record, now.
+func revive(d *codec.Decoder, l letter, topic string) (*kgo.Record, bool) {
+	var ev codec.Event
+	if err := d.Decode(l.value(), &ev); err != nil {
+		return nil, false
+	}
+	if len(ev.EventID) == 0 {
+		ev.EventID = fmt.Appendf(nil, "dead/%s/%d/%d", topic, l.Partition, l.Offset)
+	}
+	now := time.Now()
+	ev.ReceivedAt = now.UnixMilli()
+	return &kgo.Record{
+		Value: codec.AppendRecord(nil, &ev), Timestamp: now,
+		Partition: kafka.HashPartition(codec.PartitionHash(codec.ID(ev.EventID))),
+	}, true
+}
+
+// replayDead is edge replay-dlq. A running edge does it, asked over its admin
+// listener; without one this process talks to Kafka itself.
+func replayDead(in *invocation) error {
+	list := len(in.args) == 1 && in.args[0] == "--list"
+	if len(in.args) > 1 {
+		return &usageError{"replay-dlq wants --list, a file of repaired letters, or nothing"}
+	}
+	method, body := http.MethodPost, io.Reader(nil)
+	switch {
+	case list:
+		method = http.MethodGet
+	case len(in.args) == 1:
+		f, err := os.Open(in.args[0])
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		body = f
+	}
+	url := "http://" + net.JoinHostPort(in.cfg.AdminHost, strconv.Itoa(int(in.cfg.AdminPort))) + "/dead-letters"
+	req, err := http.NewRequestWithContext(in.ctx, method, url, body)
+	if err != nil {
+		return err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	switch {
+	case errors.Is(err, syscall.ECONNREFUSED) && in.cfg.Embedded:
+		return errors.New("no edge is running here; the embedded broker is inside it, so start it first")
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return replayDeadDirectly(in, list)
+	case err != nil:
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		text, _ := io.ReadAll(io.LimitReader(resp.Body, 4096))
+		return fmt.Errorf("%s answered %s: %s", url, resp.Status, bytes.TrimSpace(text))
+	}
+	_, err = io.Copy(in.out, resp.Body)
+	return err
+}
+
+func replayDeadDirectly(in *invocation, list bool) error {
+	d := deadLetters{kafka.Options{Brokers: in.cfg.KafkaBrokers, Logger: in.log}, &in.cfg}
+	if list {
+		return d.list(in.ctx, in.out)
+	}
+	var out replayed
+	var err error
+	if len(in.args) == 1 {
+		f, openErr := os.Open(in.args[0])
+		if openErr != nil {
+			return openErr
+		}
+		defer f.Close()
+		out, err = d.replayRepaired(in.ctx, f)
+	} else {
+		out, err = d.replay(in.ctx)
+	}
+	return errors.Join(err, json.NewEncoder(in.out).Encode(out))
+}
+
+// deadLettersHandler serves GET (list) and POST (replay; with a body, of
+// repaired letters) on the admin listener.
+func (a *app) deadLettersHandler(w http.ResponseWriter, r *http.Request) {
+	d := deadLetters{a.kafka, &a.cfg}
+	var out replayed
+	var err error
+	switch {
+	case r.Method == http.MethodGet:
+		w.Header().Set("Content-Type", "application/x-ndjson")
+		if err := d.list(r.Context(), w); err != nil {
+			a.log.Error("list dead letters", "err", err)
+		}
+		return
+	case r.Method != http.MethodPost:
+		w.Header().Set("Allow", "GET, POST")
+		http.Error(w, "use GET or POST", http.StatusMethodNotAllowed)
+		return
+	case r.ContentLength != 0:
+		out, err = d.replayRepaired(r.Context(), r.Body)
+	default:
+		out, err = d.replay(r.Context())
+	}
+	if err != nil {
+		http.Error(w, fmt.Sprintf("%v (after %d were put back)", err, out.Replayed), http.StatusServiceUnavailable)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(out)
+}

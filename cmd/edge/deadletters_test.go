@@ -1,0 +1,132 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// deadLetterCommand runs edge replay-dlq against in and returns what it printed.
+func deadLetterCommand(t *testing.T, in *instance, args ...string) string {
+	t.Helper()
+	_, port, _ := strings.Cut(in.admin, ":")
+	env := map[string]string{"ADMIN_PORT": port}
+	for k, v := range in.env {
+		env[k] = v
+	}
+	cfg, err := loadConfig(env)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	if err := replayDead(&invocation{ctx: context.Background(), cfg: cfg, args: args, out: &out}); err != nil {
+		t.Fatalf("replay-dlq %v: %v", args, err)
+	}
+	return out.String()
+}
+
+func TestDeadLettersGoBackOnce(t *testing.T) {
+	port := listen(t)
+	addr := port.Addr().String()
+	if err := port.Close(); err != nil {
+		t.Fatal(err)
+	}
+	in := startEdge(t, t.TempDir(), "EMBEDDED_KAFKA_LISTEN", addr)
+	client, err := kgo.NewClient(kgo.SeedBrokers(addr), kgo.DefaultProduceTopic("events"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	poison := []string{
+		`{"event_name":"repaired","user_id":"u1","timestamp":1708732800000,}`, // a comma too many
+		"\xff\xfe not even text",
+		// An event, but no record: received_at is missing. It goes back as it is.
+		`{"event_name":"revived","user_id":"u2","timestamp":1708732800000}`,
+	}
+	for _, value := range poison {
+		if err := client.ProduceSync(t.Context(), &kgo.Record{Value: []byte(value)}).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// A good event behind the poison: the line goes on.
+	if _, err := in.post("/events", "application/json", []byte(`{"event_name":"good","user_id":"u","timestamp":1708732800000}`)); err != nil {
+		t.Fatal(err)
+	}
+	in.total("good", 1)
+
+	var letters []letter
+	for line := range strings.Lines(deadLetterCommand(t, in, "--list")) {
+		var l letter
+		if err := json.Unmarshal([]byte(line), &l); err != nil {
+			t.Fatalf("%v: %s", err, line)
+		}
+		letters = append(letters, l)
+	}
+	if len(letters) != len(poison) {
+		t.Fatalf("got %d letters; want %d: %+v", len(letters), len(poison), letters)
+	}
+	for i, l := range letters {
+		if string(l.value()) != poison[i] || l.Reason == "" || l.Error == "" || l.Offset != int64(i) {
+			t.Errorf("letter %d: got %+v; want value %q with a reason", i, l, poison[i])
+		}
+	}
+
+	f := func(want replayed, args ...string) {
+		t.Helper()
+		var got replayed
+		if err := json.Unmarshal([]byte(deadLetterCommand(t, in, args...)), &got); err != nil {
+			t.Fatal(err)
+		}
+		if got != want {
+			t.Errorf("replay-dlq %v: got %+v; want %+v", args, got, want)
+		}
+	}
+	f(replayed{Replayed: 1, StillDead: 2})
+	in.total("revived", 1)
+	f(replayed{}) // each letter is looked at once
+
+	letters[0].Value = strings.Replace(letters[0].Value, ",}", "}", 1)
+	repaired := filepath.Join(t.TempDir(), "repaired.ndjson")
+	text, err := json.Marshal(letters[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(repaired, append(text, '\n'), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f(replayed{Replayed: 1}, repaired)
+	in.total("repaired", 1)
+	f(replayed{Replayed: 1}, repaired) // by mistake: counts once all the same
+	if _, err := in.post("/events", "application/json", []byte(`{"event_name":"after","user_id":"u","timestamp":1708732800000}`)); err != nil {
+		t.Fatal(err)
+	}
+	in.total("after", 1)
+	if got := in.metrics("repaired", 0, 4e9, ""); got.TotalEvents != 1 {
+		t.Errorf("a letter put back twice counts %d times; want 1", got.TotalEvents)
+	}
+}
+
+func TestReplayDLQRefuses(t *testing.T) {
+	f := func(want string, args ...string) {
+		t.Helper()
+		cfg, err := loadConfig(map[string]string{"EMBEDDED": "true", "ADMIN_PORT": freePort(t)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = replayDead(&invocation{ctx: context.Background(), cfg: cfg, args: args, out: new(bytes.Buffer)})
+		if err == nil || !strings.Contains(fmt.Sprint(err), want) {
+			t.Errorf("replay-dlq %v: got %v; want %q", args, err, want)
+		}
+	}
+	f("start it first")
+	f("start it first", "--list")
+	f("no such file", "/nonexistent.ndjson")
+	f("wants", "a", "b")
+}

@@ -1,0 +1,21 @@
+package kafka
+
+import "github.com/twmb/franz-go/pkg/kgo"
+
+// ByHash is the partitioner of every producer to the topic of events: it puts a
+// record where its event_id says, so that every copy of an event meets the same
+// partition and thus the same deduplication window. A record brings its hash in
+// its Partition field, see HashPartition.
+type ByHash struct{}
+
+// HashPartition is a hash of an event_id as ByHash wants it in a record.
+func HashPartition(hash uint64) int32 { return int32(hash >> 33) }
+
+// ForTopic implements kgo.Partitioner.
+func (ByHash) ForTopic(string) kgo.TopicPartitioner { return ByHash{} }
+
+// RequiresConsistency keeps a record's partition fixed while its leader is away.
+func (ByHash) RequiresConsistency(*kgo.Record) bool { return true }
+
+// Partition implements kgo.TopicPartitioner.
+func (ByHash) Partition(r *kgo.Record, n int) int { return int(r.Partition) % n }
