@@ -71,6 +71,9 @@ func Migrate(ctx context.Context, o Options, m MigrateOptions) error {
 	return r.applyTTL(ctx)
 }
 
+// createDatabase, like everything here, asks before it creates: a database that
+// is there needs no right to create one, and ON CLUSTER waits for minutes when
+// one of the servers is down.
 func createDatabase(ctx context.Context, o Options, cluster string) error {
 	// The database a client names in its hello must exist, so this one
 	// connection names none.
@@ -79,6 +82,19 @@ func createDatabase(ctx context.Context, o Options, cluster string) error {
 		return err
 	}
 	defer c.Close()
+	var name proto.ColStr
+	there := false
+	err = c.Do(ctx, ch.Query{
+		Body:   "SELECT name FROM system.databases WHERE name = " + Quote(o.Database),
+		Result: proto.Results{{Name: "name", Data: &name}},
+		OnResult: func(context.Context, proto.Block) error {
+			there = there || name.Rows() > 0
+			return nil
+		},
+	})
+	if err != nil || there {
+		return err
+	}
 	return c.Do(ctx, ch.Query{Body: "CREATE DATABASE IF NOT EXISTS " + quoteName(o.Database) + onCluster(cluster)})
 }
 
@@ -120,9 +136,12 @@ func (r runner) apply(ctx context.Context, files []migration) error {
 
 // pending returns the files the database has not recorded, oldest first.
 func (r runner) pending(ctx context.Context, files []migration) ([]migration, error) {
-	err := r.Exec(ctx, `CREATE TABLE IF NOT EXISTS schema_migrations`+onCluster(r.Cluster)+` (
-		version UInt32, name String, sha256 String, applied_at DateTime('UTC')
-	) ENGINE = `+engine(r.Cluster, "ReplacingMergeTree")+` ORDER BY version`)
+	recorded, err := r.Strings(ctx, "SELECT name FROM system.tables WHERE database = currentDatabase() AND name = 'schema_migrations'")
+	if err == nil && len(recorded) == 0 {
+		err = r.Exec(ctx, `CREATE TABLE IF NOT EXISTS schema_migrations`+onCluster(r.Cluster)+` (
+			version UInt32, name String, sha256 String, applied_at DateTime('UTC')
+		) ENGINE = `+engine(r.Cluster, "ReplacingMergeTree")+` ORDER BY version`)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("create schema_migrations: %w", err)
 	}

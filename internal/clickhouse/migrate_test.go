@@ -1,8 +1,6 @@
 package clickhouse
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"io/fs"
 	"strings"
@@ -79,6 +77,17 @@ func files(t *testing.T, more ...string) fstest.MapFS {
 		out[fmt.Sprintf("%03d_more.up.sql", len(names)+i+1)] = &fstest.MapFile{Data: []byte(text)}
 	}
 	return out
+}
+
+// A start with nothing to do creates nothing: on a cluster whose name nobody
+// knows it would fail.
+func TestMigratedClusterNeedsNoDDL(t *testing.T) {
+	t.Parallel()
+	o := database(t)
+	migrate(t, o, options())
+	m := options()
+	m.Cluster = "of-which-a-server-is-down"
+	migrate(t, o, m)
 }
 
 func TestManyMigrators(t *testing.T) {
@@ -182,192 +191,6 @@ func TestCrashBetweenStatements(t *testing.T) {
 			t.Errorf("after %d statements: %s", n, diff)
 		}
 		exec(t, p, "DROP DATABASE "+quoteName(o.Database))
-	}
-}
-
-func newRunner(t *testing.T, o Options, ttl time.Duration) runner {
-	m := options()
-	m.lockTTL = ttl
-	return runner{open(t, o), m}
-}
-
-func TestLockExcludes(t *testing.T) {
-	t.Parallel()
-	r := newRunner(t, database(t), 0)
-	_, unlock, err := r.lock(testContext(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), 3*lockPoll)
-	defer cancel()
-	if _, _, err := r.lock(ctx); !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("a second holder: %v", err)
-	}
-	unlock()
-	_, unlock, err = r.lock(testContext(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	unlock()
-	if locks, err := r.locks(testContext(t)); err != nil || len(locks) != 0 {
-		t.Errorf("left behind: %v, %v", locks, err)
-	}
-}
-
-// Its owner died: many want it, one gets it.
-func TestStaleLockIsTakenOverOnce(t *testing.T) {
-	t.Parallel()
-	r := newRunner(t, database(t), time.Second)
-	exec(t, r.Pool, "CREATE TABLE schema_migrations_lock_3 (x UInt8) ENGINE = Memory COMMENT 'dead'")
-	eventually(t, func() bool {
-		locks, err := r.locks(testContext(t))
-		return err == nil && len(locks) == 1 && !locks[0].fresh
-	})
-	var (
-		wg      sync.WaitGroup
-		holding sync.Mutex
-		taken   int
-	)
-	for range 8 {
-		wg.Go(func() {
-			_, unlock, err := r.lock(testContext(t))
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			if !holding.TryLock() {
-				t.Error("two holders at once")
-			} else {
-				taken++
-				_, _ = r.Strings(testContext(t), "SELECT toString(sleep(0.1))") // hold it for a while
-				holding.Unlock()
-			}
-			unlock()
-		})
-	}
-	wg.Wait()
-	if taken != 8 {
-		t.Errorf("%d of 8 had the lock", taken)
-	}
-	if locks, err := r.locks(testContext(t)); err != nil || len(locks) != 0 {
-		t.Errorf("left behind: %v, %v", locks, err)
-	}
-}
-
-// A migration may take longer than a lock lives.
-func TestLockIsRenewed(t *testing.T) {
-	t.Parallel()
-	r := newRunner(t, database(t), time.Second)
-	held, unlock, err := r.lock(testContext(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unlock()
-	for range 6 {
-		_, _ = r.Strings(testContext(t), "SELECT toString(sleep(0.5))")
-		locks, err := r.locks(testContext(t))
-		if err != nil || len(locks) != 1 || !locks[0].fresh {
-			t.Fatalf("got %v, %v", locks, err)
-		}
-	}
-	// Somebody took it over after all: the holder is told.
-	exec(t, r.Pool, "DROP TABLE schema_migrations_lock_1")
-	select {
-	case <-held.Done():
-		if !errors.Is(context.Cause(held), errLockLost) {
-			t.Errorf("got %v", context.Cause(held))
-		}
-	case <-testContext(t).Done():
-		t.Error("the holder never noticed")
-	}
-}
-
-// A slow taker creates a number below the holder's.
-func TestLockBelowTheHoldersIsGivenUp(t *testing.T) {
-	t.Parallel()
-	r := newRunner(t, database(t), 0)
-	exec(t, r.Pool, "CREATE TABLE schema_migrations_lock_2 (x UInt8) ENGINE = Memory COMMENT 'holder'")
-	if l, err := r.tryLock(testContext(t)); err != nil || l.number != 0 {
-		t.Errorf("got %v, %v", l, err)
-	}
-	if locks, err := r.locks(testContext(t)); err != nil || len(locks) != 1 || locks[0].number != 2 {
-		t.Errorf("got %v, %v", locks, err)
-	}
-}
-
-func eventually(t *testing.T, f func() bool) {
-	t.Helper()
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	ctx := testContext(t)
-	for !f() {
-		select {
-		case <-ctx.Done():
-			t.Fatal("not so after 30 s")
-		case <-tick.C:
-		}
-	}
-}
-
-func TestTTL(t *testing.T) {
-	t.Parallel()
-	o := database(t)
-	m := options()
-	m.Exclusive = true
-	p := open(t, o)
-	f := func(ttl time.Duration, want string) {
-		t.Helper()
-		m.TTL = ttl
-		for range 2 { // the second run finds nothing to do
-			migrate(t, o, m)
-			got, err := p.Strings(testContext(t), `SELECT concat(name, ': ', extract(engine_full, 'TTL (.*?) SETTINGS')) FROM system.tables
-				WHERE database = currentDatabase() AND name IN ('events', 'events_1m', 'events_1h', 'events_1d') ORDER BY name`)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if got := strings.Join(got, "; "); got != want {
-				t.Errorf("TTL %s: got %s; want %s", ttl, got, want)
-			}
-		}
-	}
-	day := 24 * time.Hour
-	f(0, "events: ; events_1d: ; events_1h: ; events_1m: ")
-	f(30*day, "events: toDateTime(ts) + toIntervalSecond(2592000); events_1d: toDateTime(d) + toIntervalSecond(2678400); "+
-		"events_1h: toDateTime(h) + toIntervalSecond(2595600); events_1m: toDateTime(m) + toIntervalSecond(2592060)")
-	f(3*day, "events: toDateTime(ts) + toIntervalSecond(259200); events_1d: toDateTime(d) + toIntervalSecond(345600); "+
-		"events_1h: toDateTime(h) + toIntervalSecond(262800); events_1m: toDateTime(m) + toIntervalSecond(259260)")
-
-	insert := func(age time.Duration) {
-		exec(t, p, fmt.Sprintf("INSERT INTO events (ts, event_name) SELECT now64(3) - toIntervalSecond(%d), 'e' FROM numbers(10)", int(age.Seconds())))
-	}
-	insert(2 * day)
-	insert(10 * day)
-	exec(t, p, "OPTIMIZE TABLE events FINAL")
-	if n := row(t, p, "SELECT count() FROM events"); n != "10" {
-		t.Errorf("%s rows are left of 10 within the TTL and 10 past it", n)
-	}
-	f(0, "events: ; events_1d: ; events_1h: ; events_1m: ")
-	insert(10 * day)
-	exec(t, p, "OPTIMIZE TABLE events FINAL")
-	if n := row(t, p, "SELECT count() FROM events"); n != "20" {
-		t.Errorf("%s rows; want 20 with no TTL", n)
-	}
-}
-
-// No bucket of a rollup may vanish before the last event it counts.
-func TestRollupsOutliveTheirEvents(t *testing.T) {
-	t.Parallel()
-	o := database(t)
-	m := options()
-	m.Exclusive, m.TTL = true, 240*time.Hour
-	migrate(t, o, m)
-	p := open(t, o)
-	exec(t, p, "INSERT INTO events (ts, event_name) SELECT now64(3) - toIntervalSecond(240 * 3600 - 30), 'e' FROM numbers(10)")
-	for _, table := range []string{"events", "events_1m", "events_1h", "events_1d"} {
-		exec(t, p, "OPTIMIZE TABLE "+table+" FINAL")
-	}
-	if got := row(t, p, "SELECT (SELECT count() FROM events), (SELECT sum(n) FROM events_1m), (SELECT sum(n) FROM events_1h), (SELECT sum(n) FROM events_1d)"); got != "(10,10,10,10)" {
-		t.Errorf("raw, minutes, hours, days: %s", got)
 	}
 }
 
