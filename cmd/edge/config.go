@@ -113,6 +113,15 @@ func (c *config) partitions() int32 {
 	return 8
 }
 
+// sinkRetention is how long an event waits in the log for the sink: the embedded
+// broker keeps it until it is stored.
+func (c *config) sinkRetention() time.Duration {
+	if c.Embedded {
+		return 0
+	}
+	return c.KafkaRetention
+}
+
 func (c *config) deadLetterTopic() string { return c.KafkaTopic + ".dead" }
 
 func (c *config) clickHouseAddr() string {

@@ -326,7 +326,7 @@ func (a *app) startSink(ctx context.Context) error {
 		Incarnation: incarnation, ClickHouse: a.pool, Logger: log,
 		FlushInterval: c.FlushInterval, FlushRows: c.FlushRows, FlushBytes: int(c.FlushBytes),
 		InsertTimeout: c.InsertTimeout, RevokeTimeout: 20 * time.Second,
-		Rescan:   rescan,
+		Retention: c.sinkRetention(), Rescan: rescan,
 		DedupIDs: c.DedupIDs, DedupAge: c.DedupWindow,
 	})
 	auditor := &sink.Auditor{ClickHouse: a.pool, Logger: log, Every: time.Minute, Look: time.Hour}

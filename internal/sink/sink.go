@@ -62,6 +62,9 @@ type Config struct {
 	FlushRows     int // a block is full at this many rows
 	FlushBytes    int // or at this many bytes of records
 	InsertTimeout time.Duration
+	// Retention is how long the topic keeps records, stored or not; 0: it never
+	// removes one that is not stored.
+	Retention time.Duration
 	// Rescan, not nil, says that ClickHouse may have lost rows it had answered
 	// for (a power cut: parts reach the disk later than the answer). Before
 	// anything new is stored, what the log still has is compared with what is

@@ -220,6 +220,13 @@ func (s *Sink) Describe(set *stat.Set) {
 			}
 			return max(time.Since(p.oldest).Seconds(), 0)
 		}))
+	set.GaugeVec("edge_retention_headroom_ratio", "Part of the topic's retention left before the oldest record not yet in ClickHouse is removed.", []string{"partition"},
+		s.eachPartition(func(p *position) float64 {
+			if p.oldest.IsZero() || s.cfg.Retention <= 0 {
+				return 1
+			}
+			return max(1-time.Since(p.oldest).Seconds()/s.cfg.Retention.Seconds(), 0)
+		}))
 	set.GaugeVec("edge_dedup_ids", "Event ids the deduplication window holds.", []string{"partition"},
 		s.eachPartition(func(p *position) float64 { return float64(p.windowIDs) }))
 	set.GaugeVec("edge_dedup_window_seconds", "How far back the deduplication window reaches now.", []string{"partition"},
