@@ -266,3 +266,22 @@ func TestHasAssignedID(t *testing.T) {
 	f(false)
 	f(false, kgo.RecordHeader{Key: "edge-id", Value: []byte("given")})
 }
+
+// Every bit pattern of a hash is a partition, and a key's partition is fixed.
+func TestHashPartition(t *testing.T) {
+	f := func(hash uint64, want int) {
+		t.Helper()
+		p := ByHash{}.ForTopic("events")
+		if got := p.Partition(&kgo.Record{Partition: HashPartition(hash)}, 4); got != want {
+			t.Errorf("%#x: got partition %d; want %d", hash, got, want)
+		}
+		if !p.RequiresConsistency(nil) {
+			t.Error("a partition without leader would send its events elsewhere")
+		}
+	}
+	f(0, 0)
+	f(1<<33, 1)
+	f(5<<33, 1)
+	f(1<<64-1, 3)
+	f(1<<33-1, 0)
+}
