@@ -63,17 +63,22 @@ func (p *node) setting(name string) string {
 // ready waits until every part says so.
 func (p *node) ready() {
 	p.t.Helper()
-	within(p.t, time.Minute, "ready", func() error {
-		resp, err := http.Get("http://" + p.public + "/ready")
-		if err != nil {
-			return err
-		}
-		defer resp.Body.Close()
-		if resp.StatusCode != http.StatusOK {
-			return errors.New(resp.Status)
-		}
-		return nil
-	}, p.process)
+	within(p.t, time.Minute, "ready", p.isReady, p.process)
+}
+
+var errStillReady = errors.New("/ready says ready")
+
+// isReady is nil when GET /ready is 200.
+func (p *node) isReady() error {
+	resp, err := http.Get("http://" + p.public + "/ready")
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return errors.New(resp.Status)
+	}
+	return nil
 }
 
 // verify runs edge verify against the process until nothing is left to store
