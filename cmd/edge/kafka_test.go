@@ -166,7 +166,7 @@ func sinksComeAndGo(n *tenant) {
 	n.progress()
 	c := n.start("sink c", "sink", restless...)
 	sinks = append(sinks, c)
-	t.Logf("a third sink has partitions after %s", short(n.joined(sinks...)))
+	n.joined(sinks...)
 	var killed, stopped, left []time.Duration
 	for range roundsOf(t, 3) {
 		l.more(500)
