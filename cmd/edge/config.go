@@ -46,9 +46,11 @@ type config struct {
 
 	WriteKeys   secrets  `env:"WRITE_KEYS" envDefault:"" doc:"keys that may POST events, each a key or sha256:<hex of it>; empty lets everyone"`
 	ReadKeys    secrets  `env:"READ_KEYS" envDefault:"" doc:"keys that may GET /metrics; empty lets everyone"`
+	KeyRate     int      `env:"KEY_RATE" envDefault:"0" doc:"events a second one write key may send; beyond it 429; 0 is no limit"`
 	CORSOrigins []string `env:"CORS_ORIGINS" envDefault:"*" doc:"origins a browser may call from; * is any, empty is none"`
 
 	Ack              string        `env:"ACK" envDefault:"broker" doc:"broker: 202 means acknowledged by the broker; memory: 202 means taken into memory, which a kill loses"`
+	RetryAfter       time.Duration `env:"RETRY_AFTER" envDefault:"1s" doc:"what 429 and 503 ask clients to wait, in whole seconds"`
 	AckTimeout       time.Duration `env:"ACK_TIMEOUT" envDefault:"2s" doc:"how long a request waits for the broker before 503"`
 	Shards           int           `env:"SHARDS" envDefault:"0" doc:"rings between HTTP and Kafka; 0 is one per core"`
 	RingRequests     int           `env:"RING_REQUESTS" envDefault:"16384" doc:"requests one ring holds; beyond it 429"`
@@ -193,7 +195,7 @@ func (c *config) validate() error {
 		{"FLUSH_ROWS", int64(c.FlushRows)}, {"FLUSH_BYTES", int64(c.FlushBytes)},
 		{"SERVER_READ_TIMEOUT", int64(c.ServerReadTimeout)}, {"SERVER_WRITE_TIMEOUT", int64(c.ServerWriteTimeout)},
 		{"SERVER_IDLE_TIMEOUT", int64(c.ServerIdleTimeout)}, {"ACK_TIMEOUT", int64(c.AckTimeout)}, {"FLUSH_INTERVAL", int64(c.FlushInterval)},
-		{"STUCK_AFTER", int64(c.StuckAfter)}, {"QUERY_TIMEOUT", int64(c.QueryTimeout)}, {"SHUTDOWN_TIMEOUT", int64(c.ShutdownTimeout)},
+		{"STUCK_AFTER", int64(c.StuckAfter)}, {"RETRY_AFTER", int64(c.RetryAfter)}, {"QUERY_TIMEOUT", int64(c.QueryTimeout)}, {"SHUTDOWN_TIMEOUT", int64(c.ShutdownTimeout)},
 	} {
 		if p.n <= 0 {
 			bad("%s must be positive", p.name)
@@ -202,7 +204,7 @@ func (c *config) validate() error {
 	for _, p := range []struct {
 		name string
 		d    time.Duration
-	}{{"MAX_AGE", c.MaxAge}, {"MAX_AHEAD", c.MaxAhead}, {"LINGER", c.Linger}, {"TABLE_TTL", c.TableTTL}, {"KAFKA_RETENTION", c.KafkaRetention}, {"EMBEDDED_RETENTION", c.EmbeddedRetention}, {"KAFKA_PARTITIONS", time.Duration(c.KafkaPartitions)}, {"PRESTOP_DELAY", c.PrestopDelay}, {"DEDUP_MAX_IDS", time.Duration(c.DedupIDs)}, {"DEDUP_WINDOW", c.DedupWindow}} {
+	}{{"MAX_AGE", c.MaxAge}, {"MAX_AHEAD", c.MaxAhead}, {"LINGER", c.Linger}, {"TABLE_TTL", c.TableTTL}, {"KAFKA_RETENTION", c.KafkaRetention}, {"EMBEDDED_RETENTION", c.EmbeddedRetention}, {"KAFKA_PARTITIONS", time.Duration(c.KafkaPartitions)}, {"PRESTOP_DELAY", c.PrestopDelay}, {"KEY_RATE", time.Duration(c.KeyRate)}, {"DEDUP_MAX_IDS", time.Duration(c.DedupIDs)}, {"DEDUP_WINDOW", c.DedupWindow}} {
 		if p.d < 0 {
 			bad("%s must not be negative", p.name)
 		}

@@ -466,6 +466,7 @@ func (a *app) startServer(context.Context) error {
 	sc.MaxConns, sc.MaxConnsPerIP = c.MaxConns, c.MaxConnsPerIP
 	sc.ReadTimeout, sc.WriteTimeout, sc.IdleTimeout = c.ServerReadTimeout, c.ServerWriteTimeout, c.ServerIdleTimeout
 	sc.QueryTimeout = c.QueryTimeout
+	sc.KeyRate, sc.RetryAfter = c.KeyRate, c.RetryAfter
 	sc.WriteKeys, sc.ReadKeys, sc.Origins = c.WriteKeys, c.ReadKeys, c.CORSOrigins
 	if a.producer != nil {
 		sc.Publish = a.producer.Publish
