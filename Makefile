@@ -76,8 +76,37 @@ kafka: $(KAFKA_STAMP)
 test-kafka: setup $(KAFKA_STAMP)
 	EDGE_KAFKA=1 EDGE_REQUIRE_ENGINE=1 $(GO) test -v -count=1 -timeout 15m -run '^TestKafka$$' ./cmd/edge
 
+LINT := .tools/bin/golangci-lint-2.15.0
+
+$(LINT):
+	@mkdir -p $(@D)
+	GOBIN=$(CURDIR)/$(@D) $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+	@mv $(@D)/golangci-lint $@
+
+## lint: the linters, and the imports as DESIGN.md draws them
+lint: $(LINT)
+	$(LINT) run ./...
+
+## check: formatting, vet, linters, and a go.mod that is tidy
+check: lint
+	@test -z "$$(gofmt -l cmd internal migrations)" || { gofmt -d cmd internal migrations; exit 1; }
+	$(GO) vet ./...
+	$(GO) mod tidy -diff
+
+CHAOS_REPORT := $(CURDIR)/.tools/chaos.md
+
+## chaos: every fault, as often as a claim needs (about 15 minutes), and a table
+chaos: setup $(KAFKA_STAMP)
+	@mkdir -p $(dir $(CHAOS_REPORT)) && rm -f $(CHAOS_REPORT)
+	@status=0; \
+	EDGE_CHAOS=1 EDGE_CHAOS_REPORT=$(CHAOS_REPORT) EDGE_REQUIRE_ENGINE=1 EDGE_KAFKA=1 \
+	$(GO) test -p 1 -count=1 -timeout 60m -run 'Kill|Crash|Chaos|Cut|Dropped|SinksComeAndGo|TestKafka|PowerCut|CallFails|Terminate' \
+	  ./cmd/edge ./internal/sink ./internal/embedded || status=1; \
+	echo; echo '| fault | rounds | events accepted | lost | duplicated | worst recovery |'; \
+	echo '| --- | --- | --- | --- | --- | --- |'; cat $(CHAOS_REPORT); exit $$status
+
 ## clean: remove what was built; data/ stays
 clean:
 	rm -rf bin $(ENGINE)/node_modules
 
-.PHONY: help run build setup test race health ready test-event test-metrics replay kafka test-kafka clean
+.PHONY: help run build setup test race lint check chaos health ready test-event test-metrics replay kafka test-kafka clean

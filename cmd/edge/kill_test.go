@@ -6,13 +6,15 @@ import (
 	"math/rand/v2"
 	"testing"
 	"time"
+
+	"edge/internal/chaos"
 )
 
 // SIGKILL of the whole process at random moments under load: everything that
 // was answered 202 is stored once, and so is everything that was sent twice.
 func TestKillEdge(t *testing.T) {
 	needEngine(t)
-	n := rounds("EDGE_KILL_ROUNDS", 6)
+	n := chaos.Rounds(6, 200)
 	p := newNode(t, "DATA_DIR", t.TempDir(), "FLUSH_INTERVAL", "20ms")
 	l := &promises{promised: make(map[string]struct{})}
 	stop := make(chan struct{})
@@ -31,13 +33,14 @@ func TestKillEdge(t *testing.T) {
 	}
 	close(stop)
 	wg.Wait()
-	checkLedger(t, p, l)
+	lost, twice := checkLedger(t, p, l)
 	p.terminate()
-	t.Logf("chaos: SIGKILL edge | %d rounds | %d accepted | worst recovery %s", n, len(l.promised), worst.Round(time.Millisecond))
+	chaos.Report(t, chaos.Result{Fault: "SIGKILL of edge and its engine, embedded", Rounds: n,
+		Accepted: len(l.promised), Lost: lost, Duplicated: twice, Worst: worst})
 }
 
 // checkLedger compares what clients were promised with what is stored.
-func checkLedger(t *testing.T, p *node, l *promises) {
+func checkLedger(t *testing.T, p *node, l *promises) (lost, twice int) {
 	t.Helper()
 	r := p.verify(int64(len(l.promised)))
 	if r.Mismatched != 0 || r.Users != 0 || len(r.Problems) != 0 {
@@ -55,12 +58,13 @@ func checkLedger(t *testing.T, p *node, l *promises) {
 	if promised := int64(len(l.promised)); rows < promised || rows > promised+l.sent.Load() {
 		t.Errorf("%d ids were promised; %d rows are stored", promised, rows)
 	}
-	missing, twice := storedIDs(t, p.engine, l)
-	if missing != 0 || twice != 0 {
-		t.Errorf("of %d promised ids %d are missing and %d are stored more than once\n%s", len(l.promised), missing, twice, p.tail(40))
+	lost, twice = storedIDs(t, p.engine, l)
+	if lost != 0 || twice != 0 {
+		t.Errorf("of %d promised ids %d are missing and %d are stored more than once\n%s", len(l.promised), lost, twice, p.tail(40))
 	}
 	if len(l.promised) == 0 {
 		t.Error("nothing was accepted: the test proved nothing")
 	}
 	t.Logf("%d ids promised, %d rows, %d requests refused or cut off", len(l.promised), rows, l.refused.Load())
+	return lost, twice
 }

@@ -12,7 +12,6 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"os"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -228,13 +227,4 @@ func storedIDs(t testing.TB, engine string, l *promises) (missing, twice int) {
 		}
 	}
 	return missing, twice
-}
-
-// rounds is how often a fault is repeated: few in an ordinary test run, as many
-// as the environment says in make chaos.
-func rounds(name string, few int) int {
-	if n, err := strconv.Atoi(os.Getenv(name)); err == nil {
-		return n
-	}
-	return few
 }
