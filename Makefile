@@ -20,7 +20,7 @@ run: build
 build: setup
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/edge ./cmd/edge
 
-## setup: fetch what the build needs: Go modules and the ClickHouse engine
+## setup: fetch Go modules and the ClickHouse engine
 setup: bin/libchdb.so
 	@$(GO) mod download
 
