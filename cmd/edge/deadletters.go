@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -16,6 +15,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/goccy/go-json"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -116,7 +116,7 @@ func (d *deadLetters) each(ctx context.Context, from map[int32]int64, f func(*kg
 // list writes every letter as a line of JSON.
 func (d *deadLetters) list(ctx context.Context, w io.Writer) error {
 	out := json.NewEncoder(w)
-	out.SetEscapeHTML(false)
+	out.SetEscapeHTML(false) // values are shown as they are
 	_, err := d.each(ctx, nil, func(r *kgo.Record) error { return out.Encode(readLetter(r)) })
 	return err
 }

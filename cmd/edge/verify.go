@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +10,8 @@ import (
 	"strconv"
 	"syscall"
 	"time"
+
+	"github.com/goccy/go-json"
 
 	"edge/internal/clickhouse"
 	engine "edge/internal/embedded/clickhouse"
