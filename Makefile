@@ -6,6 +6,8 @@ NOW_MS = $$(date +%s000)
 ENGINE := internal/embedded/clickhouse/engine
 ENGINE_STAMP := $(ENGINE)/node_modules/.package-lock.json
 
+RACE := ./internal/ring ./internal/codec ./internal/stat ./internal/kafka ./internal/producer ./internal/server ./internal/sink ./internal/embedded
+
 .DEFAULT_GOAL := help
 
 ## help: list the targets
@@ -37,9 +39,9 @@ $(ENGINE_STAMP): $(ENGINE)/package-lock.json
 test: setup
 	EDGE_REQUIRE_ENGINE=1 $(GO) test ./...
 
-## race: the same under the race detector
+## race: the packages in which goroutines meet, under the race detector
 race: setup
-	EDGE_REQUIRE_ENGINE=1 $(GO) test -race ./...
+	EDGE_REQUIRE_ENGINE=1 $(GO) test -race -timeout 20m $(RACE)
 
 ## health: GET /health of the running server
 health:
