@@ -20,7 +20,6 @@ const (
 	HeaderPartition = "edge-partition" // …
 	HeaderOffset    = "edge-offset"    // …; with the two above it identifies the letter
 	HeaderTruncated = "edge-truncated" // the length of a value that had to be cut; the whole of it is where it came from
-	HeaderTruncated = "edge-truncated" // the value's length, when only its start is here
 )
 
 // deadLetter is r on its way to the dead-letter topic. It keeps r's bytes.

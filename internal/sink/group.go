@@ -52,7 +52,7 @@ func (t *session) offsetsFetched(_ context.Context, _ *kgo.Client, resp *kmsg.Of
 		if topic != t.cfg.Topic || t.partitions == nil {
 			return nil
 		}
-		p := &partition{id: id, next: max(offset, 0)}
+		p := &partition{id: id, next: max(offset, 0), known: offset >= 0}
 		if offset >= 0 && metadata != nil {
 			open, ok, err := parsePlan(offset, *metadata)
 			if err != nil {

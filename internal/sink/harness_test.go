@@ -8,6 +8,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -47,8 +48,6 @@ type lab struct {
 
 	mu      sync.Mutex
 	ledger  map[place]row // what events must hold
-	dead    int           // records that must be dead letters
-	dup     int           // records that must be dropped as duplicates
 	seq     int
 	running []*process
 }
@@ -464,7 +463,7 @@ func (l *lab) exec(sql string) {
 // value is the one value a query answers.
 func (l *lab) value(sql string) string {
 	l.t.Helper()
-	got, err := l.pool.Strings(context.Background(), "SELECT toString(("+sql+"))")
+	got, err := l.pool.Strings(context.Background(), "SELECT ifNull(toString(("+sql+")), '')")
 	if err != nil {
 		l.t.Fatalf("%s: %v", sql, err)
 	}
@@ -523,10 +522,18 @@ func (l *lab) src() uint32 {
 	return SourceID(meta.Cluster, meta.Topics[topic].ID, 0)
 }
 
-func (l *lab) sorted() []place {
+// forget takes what can not be stored any more out of the ledger.
+func (l *lab) forget(gone func(place) bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return slices.SortedFunc(maps.Keys(l.ledger), func(a, b place) int {
-		return cmp.Or(cmp.Compare(a.partition, b.partition), cmp.Compare(a.offset, b.offset))
-	})
+	maps.DeleteFunc(l.ledger, func(p place, _ row) bool { return gone(p) })
+}
+
+// stored is how many rows events has of an offset.
+func (l *lab) stored(p place) int {
+	n, err := strconv.Atoi(l.value(fmt.Sprintf("SELECT ifNull(count(), 0) FROM events WHERE _part = %d AND _offset = %d", p.partition, p.offset)))
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return n
 }

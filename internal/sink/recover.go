@@ -1,6 +1,7 @@
 package sink
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/ClickHouse/ch-go"
 	"github.com/ClickHouse/ch-go/proto"
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"edge/internal/clickhouse"
@@ -60,22 +62,33 @@ func (t *session) reread(ctx context.Context, f *flight, p plan, of *partition) 
 		return err
 	}
 	defer client.Close()
+	start, end, err := t.logRange(ctx, id)
+	if err != nil {
+		return err
+	}
+	if end <= p.last && end > start {
+		return fmt.Errorf("the log ends at offset %d: it has lost its tail", end)
+	}
 	next := p.first
+	if start > p.last {
+		// Nothing of it is left, and nothing may come after it to be read.
+		t.lostRange(id, p.first, p.last)
+		next = p.last + 1
+	}
 	for next <= p.last {
 		fetches := client.PollFetches(ctx)
 		if err := fetches.Err(); err != nil {
 			return err
 		}
 		fetches.EachRecord(func(r *kgo.Record) {
+			// Retention was faster than the sink: what is gone is gone, and says
+			// so here and in the audit.
+			if upTo := min(r.Offset, p.last+1); upTo > next {
+				t.lostRange(id, next, upTo-1)
+			}
 			if r.Offset > p.last {
 				next = r.Offset
 				return
-			}
-			if r.Offset > next {
-				// Retention was faster than the sink: what is gone is gone, and
-				// says so here and in the audit.
-				t.stats.lostRecords.Add(uint64(r.Offset - next))
-				t.cfg.Logger.Error("records of a declared batch are no longer in the log", "partition", id, "first", next, "last", r.Offset-1)
 			}
 			f.take(r, w)
 			next = r.Offset + 1
@@ -89,6 +102,28 @@ func (t *session) reread(ctx context.Context, f *flight, p plan, of *partition) 
 	}
 	return nil
 }
+
+// logRange returns the offsets [start,end) that the log of a partition has.
+func (t *session) logRange(ctx context.Context, id int32) (start, end int64, err error) {
+	admin := kadm.NewClient(t.client)
+	for _, ask := range []struct {
+		list func(context.Context, ...string) (kadm.ListedOffsets, error)
+		to   *int64
+	}{{admin.ListStartOffsets, &start}, {admin.ListEndOffsets, &end}} {
+		offsets, err := ask.list(ctx, t.cfg.Topic)
+		if err != nil {
+			return 0, 0, fmt.Errorf("list offsets: %w", err)
+		}
+		o, ok := offsets.Lookup(t.cfg.Topic, id)
+		if !ok || o.Err != nil {
+			return 0, 0, fmt.Errorf("list offsets of partition %d: %w", id, cmp.Or(o.Err, errNoOffset))
+		}
+		*ask.to = o.Offset
+	}
+	return start, end, nil
+}
+
+var errNoOffset = errors.New("no answer for it")
 
 // recover makes f's rows be in events and in every rollup exactly once,
 // whatever state an earlier attempt left, and repeats until it has seen it.

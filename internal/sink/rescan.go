@@ -10,7 +10,6 @@ import (
 
 	"github.com/ClickHouse/ch-go"
 	"github.com/ClickHouse/ch-go/proto"
-	"github.com/twmb/franz-go/pkg/kadm"
 )
 
 // rescan fills the holes that a power cut left in events, partition by
@@ -50,7 +49,7 @@ func (t *session) rescanPartition(ctx context.Context, p *partition) error {
 	if p.open != nil {
 		end = p.open.first
 	}
-	first, err := t.logStart(ctx, p.id)
+	first, _, err := t.logRange(ctx, p.id)
 	if err != nil {
 		return err
 	}
@@ -70,18 +69,6 @@ func (t *session) rescanPartition(ctx context.Context, p *partition) error {
 	t.cfg.Logger.Info("log compared with what is stored", "partition", p.id, "first", first, "last", end-1,
 		"holes", len(holes), "rollups_repaired", repaired, "took_ms", time.Since(started).Milliseconds())
 	return nil
-}
-
-func (t *session) logStart(ctx context.Context, id int32) (int64, error) {
-	offsets, err := kadm.NewClient(t.client).ListStartOffsets(ctx, t.cfg.Topic)
-	if err != nil {
-		return 0, err
-	}
-	o, ok := offsets.Lookup(t.cfg.Topic, id)
-	if !ok {
-		return 0, fmt.Errorf("no start offset of partition %d", id)
-	}
-	return o.Offset, o.Err
 }
 
 // holes returns what of [from,end) is not in events, as plans of at most a

@@ -39,6 +39,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"edge/internal/clickhouse"
@@ -105,16 +106,19 @@ func (s *Sink) Run(ctx context.Context) error {
 	const minPause, maxPause = 100 * time.Millisecond, 10 * time.Second
 	pause := minPause
 	for {
-		started := time.Now()
+		flights := s.stats.stored.Load() + s.stats.recovered.Load()
 		err := s.session(ctx)
-		var fatal *SchemaError
-		if ctx.Err() != nil || errors.As(err, &fatal) {
-			return err
-		}
-		if time.Since(started) > time.Minute {
-			pause = minPause
+		if ctx.Err() != nil {
+			return nil
 		}
 		s.state.failed(err)
+		var fatal *SchemaError
+		if errors.As(err, &fatal) {
+			return err
+		}
+		if s.stats.stored.Load()+s.stats.recovered.Load() > flights {
+			pause = minPause // it worked until it did not
+		}
 		s.cfg.Logger.Warn("sink session ended, joining again", "err", err, "pause", pause.String())
 		select {
 		case <-ctx.Done():
@@ -156,6 +160,9 @@ type partition struct {
 	open *plan // declared by an earlier owner, to be recovered before anything else
 	high int64 // high watermark last seen
 
+	known bool // next was committed or taken, not assumed
+	asked bool // events does not go beyond next, see overtake
+
 	window *window // ids taken so far; nil until rebuilt from events
 }
 
@@ -192,6 +199,7 @@ func (s *Sink) session(ctx context.Context) error {
 		// Dead letters: kept through every outage, the partition waits for them.
 		kgo.RequiredAcks(kgo.AllISRAcks()),
 		kgo.ProducerLinger(0),
+		kgo.ProducerBatchMaxBytes(maxLetterBytes),
 	)
 	if err != nil {
 		return err
@@ -231,6 +239,12 @@ func (t *session) begin(ctx context.Context) error {
 	if err := t.rescan(ctx); err != nil {
 		return fmt.Errorf("rescan the log: %w", err)
 	}
+	if err := t.overtake(ctx); err != nil {
+		return fmt.Errorf("compare the group's offsets with what is stored: %w", err)
+	}
+	// A server that hangs must not hold the session for ever.
+	ctx, cancel := context.WithTimeout(ctx, 10*t.cfg.InsertTimeout)
+	defer cancel()
 	return t.loadWindows(ctx)
 }
 
@@ -266,6 +280,10 @@ func (t *session) poll(ctx context.Context) kgo.Fetches {
 // room returns when the filling block can take more: with a full block and an
 // insert under way there is nothing to poll for. Rebalances go on meanwhile.
 func (t *session) room(ctx context.Context) {
+	// Nothing is fetched meanwhile that would tell how far the log goes.
+	const endsEvery = 5 * time.Second
+	tick := time.NewTicker(endsEvery)
+	defer tick.Stop()
 	for {
 		t.mu.Lock()
 		f := t.flying
@@ -280,6 +298,8 @@ func (t *session) room(ctx context.Context) {
 		}
 		select {
 		case <-f.landed:
+		case <-tick.C:
+			t.readEnds(ctx)
 		case <-ctx.Done():
 			return
 		case <-t.ctx.Done():
@@ -288,16 +308,37 @@ func (t *session) room(ctx context.Context) {
 	}
 }
 
+// readEnds asks where the log ends now, for the lag.
+func (t *session) readEnds(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	ends, err := kadm.NewClient(t.client).ListEndOffsets(ctx, t.cfg.Topic)
+	if err != nil {
+		t.cfg.Kafka.Errors.Count("list_offsets", err)
+		return
+	}
+	ends.Each(func(o kadm.ListedOffset) {
+		if o.Err == nil {
+			t.state.end(o.Partition, o.Offset)
+		}
+	})
+}
+
 // take decodes what was polled into the filling flight.
 func (t *session) take(fetches kgo.Fetches) {
+	healthy := true
 	fetches.EachError(func(topic string, p int32, err error) {
 		if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 			return
 		}
+		healthy = false
 		t.cfg.Kafka.Errors.Count("fetch", err)
 		t.state.failed(fmt.Errorf("fetch %s/%d: %w", topic, p, err))
 		t.cfg.Logger.Error("fetch", "partition", p, "err", err)
 	})
+	if healthy {
+		t.state.idle()
+	}
 	fetches.EachPartition(func(ft kgo.FetchTopicPartition) {
 		p := t.partitions[ft.Partition]
 		if p == nil {
@@ -308,11 +349,20 @@ func (t *session) take(fetches kgo.Fetches) {
 			if r.Offset < p.next {
 				continue // part of a plan that is being recovered
 			}
+			if r.Offset > p.next && p.known {
+				t.lostRange(p.id, p.next, r.Offset-1)
+			}
 			t.filling.take(r, p.window)
-			p.next = r.Offset + 1
+			p.next, p.known = r.Offset+1, true
 		}
 		t.state.seen(p, t.filling.batches[p.id])
 	})
+}
+
+// lostRange notes offsets that were never taken and are no longer in the log.
+func (t *session) lostRange(id int32, first, last int64) {
+	t.stats.lostRecords.Add(uint64(last - first + 1))
+	t.cfg.Logger.Error("records are not in the log any more", "partition", id, "first", first, "last", last)
 }
 
 // launch sends the filling flight off when it is due and the runway is free.

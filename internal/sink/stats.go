@@ -87,7 +87,29 @@ func (p *progress) assigned(id int32, offset int64) {
 		p.partitions = make(map[int32]*position)
 	}
 	p.partitions[id] = &position{stored: max(offset, 0), high: max(offset, 0)}
-	p.moved = time.Now()
+	// Joining again and again is no progress.
+	if p.err == nil || p.moved.IsZero() {
+		p.moved = time.Now()
+	}
+}
+
+// idle notes a poll without errors: with nothing to store, what failed before
+// is over.
+func (p *progress) idle() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.partitions) > 0 && p.lagLocked() == 0 {
+		p.moved, p.err = time.Now(), nil
+	}
+}
+
+// end notes that the log of a partition goes to high.
+func (p *progress) end(id int32, high int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if at := p.partitions[id]; at != nil {
+		at.high = max(at.high, high)
+	}
 }
 
 // seen notes what a poll brought of a partition: the batch being filled, if
@@ -194,7 +216,7 @@ func (s *Sink) Describe(set *stat.Set) {
 	st := &s.stats
 	set.Counter("edge_sink_rows_total", "Rows stored in ClickHouse.", &st.rows)
 	set.Counter("edge_sink_duplicates_total", "Records dropped because their event_id was stored before.", &st.duplicates)
-	set.Counter("edge_sink_lost_records_total", "Records of a declared batch that retention removed before they were stored.", &st.lostRecords)
+	set.Counter("edge_sink_lost_records_total", "Records that retention removed before they were stored.", &st.lostRecords)
 	set.Counter("edge_sink_rebalances_total", "Times partitions were taken from this sink.", &st.rebalances)
 	set.CounterVec("edge_sink_batches_total", "Flights by outcome.", []string{"outcome"}, func(emit stat.Emit) {
 		emit(float64(st.stored.Load()), "stored")

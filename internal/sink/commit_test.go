@@ -1,0 +1,253 @@
+package sink
+
+import (
+	"testing"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kmsg"
+)
+
+// isPlan tells the commit of a plan from the commit past it.
+func isPlan(req kmsg.Request) bool {
+	for _, t := range req.(*kmsg.OffsetCommitRequest).Topics {
+		for _, p := range t.Partitions {
+			if p.Metadata != nil && *p.Metadata != "" {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// TestCommitRefused answers the commit of the plan, and then the one past it,
+// with every error a coordinator has; REQUEST_TIMED_OUT is answered after the
+// commit was applied.
+func TestCommitRefused(t *testing.T) {
+	l := newLab(t, 2)
+	s := l.start()
+	l.produce(20)
+	l.settled()
+	for _, e := range []*kerr.Error{
+		kerr.IllegalGeneration, kerr.UnknownMemberID, kerr.RebalanceInProgress, kerr.FencedInstanceID,
+		kerr.CoordinatorNotAvailable, kerr.CoordinatorLoadInProgress, kerr.NotCoordinator, kerr.RequestTimedOut,
+		kerr.UnknownServerError, kerr.OffsetMetadataTooLarge,
+	} {
+		for _, plans := range []bool{true, false} {
+			fault := l.cluster.Fault(kfake.Fault{
+				Keys: []kmsg.Key{kmsg.OffsetCommit}, Err: e, Count: 2,
+				When: func(req kmsg.Request) bool { return isPlan(req) == plans },
+			})
+			l.produce(10)
+			l.settled()
+			l.exact()
+			if fault.Hits() == 0 {
+				t.Errorf("%s: no commit met it", e.Message)
+			}
+			fault.Remove()
+			if t.Failed() {
+				t.Fatalf("after %s of plans %t", e.Message, plans)
+			}
+		}
+	}
+	t.Log(s.sink.outcomes())
+}
+
+// TestOffsetsMovedBack starts a sink behind what is stored: offsets reset by
+// hand, lost with the group, or overtaken by a commit that was late. The stored
+// rows are recognised, missing ones among them are inserted.
+func TestOffsetsMovedBack(t *testing.T) {
+	l := newLab(t, 2)
+	s := l.start(func(c *Config) { c.FlushRows = 40 })
+	for range 5 {
+		l.produce(60, twoMonths)
+		l.settled()
+	}
+	s.stop()
+	l.commit(0, 10, "")
+	l.commit(1, 0, "")
+	const some = "_part = 1 AND _offset BETWEEN 20 AND 70"
+	l.uncountAll(some)
+	l.lose("events", some)
+	l.produce(60, twoMonths)
+	s = l.start(func(c *Config) { c.FlushRows = 40 })
+	l.settled()
+	l.exact()
+	s.stop()
+	if got := s.sink.stats.reinserted.Load(); got == 0 {
+		t.Error("nothing was reinserted")
+	}
+
+	// The group forgot everything.
+	if _, err := l.admin.DeleteGroups(t.Context(), group); err != nil {
+		t.Fatal(err)
+	}
+	l.start()
+	l.produce(10, twoMonths)
+	l.settled()
+	l.exact()
+}
+
+// TestPlanOvertakenByAnOlder has the commit of an old plan arrive late, after
+// that of a newer one whose rows are in.
+func TestPlanOvertakenByAnOlder(t *testing.T) {
+	l := newLab(t, 1)
+	s := l.start()
+	l.produce(30)
+	l.settled()
+	l.produce(30)
+	l.settled()
+	s.stop()
+	l.commit(0, 0, plan{l.src(), 0, 29}.String())
+	l.start()
+	l.produce(10)
+	l.settled()
+	l.exact()
+}
+
+func TestPlanRoundTrip(t *testing.T) {
+	f := func(want plan) {
+		t.Helper()
+		text := want.String()
+		got, ok, err := parsePlan(want.first, text)
+		if err != nil || !ok || got != want {
+			t.Errorf("parsePlan(%d, %q) = %v, %t, %v; want %v", want.first, text, got, ok, err, want)
+		}
+		// Digits may be missing from the end and still be a number: such a plan
+		// must not pass for one that ends before it begins.
+		for i := 1; i < len(text); i++ {
+			got, ok, err := parsePlan(want.first, text[:i])
+			if err == nil && (!ok || got.last < got.first) {
+				t.Errorf("prefix %q: got %v, %t", text[:i], got, ok)
+			}
+		}
+	}
+	f(plan{0, 0, 0})
+	f(plan{1, 5, 5})
+	f(plan{4294967295, 9_000_000_000, 9_000_000_499})
+	f(plan{7, 1<<62 + 1, 1<<63 - 1})
+
+	if p, ok, err := parsePlan(3, ""); ok || err != nil {
+		t.Errorf("no metadata: got %v, %t, %v", p, ok, err)
+	}
+	bad := func(metadata string) {
+		t.Helper()
+		if p, ok, err := parsePlan(10, metadata); err == nil {
+			t.Errorf("%q: got %v, %t; want an error", metadata, p, ok)
+		}
+	}
+	bad("v1")
+	bad("v1;")
+	bad("v1;1")
+	bad("v1;1;")
+	bad("v1;1;9") // before first
+	bad("v1;1;10;")
+	bad("v1;-1;10")
+	bad("v1;4294967296;10")
+	bad("v1;1;9223372036854775808")
+	bad("v1;1;1e3")
+	bad("v2;1;10")
+	bad("edge-5a2ee3a1") // a member id, which other clients write there
+}
+
+// TestPlanBeforeTheLog finds a plan whose records retention has removed, partly
+// and wholly, with and without a record behind it.
+func TestPlanBeforeTheLog(t *testing.T) {
+	l := newLab(t, 1)
+	l.produce(30)
+	trim := func(to int64) {
+		t.Helper()
+		var offsets kadm.Offsets
+		offsets.AddOffset(topic, 0, to, -1)
+		if _, err := l.admin.DeleteRecords(t.Context(), offsets); err != nil {
+			t.Fatal(err)
+		}
+	}
+	recovered := func(lost uint64) {
+		t.Helper()
+		s := l.start()
+		l.settled()
+		s.stop()
+		if got := s.sink.stats.lostRecords.Load(); got != lost {
+			t.Errorf("%d records counted as lost; want %d", got, lost)
+		}
+		l.forget(func(p place) bool {
+			return p.offset < l.cluster.PartitionInfo(topic, 0).LogStartOffset && l.stored(p) == 0
+		})
+		l.rawIsLedger()
+		l.rollupsAreRaw()
+	}
+	l.commit(0, 0, plan{l.src(), 0, 9}.String())
+	trim(4)
+	recovered(4)
+	first := l.cluster.PartitionInfo(topic, 0).HighWatermark
+	l.produce(20)
+	l.commit(0, first, plan{l.src(), first, first + 9}.String())
+	trim(first + 15)
+	recovered(15)
+	first = l.cluster.PartitionInfo(topic, 0).HighWatermark
+	l.produce(10)
+	l.commit(0, first, plan{l.src(), first, first + 9}.String())
+	trim(first + 10) // the log is empty
+	recovered(10)
+	l.produce(5)
+	recovered(0)
+}
+
+// TestRecordsLostBeforeTheyWereTaken has retention overtake a sink that was
+// away; what is gone is counted.
+func TestRecordsLostBeforeTheyWereTaken(t *testing.T) {
+	l := newLab(t, 1)
+	s := l.start()
+	l.produce(10)
+	l.settled()
+	s.stop()
+	l.produce(20)
+	var offsets kadm.Offsets
+	offsets.AddOffset(topic, 0, 17, -1)
+	if _, err := l.admin.DeleteRecords(t.Context(), offsets); err != nil {
+		t.Fatal(err)
+	}
+	s = l.start()
+	l.settled()
+	if got := s.sink.stats.lostRecords.Load(); got != 7 {
+		t.Errorf("%d records counted as lost; want 7", got)
+	}
+	l.forget(func(p place) bool { return p.offset >= 10 && p.offset < 17 })
+	l.exact()
+}
+
+// TestLateOwner takes a sink for dead between its insert and the commit past
+// it: the next one finds the rows, and the commit of the first is refused.
+func TestLateOwner(t *testing.T) {
+	l := newLab(t, 1)
+	first := l.start()
+	l.produce(10)
+	l.settled()
+	fault := l.cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.OffsetCommit}, Err: kerr.CoordinatorNotAvailable, Count: -1,
+		When: func(req kmsg.Request) bool { return !isPlan(req) }})
+	l.produce(20)
+	if err := fault.Wait(t.Context(), 1); err != nil {
+		t.Fatal(err)
+	}
+	first.kafka.freeze()
+	fault.Remove()
+	first.evict()
+	second := l.start()
+	l.settled()
+	l.exact()
+	if got := second.sink.stats.present.Load(); got != 1 {
+		t.Errorf("the successor found %d declared batches whole; want 1", got)
+	}
+	first.kafka.thaw()
+	eventually(t, "the first owner has lost its partition", func() error {
+		if first.sink.stats.disowned.Load()+first.sink.stats.rebalances.Load() == 0 {
+			return errCut
+		}
+		return nil
+	})
+	l.produce(10)
+	l.settled()
+	l.exact()
+}

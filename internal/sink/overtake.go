@@ -1,0 +1,96 @@
+package sink
+
+import (
+	"context"
+	"fmt"
+	"maps"
+
+	"github.com/ClickHouse/ch-go"
+	"github.com/ClickHouse/ch-go/proto"
+)
+
+// overtake brings newly assigned partitions to where events is, when that is
+// beyond the group's offset. It never is in good order: a batch is declared
+// before it is stored. But offsets get reset by hand, a group can be forgotten,
+// and a commit that hung on a dying connection may arrive after the ones made
+// later on another, so that an old plan replaces the one whose rows are in:
+//
+//	commit [100,199] ─ hangs ──────────────────────────────▶ applied
+//	commit [100,199] again, insert, commit 200, commit [200,299], insert, crash
+//
+// Taking records from such an offset would store them twice. What is stored is
+// left alone, holes in it are filled, the rollups are compared, and the group
+// is moved on. Callers hold mu.
+func (t *session) overtake(ctx context.Context) error {
+	for id := range maps.Clone(t.partitions) { // land lets go of mu
+		p := t.partitions[id]
+		if p == nil || p.asked {
+			continue
+		}
+		first, end, err := t.storedBeyond(ctx, id, p.next)
+		if err != nil {
+			return err
+		}
+		if end > p.next {
+			if err := t.land(ctx); err != nil {
+				return err
+			}
+			if err := t.overtakePartition(ctx, p, first, end); err != nil {
+				return fmt.Errorf("partition %d: %w", id, err)
+			}
+		}
+		p.asked = true
+	}
+	return nil
+}
+
+// overtakePartition makes [first,end), of which events holds the last, whole.
+func (t *session) overtakePartition(ctx context.Context, p *partition, first, end int64) error {
+	from := min(first, p.next)
+	if p.open != nil {
+		from = min(from, p.open.first)
+	}
+	t.cfg.Logger.Warn("events goes beyond the group's offset, comparing", "partition", p.id, "offset", p.next, "first", from, "last", end-1)
+	f := newFlight(newBlock())
+	f.batches[p.id] = &batch{first: from, last: end - 1}
+	if err := t.quiesce(ctx, f); err != nil {
+		return fmt.Errorf("end earlier inserts: %w", err)
+	}
+	start, _, err := t.logRange(ctx, p.id)
+	if err != nil {
+		return err
+	}
+	from = max(from, start)
+	holes, err := t.holes(ctx, p.id, from, end)
+	if err != nil {
+		return err
+	}
+	for _, h := range holes {
+		if err := t.fill(ctx, p.id, h); err != nil {
+			return err
+		}
+	}
+	if _, err := t.compareRollups(ctx, p.id, from, end); err != nil {
+		return err
+	}
+	p.open, p.next, p.known = nil, end, true
+	return t.commitUntil(ctx, map[int32]commitOffset{p.id: {at: end}})
+}
+
+// storedBeyond returns the range of offsets [first,end) of the batches that
+// have rows at next or beyond; 0 and 0 when there is none.
+func (t *session) storedBeyond(ctx context.Context, id int32, next int64) (first, end int64, err error) {
+	var lo, hi proto.ColUInt64
+	err = t.cfg.ClickHouse.Do(ctx, ch.Query{
+		Body: fmt.Sprintf("SELECT min(_first) AS lo, max(_last) + 1 AS hi FROM events WHERE _src = %d AND _part = %d AND _offset >= %d HAVING count() > 0",
+			t.source.id, id, next),
+		Result: proto.Results{{Name: "lo", Data: &lo}, {Name: "hi", Data: &hi}},
+		OnResult: func(context.Context, proto.Block) error {
+			for i := range lo {
+				first, end = int64(lo[i]), int64(hi[i])
+			}
+			return nil
+		},
+	})
+	return first, end, err
+}
