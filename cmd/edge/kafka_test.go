@@ -26,6 +26,7 @@ func TestKafka(t *testing.T) {
 	t.Run("end to end", func(t *testing.T) { endToEnd(c.tenant(t, "endtoend")) })
 	t.Run("edge is killed", func(t *testing.T) { edgeKilled(c.tenant(t, "killed")) })
 	t.Run("sinks come and go", func(t *testing.T) { sinksComeAndGo(c.tenant(t, "rebalance")) })
+	t.Run("group is forgotten", func(t *testing.T) { groupForgotten(c.tenant(t, "forgotten")) })
 	t.Run("broker restarts", func(t *testing.T) { brokerRestarts(c.tenant(t, "restart")) })
 }
 
@@ -204,6 +205,30 @@ func sinksComeAndGo(n *tenant) {
 		t.Logf("%s: %s", p.name, p.samplesLine(`(edge_sink_(?:batches|recoveries|rebalances)_total\S*)`))
 	}
 	t.Logf("others store after a kill: %s, after a stop: %s; own the partitions after an orderly leave: %s", span(killed), span(stopped), span(left))
+}
+
+// groupForgotten deletes the group's offsets, as a broker does when no sink ran
+// for longer than it keeps them: the sink meets the whole log again.
+func groupForgotten(n *tenant) {
+	t := n.t
+	p := n.start("edge", everything)
+	l := startLoad(t, p.public)
+	l.more(2000)
+	l.stop()
+	n.settled()
+	p.terminate()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	forgotten, err := n.admin.DeleteGroups(ctx, n.name+"-sink")
+	if err == nil {
+		err = forgotten.Error()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.again(p)
+	p.awaitReady()
+	n.balance(l)
 }
 
 // brokerRestarts stops and kills Kafka while clients send; edge stays up.
