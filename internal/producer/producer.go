@@ -88,6 +88,7 @@ type Producer struct {
 	ok, failed, orphaned stat.Counter
 	inflight             stat.Gauge
 	seconds              *stat.Histogram
+	recreated            atomic.Bool // the topic is another one than the client knows
 }
 
 // New connects to nothing yet; a broker that is down shows in Publish and Ping.
@@ -195,8 +196,14 @@ func (p *Producer) produce(j *job) {
 	}
 }
 
-// Ping asks the cluster for the topic: nil when it can be produced to.
+// Ping asks the cluster for the topic: nil when it can be produced to. A topic
+// that somebody deleted and created again is reported once and then taken on:
+// the client refuses it until told so, lest records of two topics get mixed.
 func (p *Producer) Ping(ctx context.Context) error {
+	if p.recreated.CompareAndSwap(true, false) {
+		p.client.PurgeTopicsFromProducing(p.cfg.Topic)
+		return fmt.Errorf("topic %s was deleted and created again", p.cfg.Topic)
+	}
 	_, err := kafka.Partitions(ctx, p.client, p.cfg.Topic)
 	return err
 }
@@ -368,6 +375,9 @@ func (j *job) settle(_ *kgo.Record, err error) {
 // address, which would cost settle an allocation a record, errors or not.
 func (j *job) fail(err error) {
 	j.p.cfg.Kafka.Errors.Count("produce", err)
+	if errors.Is(err, kerr.UnknownTopicID) {
+		j.p.recreated.Store(true)
+	}
 	j.failed.Add(1)
 	j.err.CompareAndSwap(nil, &err)
 }
