@@ -40,6 +40,7 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"edge/internal/clickhouse"
@@ -151,6 +152,14 @@ type session struct {
 	flying     *flight
 	spare      *block
 	launched   time.Time // of the last flight
+	polled     []polled
+}
+
+// polled are records of a partition that are not taken yet: the filling block
+// was full before they came.
+type polled struct {
+	of      *partition
+	records []*kgo.Record
 }
 
 // partition is what a session knows of one it owns.
@@ -215,7 +224,10 @@ func (t *session) run(ctx context.Context) error {
 		if t.ctx.Err() != nil {
 			return context.Cause(t.ctx)
 		}
-		fetches := t.poll(ctx)
+		var fetches kgo.Fetches
+		if len(t.polled) == 0 {
+			fetches = t.poll(ctx)
+		}
 		t.mu.Lock()
 		if err := t.begin(ctx); err != nil {
 			t.mu.Unlock()
@@ -224,7 +236,8 @@ func (t *session) run(ctx context.Context) error {
 		}
 		t.recoverOpen()
 		if t.ctx.Err() == nil {
-			t.take(fetches)
+			t.sort(fetches)
+			t.take()
 			t.launch(false)
 		}
 		t.mu.Unlock()
@@ -324,8 +337,8 @@ func (t *session) readEnds(ctx context.Context) {
 	})
 }
 
-// take decodes what was polled into the filling flight.
-func (t *session) take(fetches kgo.Fetches) {
+// sort notes what a poll brought.
+func (t *session) sort(fetches kgo.Fetches) {
 	healthy := true
 	fetches.EachError(func(topic string, p int32, err error) {
 		if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
@@ -335,6 +348,11 @@ func (t *session) take(fetches kgo.Fetches) {
 		t.cfg.Kafka.Errors.Count("fetch", err)
 		t.state.failed(fmt.Errorf("fetch %s/%d: %w", topic, p, err))
 		t.cfg.Logger.Error("fetch", "partition", p, "err", err)
+		if errors.Is(err, kerr.UnknownTopicID) {
+			// Another log under the same name: it gets a session of its own, which
+			// gives it a source number of its own.
+			t.lost(fmt.Errorf("topic %s was deleted and created again: %w", topic, err))
+		}
 	})
 	if healthy {
 		t.state.idle()
@@ -345,18 +363,41 @@ func (t *session) take(fetches kgo.Fetches) {
 			return // revoked between fetch and poll
 		}
 		p.high = max(p.high, ft.HighWatermark)
-		for _, r := range ft.Records {
-			if r.Offset < p.next {
-				continue // part of a plan that is being recovered
-			}
-			if r.Offset > p.next && p.known {
-				t.lostRange(p.id, p.next, r.Offset-1)
-			}
-			t.filling.take(r, p.window)
-			p.next, p.known = r.Offset+1, true
+		t.polled = append(t.polled, polled{p, ft.Records})
+	})
+}
+
+// take decodes polled records into the filling flight until it is full.
+func (t *session) take() {
+	for len(t.polled) > 0 {
+		next := &t.polled[0]
+		p := next.of
+		if t.partitions[p.id] != p {
+			next.records = nil // revoked since: its next owner takes them
+		}
+		for len(next.records) > 0 && !t.filling.full(&t.cfg) {
+			t.takeRecord(p, next.records[0])
+			next.records[0] = nil // its fetch need not outlive it
+			next.records = next.records[1:]
 		}
 		t.state.seen(p, t.filling.batches[p.id])
-	})
+		if len(next.records) > 0 {
+			return
+		}
+		t.polled = t.polled[1:]
+	}
+	t.polled = nil
+}
+
+func (t *session) takeRecord(p *partition, r *kgo.Record) {
+	if r.Offset < p.next {
+		return // part of a plan that is being recovered
+	}
+	if r.Offset > p.next && p.known {
+		t.lostRange(p.id, p.next, r.Offset-1)
+	}
+	t.filling.take(r, p.window)
+	p.next, p.known = r.Offset+1, true
 }
 
 // lostRange notes offsets that were never taken and are no longer in the log.
