@@ -8,12 +8,16 @@ import (
 	"github.com/valyala/fasthttp"
 )
 
-// lingerBytes is the longest refused body that is still read and dropped. A
-// connection closed with unread bytes in its receive buffer is reset, and many
-// clients then report the reset instead of our sentence, so what is an ordinary
-// mistake (a batch a few times too large) is swallowed. Longer uploads are
-// answered at once and cut off.
-const lingerBytes = 4 << 20
+// A connection closed with unread bytes in its receive buffer is reset, and many
+// clients then report the reset instead of our sentence. So what is an ordinary
+// mistake is read and dropped before the answer: a refused body of up to
+// lingerFactor times MaxBodyBytes (a batch a few times too large), or of
+// lingerBytes where that limit is small. Longer uploads are answered at once and
+// cut off.
+const (
+	lingerFactor = 4
+	lingerBytes  = 4 << 20
+)
 
 // fasthttpDiscard is how much fasthttp itself reads and drops after an answer
 // to keep the connection; with more left to come it closes.
@@ -81,16 +85,25 @@ func readError(err error) error {
 	return errChunks
 }
 
-// skipBody reads and drops what is left of a refused body, up to what fasthttp
-// drops by itself after the answer. It ends with the read timeout at the
-// latest. A chunked body may never end, so for it the answer goes out first.
-func skipBody(ctx *fasthttp.RequestCtx) {
+// skipBody reads and drops what is left of a body refused with err, up to what
+// fasthttp drops by itself after the answer. It ends with the read timeout at
+// the latest. A chunked body may never end, so for it the answer goes out first,
+// unless the client has shown that it sends by sending too much.
+func (s *Server) skipBody(ctx *fasthttp.RequestCtx, err error) {
 	stream := ctx.RequestBodyStream()
+	if stream == nil {
+		return
+	}
+	most := max(lingerBytes, lingerFactor*s.cfg.MaxBodyBytes)
 	length := ctx.Request.Header.ContentLength()
-	if stream == nil || length <= fasthttpDiscard || length > lingerBytes {
+	left := length - fasthttpDiscard
+	if size, ok := err.(*sizeError); ok && !size.inflated && length < 0 {
+		left = most
+	}
+	if left <= 0 || length > most {
 		return
 	}
 	// What was read before the refusal only makes this drop a little more; an
 	// error shows again when the connection is used next.
-	_, _ = io.CopyN(io.Discard, stream, int64(length-fasthttpDiscard))
+	_, _ = io.CopyN(io.Discard, stream, int64(left))
 }

@@ -205,7 +205,7 @@ func (s *Server) refuse(ctx *fasthttp.RequestCtx, err error, events int) {
 		s.stats.Timeouts.Inc()
 	}
 	s.fail(ctx, err)
-	skipBody(ctx)
+	s.skipBody(ctx, err)
 }
 
 // badRequest answers what fasthttp could not read as a request and then closes.

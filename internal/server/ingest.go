@@ -24,8 +24,18 @@ const (
 	formatLines
 )
 
+// began returns when the request's header was in. While a client waits for 100
+// Continue, fasthttp has not looked at the clock yet: ctx.Time() is still the
+// last request's on this connection, or zero.
+func began(ctx *fasthttp.RequestCtx) time.Time {
+	if ctx.RequestBodyStream() == nil && ctx.Request.MayContinue() {
+		return time.Now()
+	}
+	return ctx.Time()
+}
+
 // since returns the time from the request's header to now.
-func since(ctx *fasthttp.RequestCtx) time.Duration { return time.Since(ctx.Time()) }
+func since(ctx *fasthttp.RequestCtx) time.Duration { return time.Since(began(ctx)) }
 
 // admission is what the header says about a request that may send its body.
 type admission struct {
@@ -49,7 +59,7 @@ func (s *Server) admit(ctx *fasthttp.RequestCtx, limit int) (a admission, err er
 	}
 	if key >= 0 && s.buckets != nil {
 		a.bucket = &s.buckets[key]
-		if wait := a.bucket.wait(ctx.Time()); wait > 0 {
+		if wait := a.bucket.wait(began(ctx)); wait > 0 {
 			return a, rateError(wait)
 		}
 	}
@@ -111,7 +121,7 @@ func (s *Server) receive(ctx *fasthttp.RequestCtx, enc encoding, limit, inflated
 // when the decoder panics: a budget that leaks is a server that stops.
 func (s *Server) decode(ctx *fasthttp.RequestCtx, body *block, how func([]byte, time.Time) *codec.Error) *codec.Error {
 	defer s.memory.put(body)
-	return how(body.b, ctx.Time())
+	return how(body.b, began(ctx))
 }
 
 func (s *Server) postEvent(ctx *fasthttp.RequestCtx) error {

@@ -102,7 +102,8 @@ func itohex(n int) string {
 }
 
 func TestExpectContinue(t *testing.T) {
-	e := start(t, func(c *Config) { c.WriteKeys = []string{"k"} })
+	// A rate needs the time, which fasthttp does not know yet when it asks.
+	e := start(t, func(c *Config) { c.WriteKeys, c.KeyRate = []string{"k"}, 1e6 })
 	const key = "X-API-Key: k\r\n"
 	f := func(request, head string, status int, want string) {
 		t.Helper()
@@ -146,6 +147,12 @@ func TestExpectContinue(t *testing.T) {
 	}
 	if got := e.stats.requests[routeEvents][codeIndex[202]].Load(); got != 2 {
 		t.Errorf("got %d answers counted; want 2, once per request", got)
+	}
+	if _, got, _ := e.stats.seconds[routeEvents].Snapshot(); got < 0 || got > 60 {
+		t.Errorf("got %v seconds in all these requests; want next to none", got)
+	}
+	if _, got, _ := e.stats.seconds[routeEvents].Snapshot(); got < 0 || got > 60 {
+		t.Errorf("got %v seconds in all these requests; want next to none", got)
 	}
 }
 
@@ -221,11 +228,20 @@ func TestRefusedBody(t *testing.T) {
 	f("/events/bulk", 101<<10, true)
 	f("/events/bulk", 1<<20, true)
 	f("/events/bulk", 4<<20, true)
+	for _, chunks := range []int{32, 1000} {
+		c := e.dial()
+		c.send("POST /events/bulk HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" +
+			strings.Repeat("1000\r\n"+strings.Repeat(" ", 4096)+"\r\n", chunks) + "0\r\n\r\n")
+		c.answer().check(t, 413, "102400")
+	}
 
+	// The bound grows with the limit: a few times the default 10 MiB.
+	e = start(t, nil)
+	f("/events/bulk", 11<<20, true)
+	f("/events/bulk", 30<<20, true)
 	c := e.dial()
-	c.send("POST /events/bulk HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" +
-		strings.Repeat("1000\r\n"+strings.Repeat(" ", 4096)+"\r\n", 32) + "0\r\n\r\n")
-	c.answer().check(t, 413, "102400")
+	c.send("POST /nope HTTP/1.1\r\nHost: a\r\nContent-Length: 5000000\r\n\r\n" + strings.Repeat(" ", 5000000))
+	c.answer().check(t, 404, "no such route")
 }
 
 // TestEndlessBody holds that a body that cannot be accepted is answered without
@@ -245,8 +261,8 @@ func TestEndlessBody(t *testing.T) {
 	}
 	f("X-API-Key: k\r\nContent-Length: 1000000000000\r\n", 413)
 	f("Content-Length: 1000000000000\r\n", 401)
-	f("Content-Length: 5000000\r\n", 401)
-	f("X-API-Key: k\r\nContent-Type: video/mp4\r\nContent-Length: 5000000\r\n", 415)
+	f("Content-Length: 50000000\r\n", 401)
+	f("X-API-Key: k\r\nContent-Type: video/mp4\r\nContent-Length: 50000000\r\n", 415)
 }
 
 func TestConnectionFlood(t *testing.T) {

@@ -172,7 +172,7 @@ func (s *Server) getMetrics(ctx *fasthttp.RequestCtx) error {
 		return err
 	}
 	args := ctx.QueryArgs()
-	req, err := query.Parse(func(name string) string { return string(args.Peek(name)) }, ctx.Time())
+	req, err := query.Parse(func(name string) string { return string(args.Peek(name)) }, began(ctx))
 	if err != nil {
 		return parameterError{err}
 	}
