@@ -151,9 +151,6 @@ func TestExpectContinue(t *testing.T) {
 	if _, got, _ := e.stats.seconds[routeEvents].Snapshot(); got < 0 || got > 60 {
 		t.Errorf("got %v seconds in all these requests; want next to none", got)
 	}
-	if _, got, _ := e.stats.seconds[routeEvents].Snapshot(); got < 0 || got > 60 {
-		t.Errorf("got %v seconds in all these requests; want next to none", got)
-	}
 }
 
 // TestSlowClients holds that nothing a client leaves unfinished outlives the

@@ -95,6 +95,7 @@ func (s *Server) on(label route, h handler) fasthttp.RequestHandler {
 		}
 		if err := h(ctx); err != nil {
 			s.fail(ctx, err)
+			s.skipBody(ctx, err)
 		}
 	}
 }
