@@ -36,7 +36,7 @@ func TestCommitRefused(t *testing.T) {
 	} {
 		for _, plans := range []bool{true, false} {
 			fault := l.cluster.Fault(kfake.Fault{
-				Keys: []kmsg.Key{kmsg.OffsetCommit}, Err: e, Count: 2,
+				Keys: []kmsg.Key{kmsg.OffsetCommit}, Err: e, Count: 1,
 				When: func(req kmsg.Request) bool { return isPlan(req) == plans },
 			})
 			l.produce(10)

@@ -180,7 +180,7 @@ func TestInsertCutAtEveryStep(t *testing.T) {
 			t.Fatalf("after a cut: %s, writes %d, reads %d", what, writes, reads)
 		}
 	}
-	step := 5
+	step := 12
 	if os.Getenv("EDGE_CHAOS_ROUNDS") != "" {
 		step = 1
 	}

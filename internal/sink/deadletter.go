@@ -80,6 +80,9 @@ func (t *session) bury(ctx context.Context, f *flight) error {
 func (t *session) produce(ctx context.Context, letters []*kgo.Record) error {
 	ctx, cancel := context.WithTimeout(ctx, t.cfg.InsertTimeout)
 	defer cancel()
+	for _, r := range letters {
+		r.Context = nil // the client keeps that of the first try, which has ended
+	}
 	return t.client.ProduceSync(ctx, letters...).FirstErr()
 }
 

@@ -127,6 +127,7 @@ type process struct {
 	end    context.CancelFunc
 	done   chan error
 	once   sync.Once
+	dead   bool  // killed; guarded by the lab
 	err    error // what Run returned
 }
 
@@ -222,12 +223,37 @@ func (p *process) stop() {
 // and it is heard of no more. The group is told at once, where a real one waits
 // for the session to time out.
 func (p *process) kill() {
+	p.l.mu.Lock()
+	p.dead = true
+	p.l.mu.Unlock()
 	p.click.cut()
 	p.kafka.cut()
 	p.click.thaw()
 	p.kafka.thaw()
 	p.stop()
-	p.evict()
+	p.l.evictDead()
+}
+
+// evictDead tells the group that every member is gone which is no running
+// sink's: the dead, and what the dead left of a join half-way.
+func (l *lab) evictDead() {
+	info := l.cluster.GroupInfo(group)
+	if info == nil {
+		return
+	}
+	alive := make(map[string]bool)
+	l.mu.Lock()
+	for _, p := range l.running {
+		p.member.mu.Lock()
+		alive[p.member.id] = !p.dead
+		p.member.mu.Unlock()
+	}
+	l.mu.Unlock()
+	for _, m := range info.Members {
+		if !alive[m.MemberID] {
+			l.evict(m.MemberID)
+		}
+	}
 }
 
 // evict tells the group that the sink is gone, whether it is or not.
@@ -235,16 +261,19 @@ func (p *process) evict() {
 	p.member.mu.Lock()
 	id := p.member.id
 	p.member.mu.Unlock()
-	if id == "" {
-		return
+	if id != "" {
+		p.l.evict(id)
 	}
+}
+
+func (l *lab) evict(id string) {
 	req := kmsg.NewPtrLeaveGroupRequest()
 	req.Group = group
 	member := kmsg.NewLeaveGroupRequestMember()
 	member.MemberID = id
 	req.Members = append(req.Members, member)
-	if _, err := req.RequestWith(context.Background(), p.l.producer); err != nil {
-		p.l.t.Errorf("evict member: %v", err)
+	if _, err := req.RequestWith(context.Background(), l.producer); err != nil {
+		l.t.Errorf("evict member: %v", err)
 	}
 }
 
@@ -325,7 +354,12 @@ func eventuallyWithin(t testing.TB, limit time.Duration, what string, f func() e
 // settled waits until the group has committed to the end of the log.
 func (l *lab) settled() {
 	l.t.Helper()
-	eventually(l.t, "the group stands at the end of the log", l.atEnd)
+	l.settledWithin(time.Minute)
+}
+
+func (l *lab) settledWithin(limit time.Duration) {
+	l.t.Helper()
+	eventuallyWithin(l.t, limit, "the group stands at the end of the log", l.atEnd)
 }
 
 func (l *lab) atEnd() error {

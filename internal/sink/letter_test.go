@@ -1,0 +1,289 @@
+package sink
+
+import (
+	"bytes"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"edge/internal/codec"
+	"edge/internal/kafka"
+)
+
+// poison are values that are no events.
+var poison = []string{
+	"",
+	"{",
+	"not JSON",
+	"\x00\xff\xfe",
+	`[]`,
+	`{}`,
+	`{"event_name":"a"}`,
+	`{"event_name":"a","user_id":"u","timestamp":"soon","event_id":"x","received_at":1}`,
+	`{"event_name":7,"user_id":"u","timestamp":1,"event_id":"x","received_at":1}`,
+	`{"event_name":"a","user_id":"u","timestamp":1708732800000,"event_id":"x","received_at":1} trailing`,
+	strings.Repeat("[", 1000),
+	strings.Repeat("garbage", 70_000),
+}
+
+// TestPoisonGoesToTheDeadLetters mixes values that are no events among good
+// ones, and a stretch of nothing else.
+func TestPoisonGoesToTheDeadLetters(t *testing.T) {
+	l := newLab(t, 2)
+	s := l.start()
+	want := make(map[place]string)
+	bad := func(partition int32, values ...string) {
+		t.Helper()
+		for _, v := range values {
+			r := &kgo.Record{Partition: partition, Key: []byte("key"), Value: []byte(v)}
+			l.append([]*kgo.Record{r})
+			want[place{partition, r.Offset}] = v
+		}
+	}
+	for _, v := range poison {
+		l.produce(7)
+		bad(0, v)
+	}
+	l.settled()
+	bad(1, poison...)
+	l.settled()
+	l.produce(20)
+	l.settled()
+	l.exact()
+
+	counted := uint64(0)
+	for _, n := range s.sink.stats.deadLetters {
+		counted += n
+	}
+	if counted != uint64(len(want)) {
+		t.Errorf("%d dead letters counted; want %d", counted, len(want))
+	}
+	got := l.letters()
+	for at, value := range want {
+		if len(got[at]) != 1 {
+			t.Errorf("%v %.20q: %d letters; want 1", at, value, len(got[at]))
+			continue
+		}
+		r := got[at][0]
+		headers := make(map[string]string)
+		for _, h := range r.Headers {
+			headers[h.Key] = string(h.Value)
+		}
+		if string(r.Value) != value || string(r.Key) != "key" {
+			t.Errorf("%v: letter %.20q with key %q; want %.20q", at, r.Value, r.Key, value)
+		}
+		if headers[HeaderTopic] != topic || headers[HeaderReason] == "" || headers[HeaderError] == "" {
+			t.Errorf("%v: headers %v", at, headers)
+		}
+		delete(got, at)
+	}
+	if len(got) > 0 {
+		t.Errorf("%d letters nobody wrote", len(got))
+	}
+}
+
+// TestDeadLettersNotWritten keeps the dead-letter topic from taking anything:
+// the sink waits, says so, passes nothing, and goes on by itself.
+func TestDeadLettersNotWritten(t *testing.T) {
+	l := newLab(t, 1)
+	s := l.start()
+	l.produce(10)
+	l.settled()
+	fault := l.cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Topic: letter, Err: kerr.NotEnoughReplicas, Count: -1})
+	l.append([]*kgo.Record{{Value: []byte("poison")}})
+	at := l.cluster.PartitionInfo(topic, 0).HighWatermark - 1
+	l.produce(10)
+	if err := fault.Wait(t.Context(), 3); err != nil {
+		t.Fatal(err)
+	}
+	if got := l.cluster.GroupInfo(group).Commits[topic][0].Offset; got > at {
+		t.Errorf("the group is at %d, past the poison at %d", got, at)
+	}
+	eventually(t, "the sink is stuck", func() error {
+		if stuck, _ := s.sink.Stuck(); stuck < 50*time.Millisecond {
+			return fmt.Errorf("stuck for %s", stuck)
+		}
+		return nil
+	})
+	fault.Remove()
+	l.settled()
+	l.exact()
+	if got := len(l.letters()); got != 1 {
+		t.Errorf("%d dead letters; want 1", got)
+	}
+	if err := s.sink.Ready(time.Second); err != nil {
+		t.Errorf("not ready: %v", err)
+	}
+}
+
+// TestLargeDeadLetter has a record larger than the dead-letter topic takes.
+func TestLargeDeadLetter(t *testing.T) {
+	l := newLab(t, 1)
+	fault := l.cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Topic: letter, Err: kerr.MessageTooLarge, Count: 1})
+	value := bytes.Repeat([]byte("x"), 500_000)
+	l.append([]*kgo.Record{{Value: value}})
+	l.start()
+	l.produce(10)
+	l.settled()
+	l.exact()
+	if fault.Hits() != 1 {
+		t.Fatalf("the fault was met %d times", fault.Hits())
+	}
+	letters := l.letters()[place{0, 0}]
+	if len(letters) != 1 {
+		t.Fatalf("%d letters; want 1", len(letters))
+	}
+	r := letters[0]
+	if last := r.Headers[len(r.Headers)-1]; last.Key != HeaderTruncated || string(last.Value) != "500000" {
+		t.Errorf("last header %s=%s", last.Key, last.Value)
+	}
+	if !bytes.Equal(r.Value, value[:keptLetterBytes]) {
+		t.Errorf("value of %d bytes; want the first %d", len(r.Value), keptLetterBytes)
+	}
+}
+
+// withID gives event i of n the id of ids[i].
+func withID(ids ...string) func(int, *codec.Event) {
+	return func(i int, ev *codec.Event) { ev.EventID = []byte(ids[i%len(ids)]) }
+}
+
+// repeat appends events whose ids were stored before: not for the ledger.
+func (l *lab) repeat(partition int32, change ...func(i int, ev *codec.Event)) {
+	l.t.Helper()
+	records := l.records(1, change...)
+	records[0].Partition = partition
+	l.append(records)
+}
+
+func (l *lab) one(partition int32, change ...func(i int, ev *codec.Event)) {
+	l.t.Helper()
+	records := l.records(1, change...)
+	records[0].Partition = partition
+	l.append(records)
+	l.enter(records)
+}
+
+func TestRepeatedIDsAreStoredOnce(t *testing.T) {
+	l := newLab(t, 2)
+	small := func(c *Config) { c.DedupIDs = 200 } // 100 a partition
+
+	// In one poll: all is in the log before the sink starts.
+	l.one(0, withID("a"))
+	l.repeat(0, withID("a"))
+	l.one(1, withID("a")) // another partition has another window
+	l.one(0, withID("b"))
+	l.repeat(0, withID("a"))
+	s := l.start(small)
+	l.settled()
+	l.exact()
+
+	// Across flights.
+	l.repeat(0, withID("b"))
+	l.settled()
+	l.one(0, withID("c"))
+	l.repeat(0, withID("c"))
+	l.settled()
+	l.exact()
+
+	// Across a restart.
+	s.stop()
+	l.repeat(0, withID("a"))
+	l.repeat(1, withID("a"))
+	l.one(0, withID("d"))
+	s = l.start(small)
+	l.settled()
+	l.exact()
+
+	// Across a rebalance: the partitions go to another sink.
+	other := l.start(small)
+	eventually(t, "both have a partition", func() error {
+		if info := l.cluster.GroupInfo(group); len(info.Members) != 2 || info.Members[0].NumAssigned() != 1 || info.Members[1].NumAssigned() != 1 || info.State != "Stable" {
+			return fmt.Errorf("%+v", info)
+		}
+		return nil
+	})
+	l.repeat(0, withID("d"))
+	l.repeat(1, withID("a"))
+	l.one(1, withID("d"))
+	l.settled()
+	l.exact()
+	s.stop()
+	l.repeat(0, withID("d"))
+	l.repeat(1, withID("d"))
+	l.settled()
+	l.exact()
+
+	// Outside the window an id counts again.
+	for range 101 {
+		l.one(0)
+	}
+	l.one(0, withID("a"))
+	l.repeat(0, withID("a"))
+	l.settled()
+	l.exact()
+
+	// Older than the window is long, by the receive times of the records.
+	l.one(0, withID("e"))
+	later := func(d time.Duration) func(int, *codec.Event) {
+		return func(_ int, ev *codec.Event) { ev.ReceivedAt += d.Milliseconds() }
+	}
+	l.repeat(0, withID("e"), later(50*time.Minute))
+	l.one(0, withID("e"), later(61*time.Minute))
+	l.settled()
+	l.exact()
+
+	dropped := s.sink.stats.duplicates.Load() + other.sink.stats.duplicates.Load()
+	if dropped == 0 {
+		t.Error("no duplicate was counted")
+	}
+}
+
+// TestAssignedIDsAreNotRemembered: an id that the server made cannot come again
+// from a client, so its records take no room in the window.
+func TestAssignedIDsAreNotRemembered(t *testing.T) {
+	l := newLab(t, 1)
+	s := l.start(func(c *Config) { c.DedupIDs = 50 })
+	l.one(0, withID("a"))
+	records := l.records(30)
+	for _, r := range records {
+		r.Headers = kafka.AssignedID
+	}
+	l.append(records)
+	l.enter(records)
+	l.settled()
+	l.exact()
+	s.sink.state.mu.Lock()
+	defer s.sink.state.mu.Unlock()
+	if got := s.sink.state.partitions[0].windowIDs; got != 1 {
+		t.Errorf("the window holds %d ids; want 1", got)
+	}
+}
+
+// TestOnlyDuplicatesAndDead has flights without a row: the group passes them
+// and the next flight follows on.
+func TestOnlyDuplicatesAndDead(t *testing.T) {
+	l := newLab(t, 1)
+	s := l.start()
+	l.one(0, withID("a"))
+	l.settled()
+	for range 3 {
+		l.repeat(0, withID("a"))
+		l.settled()
+		l.append([]*kgo.Record{{Value: []byte("poison")}})
+		l.settled()
+	}
+	s.stop()
+	l.start()
+	l.one(0, withID("b"))
+	l.settled()
+	l.exact()
+	if got := l.value("SELECT count() FROM empty_batches"); got == "0" {
+		t.Error("batches without rows are not on record")
+	}
+}
