@@ -1,6 +1,7 @@
 package sink
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -43,6 +45,14 @@ type fragile struct {
 
 func startFragile(t testing.TB, so string) *fragile {
 	t.Helper()
+	dir := t.TempDir()
+	plan := filepath.Join(dir, "plan")
+	return &fragile{engineOn(t, filepath.Join(dir, "data"), "LD_PRELOAD="+so, "CRASH_PLAN="+plan), plan}
+}
+
+// engineOn starts an engine on dir with more environment for the test.
+func engineOn(t testing.TB, dir string, env ...string) *engine.Child {
+	t.Helper()
 	lib, err := engine.FindLibrary()
 	if err != nil {
 		t.Fatal(err)
@@ -51,13 +61,10 @@ func startFragile(t testing.TB, so string) *fragile {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir := t.TempDir()
-	f := &fragile{plan: filepath.Join(dir, "plan")}
-	f.Child, err = engine.StartChild(t.Context(), engine.ChildConfig{
+	child, err := engine.StartChild(t.Context(), engine.ChildConfig{
 		Command: []string{exe},
-		Env: []string{childEnv + "=" + filepath.Join(dir, "data"), "CHDB_LIBRARY=" + lib,
-			"LD_PRELOAD=" + so, "CRASH_PLAN=" + f.plan},
-		Log: slog.New(slog.DiscardHandler),
+		Env:     append(env, childEnv+"="+dir, "CHDB_LIBRARY="+lib),
+		Log:     slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -65,11 +72,11 @@ func startFragile(t testing.TB, so string) *fragile {
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 		defer cancel()
-		if err := f.Close(ctx); err != nil {
+		if err := child.Close(ctx); err != nil {
 			t.Errorf("close the engine: %v", err)
 		}
 	})
-	return f
+	return child
 }
 
 // arm makes the engine follow plan from its next call on.
@@ -85,6 +92,21 @@ func (f *fragile) arm(t testing.TB, plan string) {
 }
 
 func (f *fragile) disarm() { os.Remove(f.plan) }
+
+// restart kills the engine and waits until the next one is started.
+func (f *fragile) restart(t testing.TB) {
+	t.Helper()
+	before, pid := f.Restarts(), f.Pid()
+	if err := syscall.Kill(pid, syscall.SIGKILL); pid == 0 || err != nil {
+		t.Fatalf("kill engine %d: %v", pid, err)
+	}
+	eventually(t, "the engine starts again", func() error {
+		if f.Restarts() == before {
+			return errCut
+		}
+		return nil
+	})
+}
 
 // struck returns the calls that the plan has struck so far: "kill 12 write …".
 func (f *fragile) struck() []string {
@@ -103,10 +125,10 @@ type cargo struct {
 	change     func(i int, ev *codec.Event)
 }
 
-var (
-	oneMonth   = cargo{"one month", 1, func(i int, ev *codec.Event) { ev.Timestamp = 1_706_600_000_000 + int64(i)*7919 }}
-	twoMonths3 = cargo{"two months of three partitions", 3, twoMonths}
-)
+var cargoes = []cargo{
+	{"one month", 1, func(i int, ev *codec.Event) { ev.Timestamp = 1_706_600_000_000 + int64(i)*7919 }},
+	{"two months of three partitions", 3, twoMonths},
+}
 
 // trial is one flight that meets one plan.
 type trial struct {
@@ -122,6 +144,9 @@ type outcome struct {
 	struck                        []string
 	present, reinserted, repaired uint64
 }
+
+// dies reports whether the plan ends the engine.
+func (r trial) dies() bool { return !strings.HasPrefix(r.plan, "e") }
 
 // fly runs the trial on an engine of its own: some history in the same hours,
 // one flight under the plan, recovery, and the check that nothing is missing,
@@ -160,37 +185,42 @@ func (r trial) fly(t *testing.T, so string) outcome {
 	f.disarm()
 	eventually(t, "the engine answers", func() error { return l.pool.Ping(t.Context()) })
 	l.exact()
+	if !r.dies() {
+		// What it acknowledged has to be in its files, too.
+		f.restart(t)
+		eventually(t, "the engine answers", func() error { return l.pool.Ping(t.Context()) })
+		l.exact()
+	}
 	return outcome{f.struck(), s.sink.stats.present.Load(), s.sink.stats.reinserted.Load(), s.sink.stats.repaired.Load()}
 }
 
 // tally adds up the trials of one enumeration.
 type tally struct {
-	trials, wrong, quiet          int
+	trials, wrong, unnoticed      int
 	present, reinserted, repaired uint64
 }
 
 func (y *tally) String() string {
-	return fmt.Sprintf("%d trials, %d wrong; rows found present %d, reinserted %d, rollups repaired %d; no recovery needed %d",
-		y.trials, y.wrong, y.present, y.reinserted, y.repaired, y.quiet)
+	return fmt.Sprintf("%d trials, %d wrong; recovery found all rows in %d, inserted rows in %d, corrected rollups in %d; the insert succeeded in %d",
+		y.trials, y.wrong, y.present, y.reinserted, y.repaired, y.unnoticed)
 }
 
-// add flies r and reports how many calls were struck.
+// add flies r and returns how many calls were struck.
 func (y *tally) add(t *testing.T, r trial, so string) int {
 	struck := -1
 	ok := t.Run(r.plan, func(t *testing.T) {
 		o := r.fly(t, so)
-		struck = len(o.struck)
-		if struck == 0 {
+		if struck = len(o.struck); struck == 0 {
 			return
 		}
-		t.Log(strings.Join(o.struck, ", "))
 		y.trials++
 		y.present += o.present
 		y.reinserted += o.reinserted
 		y.repaired += o.repaired
 		if o.present+o.reinserted == 0 {
-			y.quiet++
+			y.unnoticed++
 		}
+		t.Logf("%s: present %d, reinserted %d, repaired %d", strings.Join(o.struck, ", "), o.present, o.reinserted, o.repaired)
 	})
 	if !ok {
 		y.wrong++
@@ -208,44 +238,60 @@ func (c cargo) calls(t *testing.T, so string) []string {
 	return calls
 }
 
-// commits returns the numbers of the calls that make a part appear.
-func commits(calls []string) []int {
+// numbers returns the numbers of the calls of that name.
+func numbers(calls []string, name string) []int {
 	var at []int
 	for i, c := range calls {
-		if strings.Contains(c, " rename ") {
+		if name == "" || strings.Contains(c, " "+name+" ") {
 			at = append(at, i+1)
 		}
 	}
 	return at
 }
 
-// all says that every point is to be tried, which takes the better part of an
-// hour; without it a few that differ in what they leave behind.
+// spread picks n of points.
+func spread(points []int, n int) []int {
+	if n >= len(points) {
+		return points
+	}
+	out := make([]int, n)
+	for i := range out {
+		out[i] = points[(2*i+1)*len(points)/(2*n)]
+	}
+	return out
+}
+
+// all says that every point is to be tried, which takes most of an hour.
 func all() bool { return os.Getenv("EDGE_CHAOS_ALL") == "1" }
 
-// enumerate flies c once for every call it makes, with the fault of that mode
-// at that call, until a flight gets through. Without EDGE_CHAOS_ALL it strikes
-// at the commits of parts, where what a crash leaves changes, and at extra
-// calls between them.
-func enumerate(t *testing.T, so string, r trial, mode string, extra int) {
-	t.Parallel()
+// enumeration flies one cargo again and again, with the fault of its mode at
+// one call after another.
+type enumeration struct {
+	trial
+	mode string
+	at   string // the calls to strike at; empty: all
+	// sample is how many of them are tried without EDGE_CHAOS_ALL.
+	sample int
+}
+
+// run flies the cargo once for each of calls that e strikes at, and until a
+// flight gets through.
+func (e enumeration) run(t *testing.T, so string, calls []string) {
+	points := numbers(calls, e.at)
+	if !all() {
+		points = spread(points, e.sample)
+	}
 	var y tally
-	if all() {
-		for n := 1; ; n++ {
-			r.plan = fmt.Sprint(mode, " ", n)
-			if y.add(t, r, so) == 0 {
-				break
-			}
-		}
-	} else {
-		calls := r.calls(t, so)
-		points := commits(calls)
-		for i := range extra {
-			points = append(points, 1+i*len(calls)/extra)
-		}
-		for _, n := range points {
-			r.plan = fmt.Sprint(mode, " ", n)
-			y.add(t, r, so)
+	strike := func(n int) int {
+		e.plan = fmt.Sprint(e.mode, " ", n)
+		return y.add(t, e.trial, so)
+	}
+	for _, n := range points {
+		strike(n)
+	}
+	// Not every flight makes the same number of calls: on until one gets through.
+	if all() && e.at == "" {
+		for n := len(calls) + 1; strike(n) > 0; n++ {
 		}
 	}
 	t.Log(&y)
@@ -254,60 +300,74 @@ func enumerate(t *testing.T, so string, r trial, mode string, extra int) {
 // The engine is killed at every call by which an insert changes its files.
 func TestEngineKilledAtEveryCall(t *testing.T) {
 	so := shim(t)
-	for _, e := range []struct {
-		trial
-		mode  string
-		extra int
-	}{
-		{trial{cargo: oneMonth}, "kill", 2},
-		{trial{cargo: oneMonth, takeover: true}, "kill", 0},
-		{trial{cargo: twoMonths3}, "kill", 0},
-		{trial{cargo: twoMonths3, takeover: true}, "kill", 2},
-		{trial{cargo: oneMonth}, "tear", 3},
-		{trial{cargo: oneMonth, takeover: true}, "after", 0},
-	} {
-		name := fmt.Sprint(e.mode, ", ", e.name, ", the sink lives on")
-		if e.takeover {
-			name = fmt.Sprint(e.mode, ", ", e.name, ", another sink takes over")
+	for _, c := range cargoes {
+		calls := c.calls(t, so)
+		for _, e := range []enumeration{
+			{trial{cargo: c}, "kill", "", 1},
+			{trial{cargo: c, takeover: true}, "kill", "", 0},
+			// Parts appear by renames: between two of them a crash leaves the same.
+			{trial{cargo: c}, "kill", "rename", 2},
+			{trial{cargo: c, takeover: true}, "kill", "rename", 4},
+			// Dying after a call is dying at the next, except after the last.
+			{trial{cargo: c}, "after", "rename", 1},
+			{trial{cargo: c}, "tear", "write", 1},
+		} {
+			if e.sample == 0 && !all() {
+				continue
+			}
+			next := "the sink lives on"
+			if e.takeover {
+				next = "another sink takes over"
+			}
+			t.Run(fmt.Sprintf("%s/%s %s/%s", c.name, e.mode, cmp.Or(e.at, "call"), next), func(t *testing.T) {
+				t.Parallel()
+				e.run(t, so, calls)
+			})
 		}
-		t.Run(name, func(t *testing.T) { enumerate(t, so, e.trial, e.mode, e.extra) })
 	}
 }
 
-// The engine is killed during the insert, and again at a call of the recovery.
+// The engine is killed when a part is to appear, and again at every call of its
+// start and of the recovery.
 func TestEngineKilledAgainInRecovery(t *testing.T) {
 	so := shim(t)
-	for _, e := range []trial{{cargo: oneMonth}, {cargo: twoMonths3, takeover: true}} {
-		t.Run(e.name, func(t *testing.T) {
-			t.Parallel()
-			var y tally
-			for i, first := range commits(e.calls(t, so)) {
+	for _, e := range []trial{{cargo: cargoes[0]}, {cargo: cargoes[1], takeover: true}} {
+		for i, first := range numbers(e.calls(t, so), "rename") {
+			if !all() && i%3 != 1 {
+				continue
+			}
+			t.Run(fmt.Sprintf("%s/%d", e.name, first), func(t *testing.T) {
+				t.Parallel()
+				var y tally
 				for second := 1; ; second++ {
 					if !all() {
-						second += 20 * (i + 1)
+						second = 25 * i
 					}
 					e.plan = fmt.Sprint("kill ", first, " ", second)
 					if y.add(t, e, so) < 2 || !all() {
 						break
 					}
 				}
-			}
-			t.Log(&y)
-		})
+				t.Log(&y)
+			})
+		}
 	}
 }
 
 // A call answers that the disk is broken or full; the engine lives.
 func TestCallFails(t *testing.T) {
 	so := shim(t)
-	for _, e := range []struct {
-		mode string
-		trial
-		extra int
-	}{
-		{"eio", trial{cargo: oneMonth}, 4},
-		{"enospc", trial{cargo: twoMonths3}, 4},
-	} {
-		t.Run(e.mode+", "+e.name, func(t *testing.T) { enumerate(t, so, e.trial, e.mode, e.extra) })
+	for _, c := range cargoes {
+		calls := c.calls(t, so)
+		for _, e := range []enumeration{
+			{trial{cargo: c}, "eio", "open", 1},
+			{trial{cargo: c}, "enospc", "open", 1},
+			{trial{cargo: c}, "eio", "rename", 1},
+		} {
+			t.Run(fmt.Sprintf("%s/%s %s", e.name, e.mode, e.at), func(t *testing.T) {
+				t.Parallel()
+				e.run(t, so, calls)
+			})
+		}
 	}
 }
