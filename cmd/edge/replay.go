@@ -71,55 +71,51 @@ type replayer struct {
 	maxEvents          int
 	maxBytes           int
 	accepted, rejected int
-	line               int
-	reasons            int // rejections shown so far
+	line               int   // of the file, from 1
+	lines              []int // of the events in the body; blank ones are left out of it
+	reasons            int   // rejections shown so far
 }
 
 func (r *replayer) run(ctx context.Context, lines *bufio.Reader, done func() float64) error {
 	started := time.Now()
 	bar := newProgress(r.out, started)
-	var body bytes.Buffer
-	events, firstLine := 0, 1
-	flush := func() error {
-		if events == 0 {
-			return nil
-		}
-		err := r.post(ctx, body.Bytes(), firstLine)
-		body.Reset()
-		events, firstLine = 0, r.line+1
-		bar.show(done(), r.accepted, r.rejected)
-		return err
+	err := r.postAll(ctx, lines, func() { bar.show(done(), r.accepted, r.rejected) })
+	bar.end()
+	took := time.Since(started)
+	fmt.Fprintf(r.out, "accepted %d, rejected %d, %.0f events/s\n", r.accepted, r.rejected, float64(r.accepted)/took.Seconds())
+	if err == nil && r.rejected > 0 {
+		return fmt.Errorf("%d events were rejected", r.rejected)
 	}
+	return err
+}
+
+// postAll posts every line and calls shown after each request.
+func (r *replayer) postAll(ctx context.Context, lines *bufio.Reader, shown func()) error {
+	var body bytes.Buffer
 	for {
 		line, err := lines.ReadBytes('\n')
 		if len(line) > 0 {
 			r.line++
 			if line = bytes.TrimSpace(line); len(line) > 0 {
 				r.appendEvent(&body, line)
-				events++
+				r.lines = append(r.lines, r.line)
 			}
 		}
-		if events >= r.maxEvents || body.Len() >= r.maxBytes || err == io.EOF {
-			if err := flush(); err != nil {
-				bar.end()
-				return fmt.Errorf("line %d: %w", firstLine, err)
-			}
-		}
-		if err == io.EOF {
-			break
-		}
-		if err != nil {
-			bar.end()
+		if err != nil && err != io.EOF {
 			return fmt.Errorf("line %d: %w", r.line, err)
 		}
+		if n := len(r.lines); n >= r.maxEvents || body.Len() >= r.maxBytes || n > 0 && err == io.EOF {
+			if err := r.post(ctx, body.Bytes()); err != nil {
+				return fmt.Errorf("line %d: %w", r.lines[0], err)
+			}
+			body.Reset()
+			r.lines = r.lines[:0]
+			shown()
+		}
+		if err == io.EOF {
+			return nil
+		}
 	}
-	bar.end()
-	took := time.Since(started)
-	fmt.Fprintf(r.out, "accepted %d, rejected %d, %.0f events/s\n", r.accepted, r.rejected, float64(r.accepted)/took.Seconds())
-	if r.rejected > 0 {
-		return fmt.Errorf("%d events were rejected", r.rejected)
-	}
-	return nil
 }
 
 // appendEvent writes one line, with an event_id in front. When the event has
@@ -137,23 +133,29 @@ func (r *replayer) appendEvent(b *bytes.Buffer, line []byte) {
 }
 
 // post sends one body until it is answered with something other than "later".
-func (r *replayer) post(ctx context.Context, body []byte, firstLine int) error {
-	const patience = 2 * time.Minute
+func (r *replayer) post(ctx context.Context, body []byte) error {
+	const (
+		patience = 2 * time.Minute
+		patient  = 2 // tries before it says that it waits: an overload passes in one
+	)
 	deadline := time.Now().Add(patience)
-	for {
+	for tries := 1; ; tries++ {
 		verdict, wait, err := r.try(ctx, body)
 		if err == nil {
 			r.accepted += verdict.Accepted
 			r.rejected += verdict.Rejected
 			for _, e := range verdict.Errors {
-				if r.reasons++; r.reasons <= 10 {
-					fmt.Fprintf(r.out, "line %d: %s\n", firstLine+e.Index, e.Error)
+				if r.reasons++; r.reasons <= 10 && e.Index < len(r.lines) {
+					fmt.Fprintf(r.out, "line %d: %s\n", r.lines[e.Index], e.Error)
 				}
 			}
 			return nil
 		}
 		if wait == 0 || time.Now().After(deadline) || ctx.Err() != nil {
 			return err
+		}
+		if tries == patient {
+			fmt.Fprintf(r.out, "%s\ntrying again for up to %s\n", err, patience)
 		}
 		select {
 		case <-ctx.Done():
