@@ -144,7 +144,16 @@ func (a *app) startAdmin(context.Context) error {
 	return nil
 }
 
-func (a *app) stopAdmin(ctx context.Context) error { return a.admin.Shutdown(ctx) }
+// stopAdmin lets a scrape finish. A profile or trace that somebody asked a
+// minute of does not hold up the stop.
+func (a *app) stopAdmin(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	if err := a.admin.Shutdown(ctx); err != nil {
+		return a.admin.Close()
+	}
+	return nil
+}
 
 // startBroker sets a.kafka, and in embedded mode starts what it dials.
 func (a *app) startBroker(ctx context.Context) error {
