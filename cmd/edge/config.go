@@ -8,10 +8,13 @@ import (
 	"net/url"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"edge/internal/server"
 
 	"github.com/caarlos0/env/v11"
 )
@@ -47,7 +50,7 @@ type config struct {
 	WriteKeys   secrets  `env:"WRITE_KEYS" envDefault:"" doc:"keys that may POST events, each a key or sha256:<hex of it>; empty lets everyone"`
 	ReadKeys    secrets  `env:"READ_KEYS" envDefault:"" doc:"keys that may GET /metrics; empty lets everyone"`
 	KeyRate     int      `env:"KEY_RATE" envDefault:"0" doc:"events a second one write key may send; beyond it 429; 0 is no limit"`
-	CORSOrigins []string `env:"CORS_ORIGINS" envDefault:"*" doc:"origins a browser may call from; * is any, empty is none"`
+	CORSOrigins []string `env:"CORS_ORIGINS" envDefault:"*" doc:"origins a browser may call from; * is any, none is none"`
 
 	Ack              string        `env:"ACK" envDefault:"broker" doc:"broker: 202 means acknowledged by the broker; memory: 202 means taken into memory, which a kill loses"`
 	RetryAfter       time.Duration `env:"RETRY_AFTER" envDefault:"1s" doc:"what 429 and 503 ask clients to wait, in whole seconds"`
@@ -103,6 +106,15 @@ const (
 )
 
 func (c *config) has(role string) bool { return slices.Contains(c.Roles, role) }
+
+// origins are the CORS origins; the parser reads an empty variable as its
+// default, so no origin at all needs a word.
+func (c *config) origins() []string {
+	if slices.Equal(c.CORSOrigins, []string{"none"}) {
+		return nil
+	}
+	return c.CORSOrigins
+}
 
 // partitions is how many the topic gets when it is created.
 func (c *config) partitions() int32 {
@@ -195,7 +207,7 @@ func (c *config) validate() error {
 		{"FLUSH_ROWS", int64(c.FlushRows)}, {"FLUSH_BYTES", int64(c.FlushBytes)},
 		{"SERVER_READ_TIMEOUT", int64(c.ServerReadTimeout)}, {"SERVER_WRITE_TIMEOUT", int64(c.ServerWriteTimeout)},
 		{"SERVER_IDLE_TIMEOUT", int64(c.ServerIdleTimeout)}, {"ACK_TIMEOUT", int64(c.AckTimeout)}, {"FLUSH_INTERVAL", int64(c.FlushInterval)},
-		{"STUCK_AFTER", int64(c.StuckAfter)}, {"RETRY_AFTER", int64(c.RetryAfter)}, {"QUERY_TIMEOUT", int64(c.QueryTimeout)}, {"SHUTDOWN_TIMEOUT", int64(c.ShutdownTimeout)},
+		{"MAX_AHEAD", int64(c.MaxAhead)}, {"STUCK_AFTER", int64(c.StuckAfter)}, {"RETRY_AFTER", int64(c.RetryAfter)}, {"QUERY_TIMEOUT", int64(c.QueryTimeout)}, {"SHUTDOWN_TIMEOUT", int64(c.ShutdownTimeout)},
 	} {
 		if p.n <= 0 {
 			bad("%s must be positive", p.name)
@@ -204,7 +216,7 @@ func (c *config) validate() error {
 	for _, p := range []struct {
 		name string
 		d    time.Duration
-	}{{"MAX_AGE", c.MaxAge}, {"MAX_AHEAD", c.MaxAhead}, {"LINGER", c.Linger}, {"TABLE_TTL", c.TableTTL}, {"KAFKA_RETENTION", c.KafkaRetention}, {"EMBEDDED_RETENTION", c.EmbeddedRetention}, {"KAFKA_PARTITIONS", time.Duration(c.KafkaPartitions)}, {"PRESTOP_DELAY", c.PrestopDelay}, {"KEY_RATE", time.Duration(c.KeyRate)}, {"DEDUP_MAX_IDS", time.Duration(c.DedupIDs)}, {"DEDUP_WINDOW", c.DedupWindow}} {
+	}{{"MAX_AGE", c.MaxAge}, {"LINGER", c.Linger}, {"TABLE_TTL", c.TableTTL}, {"KAFKA_RETENTION", c.KafkaRetention}, {"EMBEDDED_RETENTION", c.EmbeddedRetention}, {"KAFKA_PARTITIONS", time.Duration(c.KafkaPartitions)}, {"PRESTOP_DELAY", c.PrestopDelay}, {"KEY_RATE", time.Duration(c.KeyRate)}, {"SHARDS", time.Duration(c.Shards)}, {"DEDUP_MAX_IDS", time.Duration(c.DedupIDs)}, {"DEDUP_WINDOW", c.DedupWindow}} {
 		if p.d < 0 {
 			bad("%s must not be negative", p.name)
 		}
@@ -224,6 +236,32 @@ func (c *config) validate() error {
 	if int64(c.RingBytes) > 1<<30 || int64(c.MaxBufferedBytes) > 1<<31-1 {
 		bad("RING_BYTES may be at most 1GiB and MAX_BUFFERED_BYTES just under 2GiB")
 	}
+	if c.Shards > maxShards {
+		bad("SHARDS is %d; more than %d only take memory", c.Shards, maxShards)
+	}
+	if c.RingRequests > maxRingRequests {
+		bad("RING_REQUESTS is %d; it may be at most %d", c.RingRequests, maxRingRequests)
+	}
+	if c.KeyRate > int(time.Second) {
+		bad("KEY_RATE is %d; it may be at most %d", c.KeyRate, int(time.Second))
+	}
+	if c.MinTime.UnixMilli() <= 0 {
+		bad("MIN_TIME is %s; it must lie after 1970-01-01T00:00:00Z", c.MinTime.Format(time.RFC3339))
+	}
+	if need := server.MinInflightBytes(int(c.MaxBodyBytes), int(c.MaxInflatedBytes)); int64(c.MaxInflightBytes) < need {
+		bad("MAX_INFLIGHT_BYTES is %s; MAX_BODY_BYTES and MAX_INFLATED_BYTES need at least %s", c.MaxInflightBytes, size(need))
+	}
+	if !topicName.MatchString(c.KafkaTopic) {
+		bad("KAFKA_TOPIC is %q; a topic has up to 244 letters, digits, dots, underscores and hyphens", c.KafkaTopic)
+	}
+	for _, k := range []struct {
+		name string
+		keys []string
+	}{{"WRITE_KEYS", c.WriteKeys}, {"READ_KEYS", c.ReadKeys}} {
+		if err := server.CheckKeys(k.keys); err != nil {
+			bad("%s: %w", k.name, err)
+		}
+	}
 	errs = append(errs, c.validateAges()...)
 	for _, l := range []struct{ name, addr string }{{"EMBEDDED_KAFKA_LISTEN", c.EmbeddedKafkaListen}, {"EMBEDDED_CLICKHOUSE_LISTEN", c.EmbeddedClickHouseListen}} {
 		if l.addr == "" {
@@ -234,13 +272,22 @@ func (c *config) validate() error {
 			bad("%s is %q; it must be a loopback IP and port, such as 127.0.0.1:19092", l.name, l.addr)
 		}
 	}
-	for _, o := range c.CORSOrigins {
+	for _, o := range c.origins() {
 		if u, err := url.Parse(o); o != "*" && (err != nil || u.Scheme == "" || u.Host == "" || u.Path != "") {
 			bad("CORS_ORIGINS has %q; an origin is scheme://host[:port]", o)
 		}
 	}
 	return errors.Join(errs...)
 }
+
+// A ring's slots are allocated at the start: 64 bytes each, of every shard.
+const (
+	maxShards       = 256
+	maxRingRequests = 1 << 20
+)
+
+// topicName is what Kafka takes, with room for ".dead" behind it.
+var topicName = regexp.MustCompile(`^[a-zA-Z0-9._-]{1,244}$`)
 
 // A block must stay below what the sink tells ClickHouse to keep in one piece.
 const (

@@ -52,6 +52,31 @@ func TestConfigRefusesBadValues(t *testing.T) {
 	f("EMBEDDED_KAFKA_LISTEN", "0.0.0.0:19092", "loopback")
 	f("EMBEDDED_CLICKHOUSE_LISTEN", "9000", "loopback")
 	f("CORS_ORIGINS", "example.com", "scheme://host")
+	f("CORS_ORIGINS", "none,https://a.example", "none")
+	f("MAX_AHEAD", "0s", "positive")
+	f("MIN_TIME", "1970-01-01T00:00:00Z", "1970")
+	f("SHARDS", "-1", "negative")
+	f("SHARDS", "100000", "256")
+	f("RING_REQUESTS", "2000000000", "1048576")
+	f("KEY_RATE", "2000000000", "1000000000")
+	f("MAX_INFLIGHT_BYTES", "1MiB", "126MiB")
+	f("KAFKA_TOPIC", "my events", "letters")
+	f("KAFKA_TOPIC", strings.Repeat("x", 245), "244")
+	f("WRITE_KEYS", "good,,other", "key 2 is empty")
+	f("READ_KEYS", "sha256:zz", "64 hex digits")
+}
+
+func TestConfigCORSOrigins(t *testing.T) {
+	f := func(value, want string) {
+		t.Helper()
+		c, err := loadConfig(map[string]string{"CORS_ORIGINS": value})
+		if got := strings.Join(c.origins(), ","); err != nil || got != want {
+			t.Errorf("CORS_ORIGINS=%q: got %q, %v; want %q", value, got, err, want)
+		}
+	}
+	f("", "*")
+	f("none", "")
+	f("https://a.example,https://b.example", "https://a.example,https://b.example")
 }
 
 func TestConfigReportsEveryProblemAtOnce(t *testing.T) {

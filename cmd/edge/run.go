@@ -476,7 +476,7 @@ func (a *app) startServer(context.Context) error {
 	sc.ReadTimeout, sc.WriteTimeout, sc.IdleTimeout = c.ServerReadTimeout, c.ServerWriteTimeout, c.ServerIdleTimeout
 	sc.QueryTimeout = c.QueryTimeout
 	sc.KeyRate, sc.RetryAfter = c.KeyRate, c.RetryAfter
-	sc.WriteKeys, sc.ReadKeys, sc.Origins = c.WriteKeys, c.ReadKeys, c.CORSOrigins
+	sc.WriteKeys, sc.ReadKeys, sc.Origins = c.WriteKeys, c.ReadKeys, c.origins()
 	if a.producer != nil {
 		sc.Publish = a.producer.Publish
 	}

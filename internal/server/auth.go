@@ -48,6 +48,13 @@ func parseKeys(list []string) (keys, error) {
 	return ks, nil
 }
 
+// CheckKeys returns what is wrong with list as Config.WriteKeys or ReadKeys. The
+// error names a key by its place, never itself.
+func CheckKeys(list []string) error {
+	_, err := parseKeys(list)
+	return err
+}
+
 // find returns the place of key, or -1. It compares with every digest, so that
 // time tells nothing.
 func (ks keys) find(key []byte) int {

@@ -131,9 +131,7 @@ func (c *Config) Validate() error {
 	if c.KeyRate < 0 || c.KeyRate > int(time.Second) {
 		errs = append(errs, fmt.Errorf("the rate of events per key is %d; it must lie between 0 and 1000000000", c.KeyRate))
 	}
-	// A body and its inflated form are held together, in power-of-two blocks
-	// that exist twice while they grow.
-	if need := 3 * int64(c.MaxBodyBytes+c.MaxInflatedBytes); c.MaxInflightBytes < need {
+	if need := MinInflightBytes(c.MaxBodyBytes, c.MaxInflatedBytes); c.MaxInflightBytes < need {
 		errs = append(errs, fmt.Errorf("the budget for request bodies is %d bytes; the body limits need at least %d", c.MaxInflightBytes, need))
 	}
 	if _, err := parseKeys(c.WriteKeys); err != nil {
@@ -146,6 +144,13 @@ func (c *Config) Validate() error {
 		errs = append(errs, errors.New("ingesting needs a pool of batches"))
 	}
 	return errors.Join(errs...)
+}
+
+// MinInflightBytes is the least MaxInflightBytes for these limits: a body and its
+// inflated form are held together, in power-of-two blocks that exist twice while
+// they grow.
+func MinInflightBytes(maxBody, maxInflated int) int64 {
+	return 3 * (int64(maxBody) + int64(maxInflated))
 }
 
 // Server is the public listener.
