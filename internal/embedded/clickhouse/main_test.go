@@ -22,7 +22,7 @@ func TestMain(m *testing.M) {
 	roles := map[string]func(string) int{childEnv: childMain, middleEnv: middleMain, panicEnv: panicMain}
 	for env, role := range roles {
 		if arg := os.Getenv(env); arg != "" {
-			os.Exit(role(arg)) //nolint:forbidigo // this is the main of another process
+			os.Exit(role(arg))
 		}
 	}
 	m.Run()
