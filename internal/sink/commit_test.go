@@ -1,12 +1,17 @@
 package sink
 
 import (
+	"bytes"
+	"strings"
+	"sync"
 	"testing"
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"edge/internal/codec"
 )
 
 // isPlan tells the commit of a plan from the commit past it.
@@ -250,4 +255,53 @@ func TestLateOwner(t *testing.T) {
 	l.produce(10)
 	l.settled()
 	l.exact()
+}
+
+// TestOrderOfAnInsert: ClickHouse answers the INSERT, which is then in
+// system.processes; the coordinator accepts the plan; the rows go out; the
+// coordinator accepts the offset past them.
+func TestOrderOfAnInsert(t *testing.T) {
+	l := newLab(t, 1)
+	s := l.prepare()
+	var (
+		mu     sync.Mutex
+		order  []string
+		insert *wireConn
+	)
+	note := func(what string) {
+		mu.Lock()
+		defer mu.Unlock()
+		if len(order) == 0 || order[len(order)-1] != what {
+			order = append(order, what)
+		}
+	}
+	const needle = "a value only these rows have"
+	s.click.watch = func(c *wireConn, p []byte, sent bool) {
+		switch {
+		case sent && bytes.Contains(p, []byte("INSERT INTO \"events\"")), sent && bytes.Contains(p, []byte("INSERT INTO events ")):
+			insert = c
+			note("insert")
+		case sent && bytes.Contains(p, []byte(needle)):
+			note("rows")
+		case !sent && c == insert && len(p) > 0:
+			note("answer")
+		}
+	}
+	l.cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.OffsetCommit}, Observe: true, Count: -1, When: func(req kmsg.Request) bool {
+		if isPlan(req) {
+			note("plan")
+		} else {
+			note("past")
+		}
+		return true
+	}})
+	s.run()
+	l.produce(5, func(_ int, ev *codec.Event) { ev.Metadata = []byte(`{"x":"` + needle + `"}`) })
+	l.settled()
+	s.stop()
+	mu.Lock()
+	defer mu.Unlock()
+	if got, want := strings.Join(order, " "), "insert answer plan rows answer past"; !strings.HasPrefix(got, want) {
+		t.Errorf("order %q; want %q", got, want)
+	}
 }

@@ -158,6 +158,8 @@ type wire struct {
 	// writes and reads are bytes to let through before the connection that wants
 	// more is cut, one number a cut. Empty: no limit.
 	writes, reads []int
+	// watch sees every write before it is made, and every read (sent false).
+	watch func(c *wireConn, p []byte, sent bool)
 }
 
 func newWire(dial func(ctx context.Context, network, addr string) (net.Conn, error)) *wire {
@@ -272,6 +274,14 @@ func (w *wire) allow(limits *[]int, n int) (int, bool) {
 	return n, false
 }
 
+func (w *wire) tell(c *wireConn, p []byte, sent bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.watch != nil {
+		w.watch(c, p, sent)
+	}
+}
+
 type wireConn struct {
 	net.Conn
 	w      *wire
@@ -281,6 +291,7 @@ type wireConn struct {
 
 func (c *wireConn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
+	c.w.tell(c, p[:n], false)
 	if allowed, ok := c.w.allow(&c.w.reads, n); !ok {
 		c.Conn.Close()
 		return allowed, errCut
@@ -292,6 +303,7 @@ func (c *wireConn) Write(p []byte) (int, error) {
 	if err := c.w.wait(c.closed); err != nil {
 		return 0, err
 	}
+	c.w.tell(c, p, true)
 	if n, ok := c.w.allow(&c.w.writes, len(p)); !ok {
 		n, _ = c.Conn.Write(p[:n])
 		c.Conn.Close()
