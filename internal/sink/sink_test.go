@@ -1,9 +1,16 @@
 package sink
 
 import (
+	"context"
+	"fmt"
 	"net"
 	"testing"
 	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"edge/internal/embedded"
 )
 
 var netDial = (&net.Dialer{Timeout: 5 * time.Second}).DialContext
@@ -25,4 +32,43 @@ func TestEveryRecordIsStoredOnce(t *testing.T) {
 	l.produce(100)
 	l.settled()
 	l.exact()
+}
+
+// TestEmbeddedBroker runs the sink on the broker of a single-machine edge, with
+// its restart in between: offsets and plans come back from its disk.
+func TestEmbeddedBroker(t *testing.T) {
+	l := newLab(t, 2)
+	dir := t.TempDir()
+	for range 2 {
+		broker, err := embedded.StartBroker(t.Context(), embedded.BrokerConfig{Dir: dir, Topics: map[string]int32{topic: 2, letter: 1}, Logger: l.log("broker")})
+		if err != nil {
+			t.Fatal(err)
+		}
+		opts := l.kafka
+		opts.Brokers, opts.Dial = broker.Seeds(), broker.Dial
+		l.producer.Close()
+		if l.producer, err = opts.Client(kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.DefaultProduceTopic(topic)); err != nil {
+			t.Fatal(err)
+		}
+		s := l.start(func(c *Config) { c.Kafka = opts })
+		l.produce(200, twoMonths)
+		eventually(t, "everything is committed", func() error {
+			got, err := kadm.NewClient(l.producer).FetchOffsets(t.Context(), group)
+			if err != nil {
+				return err
+			}
+			for _, p := range broker.Partitions(topic) {
+				if o, ok := got.Lookup(topic, p.ID); !ok || o.At != p.HighWatermark || o.Metadata != "" {
+					return fmt.Errorf("partition %d at %+v, log ends at %d", p.ID, o, p.HighWatermark)
+				}
+			}
+			return nil
+		})
+		l.exact()
+		s.stop()
+		l.producer.Close()
+		if err := broker.Close(context.Background()); err != nil {
+			t.Error(err)
+		}
+	}
 }

@@ -1,0 +1,153 @@
+package sink
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"edge/internal/codec"
+)
+
+// odd are events with values that are easy to get wrong.
+var odd = []codec.Event{
+	{Name: []byte("a"), UserID: []byte("u"), EventID: []byte("1"), Timestamp: 946_684_800_000, ReceivedAt: 1},
+	{Name: []byte("a"), UserID: []byte("u"), EventID: []byte("2"), Timestamp: 4_294_967_295_999, ReceivedAt: 4_294_967_295_999},
+	{Name: []byte("名前 – ñ 🎈"), Channel: []byte("web"), CampaignID: []byte("'; DROP TABLE events; --"), UserID: []byte("\u0001\t\n\\\"'"),
+		EventID: []byte("6ba7b810-9dad-11d1-80b4-00c04fd430c8"), Timestamp: 1_708_732_800_123, ReceivedAt: 1_708_732_800_124},
+	{Name: []byte("tags"), UserID: []byte("u"), EventID: []byte("4"), Timestamp: 1_708_732_800_000, ReceivedAt: 5,
+		Tags: [][]byte{[]byte("x"), []byte("y"), []byte("x"), []byte(""), []byte("🎈")}},
+	{Name: []byte("many"), UserID: []byte("u"), EventID: []byte("5"), Timestamp: 1_708_732_800_000, ReceivedAt: 5, Tags: manyTags(3000)},
+	{Name: []byte("long"), UserID: []byte(strings.Repeat("u", 1024)), EventID: []byte("6"), Timestamp: 1_708_732_800_000, ReceivedAt: 5,
+		Metadata: []byte(`{"k":"` + strings.Repeat("é", 30_000) + `"}`)},
+	{Name: []byte("a"), Channel: []byte("push"), UserID: []byte("u"), EventID: []byte("7"), Timestamp: 946_684_800_001, ReceivedAt: 1, Metadata: []byte("{ }")},
+}
+
+func manyTags(n int) (tags [][]byte) {
+	for i := range n {
+		tags = append(tags, fmt.Appendf(nil, "tag%d", i%500))
+	}
+	return tags
+}
+
+// TestEveryColumnComesBack stores odd values and reads each column as text.
+func TestEveryColumnComesBack(t *testing.T) {
+	l := newLab(t, 1)
+	l.start()
+	var want []string
+	l.produce(len(odd), func(i int, ev *codec.Event) { *ev = odd[i] })
+	for i, ev := range odd {
+		tags := make([]string, len(ev.Tags))
+		for k, tag := range ev.Tags {
+			tags[k] = string(tag)
+		}
+		id := codec.ID(ev.EventID)
+		want = append(want, fmt.Sprintf("%d|%s|%s|%s|%s|%s|%s|%x|%d|%d|%d", ev.Timestamp, ev.Name, ev.Channel, ev.CampaignID, ev.UserID,
+			strings.Join(tags, ","), ev.Metadata, id, ev.ReceivedAt, i, len(odd)))
+	}
+	l.settled()
+	l.rawIsLedger()
+	got, err := l.pool.Strings(context.Background(), `SELECT CAST(concat(toString(toUnixTimestamp64Milli(ts)), '|', event_name, '|', channel, '|', campaign_id, '|', user_id, '|',
+		arrayStringConcat(tags, ','), '|', metadata, '|', replaceAll(toString(event_id), '-', ''), '|', toString(toUnixTimestamp64Milli(received_at)), '|', toString(_offset), '|',
+		toString(_rows)) AS String) FROM events ORDER BY _offset`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("rows differ (-want +got):\n%s", diff)
+	}
+	l.rollupsAreRaw()
+	l.batchesAddUp()
+}
+
+// TestBlockCopiesRows copies rows one by one, as recovery does with what is
+// missing, and into a block that was used before.
+func TestBlockCopiesRows(t *testing.T) {
+	from := newBlock()
+	for i := range odd {
+		from.append(&odd[i], codec.ID(odd[i].EventID), 3, int64(i))
+	}
+	from.seal(7, map[int32]*batch{3: {first: 0, last: 9, rows: len(odd), duplicates: 1, dead: 2}})
+	to := newBlock()
+	for round := range 2 {
+		for i := range odd {
+			to.copyRow(from, len(odd)-1-i)
+		}
+		for i := range odd {
+			k := len(odd) - 1 - i
+			show := func(b *block, i int) string {
+				return fmt.Sprintf("%d %s %s %s %s %s %s %x %d %d %d %d %d %d %d %d %d", b.ts.Data[i], b.eventName.row(i), b.channel.row(i), b.campaignID.row(i),
+					b.userID.Row(i), b.tags.row(i), b.metadata.Row(i), b.eventID[i], b.receivedAt.Data[i], b.src[i], b.part[i], b.offset[i], b.first[i],
+					b.last[i], b.rowCount[i], b.dup[i], b.dead[i])
+			}
+			if got, want := show(to, i), show(from, k); got != want {
+				t.Errorf("round %d, row %d\ngot  %.200s\nwant %.200s", round, i, got, want)
+			}
+		}
+		to.reset()
+		if to.rows() != 0 || to.eventName.values.Rows() != 0 || len(to.tags.values.Keys32) != 0 {
+			t.Error("a reset block is not empty")
+		}
+	}
+}
+
+// TestInsertSettings states what goes with every insert. A change here is a
+// change of what recovery may rely on.
+func TestInsertSettings(t *testing.T) {
+	l := newLab(t, 1)
+	p := l.prepare()
+	defer p.pool.Close()
+	settings, err := p.sink.checkSettings(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &session{Sink: p.sink, source: source{id: 42, settings: settings}}
+	s.cfg.InsertTimeout = 30 * time.Second
+	f := newFlight(newBlock())
+	f.batches[12], f.batches[3] = &batch{}, &batch{}
+	var got []string
+	for _, v := range s.insertSettings(f) {
+		if !v.Important {
+			t.Errorf("%s is not important: a server that does not know it would ignore it", v.Key)
+		}
+		got = append(got, v.Key+"="+v.Value)
+	}
+	want := []string{
+		"async_insert=0",
+		"max_insert_block_size=1048449",
+		"min_insert_block_size_rows=1048449",
+		"min_insert_block_size_bytes=536870912",
+		"max_partitions_per_insert_block=0",
+		"materialized_views_ignore_errors=0",
+		"insert_deduplicate=0",
+		"deduplicate_insert=disable",
+		"deduplicate_blocks_in_dependent_materialized_views=0",
+		"max_execution_time=30",
+		"log_comment=edge/42/,3,12,",
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("settings of an insert (-want +got):\n%s", diff)
+	}
+}
+
+// TestInsertIsSeenWhileItRuns: what recovery waits for, and what a repair looks
+// for, is on the server's list while an insert writes.
+func TestInsertIsSeenWhileItRuns(t *testing.T) {
+	l := newLab(t, 1)
+	l.exec("CREATE TABLE slow_to (n UInt64) ENGINE = Null")
+	l.exec("CREATE MATERIALIZED VIEW slow TO slow_to AS SELECT sleepEachRow(0.05) AS n FROM events")
+	l.start()
+	l.produce(30)
+	eventually(t, "the insert is listed", func() error {
+		n := l.value(fmt.Sprintf("SELECT count() FROM system.processes WHERE %s AND startsWith(Settings['log_comment'], 'edge/%d/,0,')", inserting, l.src()))
+		if n != "1" {
+			return fmt.Errorf("%s listed", n)
+		}
+		return nil
+	})
+	l.settled()
+	l.exact()
+}
