@@ -316,6 +316,11 @@ func (a *app) startSink(ctx context.Context) error {
 	if !a.cfg.has(roleSink) {
 		return nil
 	}
+	if !a.cfg.has(roleIngest) { // else the producer's own ping tells
+		if err := a.checkKafka(ctx); err != nil {
+			return err
+		}
+	}
 	c := &a.cfg
 	var incarnation uint32
 	var rescan func()
@@ -346,6 +351,21 @@ func (a *app) startSink(ctx context.Context) error {
 		until(ctx, log, "ensure topics", a.ensureTopics)
 		until(ctx, log, "migrate", a.migrate)
 		until(ctx, log, "sink", a.sink.Run)
+	})
+	return nil
+}
+
+// checkKafka adds the check of Kafka for a process that only consumes: a sink
+// that lost its broker has nothing to store that it knows of.
+func (a *app) checkKafka(ctx context.Context) error {
+	client, err := a.kafka.Client()
+	if err != nil {
+		return err
+	}
+	context.AfterFunc(ctx, client.Close)
+	a.check(ctx, "kafka", func(ctx context.Context) error {
+		_, err := kafka.Partitions(ctx, client, a.cfg.KafkaTopic)
+		return err
 	})
 	return nil
 }
