@@ -27,8 +27,8 @@ import (
 // lost can be sent again and still count once. The ids are new for every run:
 // replaying a file twice is two sets of events.
 func replay(in *invocation) error {
-	if len(in.args) != 1 {
-		return &usageError{"replay wants one argument, the file"}
+	if len(in.args) != 1 || in.args[0] == "" {
+		return &usageError{"replay wants one argument, the file (make replay FILE=events.ndjson.gz)"}
 	}
 	f, err := os.Open(in.args[0])
 	if err != nil {
