@@ -1,6 +1,7 @@
 package sink
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"math/rand/v2"
@@ -9,10 +10,12 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
+	"edge/internal/codec"
 	engine "edge/internal/embedded/clickhouse"
 )
 
@@ -111,6 +114,39 @@ func TestEngineKilledUnderLoad(t *testing.T) {
 		// Not its own restart, whose delay grows with every death.
 		closeChild()
 		start()
+	}
+	l.settled()
+	l.exact()
+	t.Log(s.sink.outcomes())
+}
+
+// TestEngineStandsStill stops the engine's process with the rows in its socket,
+// for longer than an insert may take, and lets it go on: the rows must not be
+// sent again while the first ones are still to be read.
+func TestEngineStandsStill(t *testing.T) {
+	child := ownEngine(t)
+	l := newLabOn(t, child, 1)
+	s := l.prepare(func(c *Config) { c.InsertTimeout = 500 * time.Millisecond })
+	var armed atomic.Bool
+	const needle = "a value only these rows have"
+	s.click.watch = func(_ *wireConn, p []byte, sent bool) {
+		if !sent || !bytes.Contains(p, []byte(needle)) || !armed.CompareAndSwap(true, false) {
+			return
+		}
+		pid := child.Pid()
+		if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+			t.Error(err)
+		}
+		time.AfterFunc(1500*time.Millisecond, func() { _ = syscall.Kill(pid, syscall.SIGCONT) })
+	}
+	s.run()
+	for range rounds(t, 4) {
+		armed.Store(true)
+		l.produce(300, func(_ int, ev *codec.Event) { ev.Metadata = []byte(`{"x":"` + needle + `"}`) })
+		l.settled()
+		if armed.Load() {
+			t.Fatal("the engine was not stopped")
+		}
 	}
 	l.settled()
 	l.exact()

@@ -143,6 +143,12 @@ func (t *session) insert(ctx context.Context, f *flight) error {
 
 // send runs one INSERT of f's block on a connection of its own. before runs
 // once the server has taken the query and before the first row is sent.
+//
+// From then on ctx ends nothing; the session's end and patience do. Hanging up
+// on rows that are sent does not unsend them: a server that stood still may
+// read them later, and the embedded one lists an insert only when it has read
+// it all, so recovery would see neither rows nor query and send them again.
+// How long the insert itself may take is the server's max_execution_time.
 func (t *session) send(ctx context.Context, f *flight, before func(context.Context) error) error {
 	conn, err := t.cfg.ClickHouse.Dial(ctx)
 	if err != nil {
@@ -151,8 +157,14 @@ func (t *session) send(ctx context.Context, f *flight, before func(context.Conte
 	// The connection ends with the insert, so that nothing of a failed one can
 	// reach the server later.
 	defer conn.Close()
+	work, cancel := context.WithCancel(t.ctx)
+	defer cancel()
+	ended := context.AfterFunc(ctx, cancel)
+	defer ended()
+	patience := time.AfterFunc(10*t.cfg.InsertTimeout, cancel)
+	defer patience.Stop()
 	input := f.block.input(&f.open)
-	return conn.Do(ctx, ch.Query{
+	return conn.Do(work, ch.Query{
 		Body:     input.Into("events"),
 		Input:    input,
 		Settings: t.insertSettings(f),
@@ -163,6 +175,9 @@ func (t *session) send(ctx context.Context, f *flight, before func(context.Conte
 			}
 			if err := before(ctx); err != nil {
 				return err
+			}
+			if !ended() {
+				return ctx.Err()
 			}
 			f.open = true
 			return nil
