@@ -101,14 +101,24 @@ func (y *tally) String() string {
 		y.trials, y.wrong, y.present, y.reinserted, y.repaired, y.unnoticed)
 }
 
-// add flies r and returns how many calls were struck.
+// add flies r and returns how many calls were struck, or -1 for a trial that
+// did not get to its end.
 func (y *tally) add(t *testing.T, r trial, so string) int {
-	struck := -1
-	ok := t.Run(r.plan, func(t *testing.T) {
-		o := r.fly(t, so)
-		if struck = len(o.struck); struck == 0 {
-			return
+	var o *outcome
+	if ok := t.Run(r.plan, func(t *testing.T) {
+		got := r.fly(t, so)
+		o = &got
+		t.Logf("%s: present %d, reinserted %d, repaired %d", strings.Join(o.struck, ", "), o.present, o.reinserted, o.repaired)
+	}); !ok {
+		y.wrong++
+		if o == nil {
+			y.trials++
 		}
+	}
+	if o == nil {
+		return -1
+	}
+	if len(o.struck) > 0 {
 		y.trials++
 		y.present += o.present
 		y.reinserted += o.reinserted
@@ -116,12 +126,8 @@ func (y *tally) add(t *testing.T, r trial, so string) int {
 		if o.present+o.reinserted == 0 {
 			y.unnoticed++
 		}
-		t.Logf("%s: present %d, reinserted %d, repaired %d", strings.Join(o.struck, ", "), o.present, o.reinserted, o.repaired)
-	})
-	if !ok {
-		y.wrong++
 	}
-	return struck
+	return len(o.struck)
 }
 
 // calls lists what the engine does to its files for one flight of c.
@@ -194,6 +200,11 @@ func (e enumeration) run(t *testing.T, so string, calls []string) {
 }
 
 // The engine is killed at every call by which an insert changes its files.
+//
+// libchdb 26.5 makes 112 for one month and 224 for two: of 112 and 224 deaths
+// none left anything wrong. With a recovery that sends the insert again instead
+// of looking at the data, the same 112 deaths miscount or double rows 78 times:
+// every one after the first part is there.
 func TestEngineKilledAtEveryCall(t *testing.T) {
 	so := shim(t)
 	for _, c := range cargoes {
