@@ -219,6 +219,7 @@ func (a *app) startEngine(ctx context.Context) error {
 	}
 	a.engine = child
 	a.clickhouse.Dialer = child
+	a.clickhouse.Addr = "(embedded)" // errors name it; it has no address
 	a.describe(engineStats{child})
 	return nil
 }
