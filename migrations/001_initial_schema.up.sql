@@ -1,4 +1,6 @@
--- One row per accepted event. The columns starting with an underscore say which
+-- One row per accepted event, in parts by month: the contract takes events of
+-- any time since 2000, in any mix, and by day one insert could make thousands of
+-- parts. Rollups are small and go by year. The columns starting with an underscore say which
 -- batch of which log wrote the row, so "is this batch in, whole, once?" is a
 -- query and not a guess.
 CREATE TABLE IF NOT EXISTS events{{.OnCluster}} (
@@ -33,7 +35,7 @@ CREATE TABLE IF NOT EXISTS events_1m{{.OnCluster}} (
     channel    LowCardinality(String),
     n          SimpleAggregateFunction(sum, Int64)
 ) ENGINE = {{.Engine "AggregatingMergeTree"}}
-PARTITION BY toYYYYMM(m)
+PARTITION BY toYear(m)
 ORDER BY (event_name, m, channel);
 
 -- Counts and distinct users by hour.
@@ -44,7 +46,7 @@ CREATE TABLE IF NOT EXISTS events_1h{{.OnCluster}} (
     n          SimpleAggregateFunction(sum, Int64),
     u          AggregateFunction(uniqCombined64, String)
 ) ENGINE = {{.Engine "AggregatingMergeTree"}}
-PARTITION BY toYYYYMM(h)
+PARTITION BY toYear(h)
 ORDER BY (event_name, h, channel);
 
 -- Counts and distinct users by day.
@@ -55,7 +57,7 @@ CREATE TABLE IF NOT EXISTS events_1d{{.OnCluster}} (
     n          SimpleAggregateFunction(sum, Int64),
     u          AggregateFunction(uniqCombined64, String)
 ) ENGINE = {{.Engine "AggregatingMergeTree"}}
-PARTITION BY toYYYYMM(d)
+PARTITION BY toYear(d)
 ORDER BY (event_name, d, channel);
 
 CREATE MATERIALIZED VIEW IF NOT EXISTS events_1m_mv{{.OnCluster}} TO events_1m AS

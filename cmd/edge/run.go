@@ -296,6 +296,14 @@ func (a *app) checkLog(ctx context.Context) error {
 	return nil
 }
 
+// incarnation is the life of the log that this process serves.
+func (a *app) incarnation() uint32 {
+	if a.broker == nil {
+		return 0
+	}
+	return a.broker.Incarnation()
+}
+
 func (a *app) startQuery(context.Context) error {
 	if !a.cfg.has(roleQuery) {
 		return nil
@@ -323,22 +331,18 @@ func (a *app) startSink(ctx context.Context) error {
 		}
 	}
 	c := &a.cfg
-	var incarnation uint32
 	var rescan func()
-	if a.broker != nil {
-		incarnation = a.broker.Incarnation()
-		if a.broker.UncleanHostBoot() {
-			rescan = func() {
-				if err := a.broker.Scanned(); err != nil {
-					a.log.Error("note that the log was scanned", "err", err)
-				}
+	if a.broker != nil && a.broker.UncleanHostBoot() {
+		rescan = func() {
+			if err := a.broker.Scanned(); err != nil {
+				a.log.Error("note that the log was scanned", "err", err)
 			}
 		}
 	}
 	log := a.log.With("component", "sink")
 	a.sink = sink.New(sink.Config{
 		Kafka: a.kafka, Topic: c.KafkaTopic, DeadLetterTopic: c.deadLetterTopic(), Group: c.KafkaGroup,
-		Incarnation: incarnation, ClickHouse: a.pool, Logger: log,
+		Incarnation: a.incarnation(), ClickHouse: a.pool, Logger: log,
 		FlushInterval: c.FlushInterval, FlushRows: c.FlushRows, FlushBytes: int(c.FlushBytes),
 		InsertTimeout: c.InsertTimeout, RevokeTimeout: 20 * time.Second,
 		Retention: c.sinkRetention(), Rescan: rescan,

@@ -15,6 +15,7 @@ import (
 
 	"edge/internal/clickhouse"
 	engine "edge/internal/embedded/clickhouse"
+	"edge/internal/kafka"
 	"edge/internal/sink"
 )
 
@@ -88,6 +89,9 @@ func verifyStored(in *invocation) (*sink.Report, error) {
 	}
 	defer pool.Close()
 	audit := sink.Audit{ClickHouse: pool}
+	if !c.Embedded { // the embedded log is inside a running edge
+		audit.Log = &sink.Log{Kafka: kafka.Options{Brokers: c.KafkaBrokers, Logger: in.log}, Topic: c.KafkaTopic, Group: c.KafkaGroup}
+	}
 	return audit.Run(in.ctx)
 }
 
@@ -98,7 +102,7 @@ func (a *app) verifyHandler(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "use POST: the audit reads every row", http.StatusMethodNotAllowed)
 		return
 	}
-	audit := sink.Audit{ClickHouse: a.pool}
+	audit := sink.Audit{ClickHouse: a.pool, Log: &sink.Log{Kafka: a.kafka, Topic: a.cfg.KafkaTopic, Group: a.cfg.KafkaGroup, Incarnation: a.incarnation()}}
 	report, err := audit.Run(r.Context())
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusServiceUnavailable)

@@ -2,6 +2,7 @@ package sink
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -10,8 +11,11 @@ import (
 
 	"github.com/ClickHouse/ch-go"
 	"github.com/ClickHouse/ch-go/proto"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 
 	"edge/internal/clickhouse"
+	"edge/internal/kafka"
 )
 
 // Audit proves, from what ClickHouse holds, that every offset of the log is
@@ -27,6 +31,17 @@ type Audit struct {
 	ClickHouse *clickhouse.Pool
 	// Since limits the audit to what was received from then on; zero: all.
 	Since time.Time
+	// Log, when not nil, is the log that what is stored is compared with: its
+	// group must not be past what is stored, and what it has more is pending.
+	Log *Log
+}
+
+// Log is a topic and the group that stores it.
+type Log struct {
+	Kafka       kafka.Options
+	Topic       string
+	Group       string
+	Incarnation uint32
 }
 
 // Report is what an audit found. Missing, Extra and Mismatched are 0 when
@@ -38,6 +53,7 @@ type Report struct {
 	// their distinct users.
 	Mismatched int64    `json:"mismatched_rollup_rows"`
 	Users      int64    `json:"mismatched_user_cells"`
+	Pending    int64    `json:"pending"`            // records in the log and not stored yet; no fault
 	Problems   []string `json:"problems,omitempty"` // the first of each kind
 	Took       float64  `json:"took_seconds"`
 }
@@ -82,14 +98,85 @@ func (r *Report) OK() bool {
 func (a *Audit) Run(ctx context.Context) (*Report, error) {
 	started := time.Now()
 	r := new(Report)
+	// The log is asked first: what it says is then stored, or still to come.
+	log, err := a.positions(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("audit the log: %w", err)
+	}
 	if err := a.coverage(ctx, r); err != nil {
 		return nil, fmt.Errorf("audit coverage: %w", err)
 	}
+	r.compare(log)
 	if err := a.rollups(ctx, r); err != nil {
 		return nil, fmt.Errorf("audit rollups: %w", err)
 	}
 	r.Took = time.Since(started).Seconds()
 	return r, nil
+}
+
+// logPosition is where a partition of the log stood.
+type logPosition struct {
+	src                   uint32
+	start, end, committed int64 // committed -1: the group has stored nothing
+}
+
+func (a *Audit) positions(ctx context.Context) (map[int32]logPosition, error) {
+	if a.Log == nil || !a.Since.IsZero() {
+		return nil, nil
+	}
+	client, err := a.Log.Kafka.Client()
+	if err != nil {
+		return nil, err
+	}
+	defer client.Close()
+	adm := kadm.NewClient(client)
+	committed, err := adm.FetchOffsets(ctx, a.Log.Group)
+	if err != nil && !errors.Is(err, kerr.GroupIDNotFound) {
+		return nil, fmt.Errorf("read the offsets of group %s: %w", a.Log.Group, err)
+	}
+	meta, err := adm.Metadata(ctx, a.Log.Topic)
+	if err != nil {
+		return nil, fmt.Errorf("read topic %s: %w", a.Log.Topic, err)
+	}
+	starts, err := adm.ListStartOffsets(ctx, a.Log.Topic)
+	if err != nil {
+		return nil, fmt.Errorf("read the start of topic %s: %w", a.Log.Topic, err)
+	}
+	ends, err := adm.ListEndOffsets(ctx, a.Log.Topic)
+	if err != nil {
+		return nil, fmt.Errorf("read the end of topic %s: %w", a.Log.Topic, err)
+	}
+	src := SourceID(meta.Cluster, meta.Topics[a.Log.Topic].ID, a.Log.Incarnation)
+	out := make(map[int32]logPosition)
+	ends.Each(func(o kadm.ListedOffset) {
+		p := logPosition{src: src, end: o.Offset, committed: -1}
+		if s, ok := starts.Lookup(a.Log.Topic, o.Partition); ok {
+			p.start = s.Offset
+		}
+		if c, ok := committed.Lookup(a.Log.Topic, o.Partition); ok {
+			p.committed = c.At
+		}
+		out[o.Partition] = p
+	})
+	return out, nil
+}
+
+// compare holds what is stored against where the log stood before.
+func (r *Report) compare(log map[int32]logPosition) {
+	for id, at := range log {
+		next := int64(-1) // the offset after the last one covered
+		for _, c := range r.Partitions {
+			if c.Source == at.src && c.Partition == id {
+				next = c.Last + 1
+			}
+		}
+		if at.committed > max(next, at.start) {
+			r.Partitions = append(r.Partitions, Coverage{Source: at.src, Partition: id, First: max(next, at.start), Last: at.committed - 1,
+				Missing: at.committed - max(next, at.start)})
+			r.problem("source %d, partition %d: the group is at offset %d, and what is stored ends at %d", at.src, id, at.committed, next)
+		}
+		r.Pending += max(at.end-max(next, at.start), 0)
+	}
 }
 
 // auditChunk is how many offsets one query looks at: its memory is bounded by
@@ -265,9 +352,13 @@ func (s span) of(column string) string {
 // recently received events touch.
 func (a *Audit) months(ctx context.Context) ([]span, error) {
 	if a.Since.IsZero() {
-		// Partitions are months, of rows and rollups alike.
-		starts, err := a.ClickHouse.Strings(ctx, `SELECT DISTINCT toString(toUnixTimestamp(toDateTime(concat(substring(partition, 1, 4), '-', substring(partition, 5, 2), '-01 00:00:00'), 'UTC'))) AS s
-			FROM system.parts WHERE database = currentDatabase() AND table IN ('events', 'events_1m', 'events_1h', 'events_1d') AND active ORDER BY s`)
+		starts, err := a.ClickHouse.Strings(ctx, `SELECT toString(toUnixTimestamp(toDateTime(month, 'UTC'))) AS s FROM (
+			SELECT DISTINCT toStartOfMonth(m) AS month FROM events_1m
+			UNION DISTINCT SELECT DISTINCT toStartOfMonth(h) FROM events_1h
+			UNION DISTINCT SELECT DISTINCT toStartOfMonth(d) FROM events_1d
+			UNION DISTINCT SELECT toDate(concat(substring(partition, 1, 4), '-', substring(partition, 5, 2), '-01')) FROM system.parts
+				WHERE database = currentDatabase() AND table = 'events' AND active
+		) ORDER BY month`)
 		return spansOf(starts, func(t time.Time) time.Time { return t.AddDate(0, 1, 0) }), err
 	}
 	const mostDays = 62
@@ -360,6 +451,9 @@ func (r *Report) String() string {
 	fmt.Fprintf(&b, "rollups: %d rows and %d user cells differ from events\n", r.Mismatched, r.Users)
 	for _, p := range r.Problems {
 		fmt.Fprintf(&b, "problem: %s\n", p)
+	}
+	if r.Pending > 0 {
+		fmt.Fprintf(&b, "pending: %d records are in the log and not stored yet\n", r.Pending)
 	}
 	verdict := "everything adds up"
 	if !r.OK() {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"edge/internal/clickhouse"
+	"edge/internal/codec"
 	"edge/internal/stat"
 )
 
@@ -29,9 +30,18 @@ func newStats() stats {
 		insertSeconds:   stat.NewHistogram(stat.Seconds),
 		batchRows:       stat.NewCountHistogram(stat.Rows),
 		endToEndSeconds: stat.NewHistogram(stat.Seconds),
-		deadLetters:     make(map[string]uint64),
+		deadLetters:     noLetters(),
 		insertErrors:    make(map[string]uint64),
 	}
+}
+
+// noLetters has every reason at 0, so that an alert sees the first letter.
+func noLetters() map[string]uint64 {
+	m := make(map[string]uint64)
+	for _, r := range codec.Reasons {
+		m[r.String()] = 0
+	}
+	return m
 }
 
 // count adds a stored flight.
