@@ -114,7 +114,8 @@ func Run(ctx context.Context, cfg Config, ln net.Listener) error {
 }
 
 func run(ctx context.Context, cfg Config, ln net.Listener) error {
-	ctx, stop := context.WithCancel(ctx)
+	ctx, end := context.WithCancelCause(ctx)
+	stop := func() { end(nil) }
 	defer stop()
 	if cfg.Lifeline != nil {
 		go func() {
@@ -151,7 +152,7 @@ func run(ctx context.Context, cfg Config, ln net.Listener) error {
 	if err != nil {
 		return err
 	}
-	srv := &server{cfg: cfg, log: cfg.Log, eng: eng}
+	srv := &server{cfg: cfg, log: cfg.Log, eng: eng, end: end}
 	if err := srv.readVersion(); err != nil {
 		eng.close()
 		return err
@@ -160,6 +161,9 @@ func run(ctx context.Context, cfg Config, ln net.Listener) error {
 		// A session still inside the engine: closing under it would crash, and
 		// ending the process is as safe as any kill.
 		return err
+	}
+	if err := context.Cause(ctx); errors.Is(err, errNotWritten) {
+		return err // and leave the files alone
 	}
 	eng.close()
 	return nil

@@ -130,6 +130,9 @@ func (s *session) inserted(p proto.Progress) {
 func (s *session) commit(q *clientQuery, st *statement, b *insertBuffer) error {
 	w := s.watch(false)
 	err := s.eng.exec(st.fromFile(b.path), q.params)
+	if err == nil {
+		err = s.srv.written()
+	}
 	if stopped := w.stop(); stopped != nil {
 		return stopped
 	}

@@ -34,6 +34,8 @@ func childMain(dir string) int {
 		fmt.Fprintln(os.Stderr, "no listener from the parent")
 		return 2
 	}
+	// So that a limit on file sizes is an error of write(2) and no more.
+	signal.Ignore(syscall.SIGXFSZ)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	level := slog.LevelWarn

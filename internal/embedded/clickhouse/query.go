@@ -147,6 +147,9 @@ func (s *session) execute(q *clientQuery) error {
 func (s *session) command(q *clientQuery, st *statement) error {
 	w := s.watch(true)
 	err := s.eng.exec(st.text, q.params)
+	if err == nil {
+		err = s.srv.written()
+	}
 	if stopped := w.stop(); stopped != nil {
 		return stopped
 	}

@@ -19,6 +19,7 @@ type server struct {
 	log     *slog.Logger
 	eng     *engine
 	version engineVersion
+	end     context.CancelCauseFunc // of serve
 
 	buffered atomic.Int64 // bytes of inserts under way
 
@@ -67,6 +68,7 @@ func (srv *server) serve(ctx context.Context, ln net.Listener) error {
 	srv.sessions = make(map[*session]struct{})
 	accepted := make(chan error, 1)
 	go func() { accepted <- srv.accept(ctx, ln) }()
+	srv.ended.Go(func() { srv.watchWrites(ctx) })
 	var err error
 	select {
 	case <-ctx.Done():
