@@ -69,6 +69,8 @@ type config struct {
 	KafkaRetention   time.Duration `env:"KAFKA_RETENTION" envDefault:"168h" doc:"how long the topic keeps events that are stored"`
 	KafkaGroup       string        `env:"KAFKA_GROUP" envDefault:"edge-sink" doc:"consumer group of the sink"`
 
+	SessionTimeout time.Duration `env:"KAFKA_SESSION_TIMEOUT" envDefault:"10s" doc:"after how much silence a sink's partitions go to others; a killed sink's wait this long"`
+
 	ClickHouseHost     string        `env:"CLICKHOUSE_HOST" envDefault:"localhost" doc:"ClickHouse server"`
 	ClickHousePort     uint16        `env:"CLICKHOUSE_PORT" envDefault:"9000" doc:"its native protocol port"`
 	ClickHouseDatabase string        `env:"CLICKHOUSE_DATABASE" envDefault:"events_db" doc:"database, created when absent"`
@@ -220,6 +222,9 @@ func (c *config) validate() error {
 		if p.d < 0 {
 			bad("%s must not be negative", p.name)
 		}
+	}
+	if c.SessionTimeout < 6*time.Second || c.SessionTimeout > 30*time.Minute {
+		bad("KAFKA_SESSION_TIMEOUT is %s; brokers take 6s to 30m unless configured otherwise", c.SessionTimeout)
 	}
 	if c.InsertTimeout < time.Second {
 		bad("INSERT_TIMEOUT is %s; ClickHouse counts whole seconds, so it needs at least 1s", c.InsertTimeout)

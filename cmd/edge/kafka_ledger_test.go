@@ -19,6 +19,8 @@ import (
 	"github.com/ClickHouse/ch-go/proto"
 	"github.com/google/uuid"
 	"github.com/twmb/franz-go/pkg/kadm"
+
+	"edge/internal/chaos"
 )
 
 // load is a few clients that keep sending, and the ledger of what they were
@@ -277,6 +279,8 @@ func (n *tenant) balance(l *load) {
 	n.checkRollups()
 	n.t.Logf("accepted %d, stored %d = accepted + %d of %d without an answer; lost %d, duplicated %d; %d deliberate repeats, %d retries; caught up in %s",
 		len(l.accepted), len(rows), maybe, len(l.unknown), lost, duplicated, l.repeats, l.retries, short(caughtUp))
+	chaos.Report(n.t, chaos.Result{Fault: "Kafka: " + n.t.Name()[strings.LastIndexByte(n.t.Name(), '/')+1:], Rounds: n.rounds,
+		Accepted: len(l.accepted), Lost: lost, Duplicated: duplicated})
 }
 
 // checkRollups wants every cell of every rollup to be what the rows say, and

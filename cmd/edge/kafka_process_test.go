@@ -203,6 +203,8 @@ type tenant struct {
 	*cluster
 	t    testing.TB
 	name string
+	// rounds is how often the fault struck, for the report.
+	rounds int
 }
 
 func (c *cluster) tenant(t testing.TB, name string) *tenant {

@@ -8,14 +8,14 @@ import (
 	"maps"
 	"math/rand/v2"
 	"net/http"
-	"os"
 	"slices"
-	"strconv"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"edge/internal/chaos"
 )
 
 // TestKafka holds edge to a real Apache Kafka: in every other test the embedded
@@ -35,19 +35,6 @@ const everything = "ingest,sink,query"
 // restless makes the sink insert all the time, so that most kills meet an
 // insert under way.
 var restless = []string{"FLUSH_INTERVAL", "10ms"}
-
-// roundsOf is n, or what EDGE_KAFKA_ROUNDS asks for.
-func roundsOf(t testing.TB, n int) int {
-	s := os.Getenv("EDGE_KAFKA_ROUNDS")
-	if s == "" {
-		return n
-	}
-	n, err := strconv.Atoi(s)
-	if err != nil || n < 2 {
-		t.Fatalf("EDGE_KAFKA_ROUNDS is %q; it must be a number from 2 on", s)
-	}
-	return n
-}
 
 func endToEnd(n *tenant) {
 	t := n.t
@@ -125,7 +112,8 @@ func endToEnd(n *tenant) {
 // edgeKilled kills the whole of edge again and again while clients send.
 func edgeKilled(n *tenant) {
 	t := n.t
-	rounds := roundsOf(t, 12)
+	rounds := chaos.Rounds(12, 40)
+	n.rounds = rounds
 	p := n.start("edge", everything, restless...)
 	l := startLoad(t, p.public)
 	n.progress()
@@ -169,7 +157,8 @@ func sinksComeAndGo(n *tenant) {
 	sinks = append(sinks, c)
 	n.joined(sinks...)
 	var killed, stopped, left []time.Duration
-	for range roundsOf(t, 3) {
+	n.rounds = 4 * chaos.Rounds(3, 8)
+	for range n.rounds / 4 {
 		l.more(500)
 		victim := n.memberOf(a)
 		a.kill()
@@ -238,7 +227,9 @@ func brokerRestarts(n *tenant) {
 	l := startLoad(t, p.public)
 	n.progress()
 	var up, accepting, storing []time.Duration
-	for _, how := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
+	n.rounds = chaos.Rounds(2, 20)
+	for i := range n.rounds {
+		how := []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL}[i%2]
 		l.more(1000)
 		n.broker.signal(how)
 		<-n.broker.done

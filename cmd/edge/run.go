@@ -345,7 +345,7 @@ func (a *app) startSink(ctx context.Context) error {
 		Incarnation: a.incarnation(), ClickHouse: a.pool, Logger: log,
 		FlushInterval: c.FlushInterval, FlushRows: c.FlushRows, FlushBytes: int(c.FlushBytes),
 		InsertTimeout: c.InsertTimeout, RevokeTimeout: 20 * time.Second,
-		Retention: c.sinkRetention(), Rescan: rescan,
+		SessionTimeout: c.SessionTimeout, Retention: c.sinkRetention(), Rescan: rescan,
 		DedupIDs: c.DedupIDs, DedupAge: c.DedupWindow,
 	})
 	auditor := &sink.Auditor{ClickHouse: a.pool, Logger: log, Every: time.Minute, Look: time.Hour}

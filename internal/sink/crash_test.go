@@ -15,21 +15,21 @@ import (
 	"testing"
 	"time"
 
+	"edge/internal/chaos"
 	"edge/internal/codec"
 	engine "edge/internal/embedded/clickhouse"
 )
 
-// rounds is how often a chaos test does its worst; EDGE_CHAOS_ROUNDS raises it.
-func rounds(t testing.TB, n int) int {
-	t.Helper()
-	if s := os.Getenv("EDGE_CHAOS_ROUNDS"); s != "" {
-		more, err := strconv.Atoi(s)
-		if err != nil {
-			t.Fatalf("EDGE_CHAOS_ROUNDS: %v", err)
-		}
-		return more
+// report leaves the line of a chaos test: what the ledger has and events has not.
+func (l *lab) report(fault string, rounds int) {
+	l.t.Helper()
+	rows, distinct := 0, 0
+	if _, err := fmt.Sscan(l.value("SELECT concat(toString(count()), ' ', toString(uniqExact(_part, _offset))) FROM events"), &rows, &distinct); err != nil {
+		l.t.Fatal(err)
 	}
-	return n
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	chaos.Report(l.t, chaos.Result{Fault: fault, Rounds: rounds, Accepted: len(l.ledger), Lost: max(len(l.ledger)-distinct, 0), Duplicated: rows - distinct})
 }
 
 // dice are random and say how to throw the same again.
@@ -103,7 +103,8 @@ func TestEngineKilledUnderLoad(t *testing.T) {
 	l := newLabOn(t, newWire(dial), 3)
 	s := l.start()
 	r := dice(t)
-	for range rounds(t, 8) {
+	rounds := chaos.Rounds(8, 50)
+	for range rounds {
 		stop := l.load()
 		after(time.Duration(r.IntN(400)) * time.Millisecond)
 		if err := syscall.Kill(child.Pid(), syscall.SIGKILL); err != nil {
@@ -117,6 +118,7 @@ func TestEngineKilledUnderLoad(t *testing.T) {
 	}
 	l.settled()
 	l.exact()
+	l.report("SIGKILL of ClickHouse under load", rounds)
 	t.Log(s.sink.outcomes())
 }
 
@@ -140,7 +142,7 @@ func TestEngineStandsStill(t *testing.T) {
 		time.AfterFunc(1500*time.Millisecond, func() { _ = syscall.Kill(pid, syscall.SIGCONT) })
 	}
 	s.run()
-	for range rounds(t, 4) {
+	for range chaos.Rounds(4, 8) {
 		armed.Store(true)
 		l.produce(300, func(_ int, ev *codec.Event) { ev.Metadata = []byte(`{"x":"` + needle + `"}`) })
 		l.settled()
@@ -163,7 +165,8 @@ func (s *Sink) outcomes() string {
 func TestSinkKilledUnderLoad(t *testing.T) {
 	l := newLab(t, 3)
 	r := dice(t)
-	for range rounds(t, 10) {
+	rounds := chaos.Rounds(10, 50)
+	for range rounds {
 		stop := l.load()
 		s := l.start(func(c *Config) { c.RevokeTimeout = 100 * time.Millisecond })
 		after(time.Duration(r.IntN(300)) * time.Millisecond)
@@ -173,6 +176,7 @@ func TestSinkKilledUnderLoad(t *testing.T) {
 	l.start()
 	l.settled()
 	l.exact()
+	l.report("a sink dies under load, the next takes over", rounds)
 }
 
 func TestConnectionsDroppedUnderLoad(t *testing.T) {
@@ -180,7 +184,8 @@ func TestConnectionsDroppedUnderLoad(t *testing.T) {
 	s := l.start()
 	r := dice(t)
 	stop := l.load()
-	for range rounds(t, 30) {
+	rounds := chaos.Rounds(30, 300)
+	for range rounds {
 		after(time.Duration(r.IntN(60)) * time.Millisecond)
 		switch r.IntN(3) {
 		case 0:
@@ -195,6 +200,7 @@ func TestConnectionsDroppedUnderLoad(t *testing.T) {
 	stop()
 	l.settled()
 	l.exact()
+	l.report("connections to ClickHouse and Kafka cut under load", rounds)
 }
 
 // TestInsertCutAtEveryStep cuts the connection to ClickHouse after N bytes of an
@@ -217,8 +223,8 @@ func TestInsertCutAtEveryStep(t *testing.T) {
 		}
 	}
 	step := 12
-	if os.Getenv("EDGE_CHAOS_ROUNDS") != "" {
-		step = 1
+	if chaos.Long() {
+		step = 2
 	}
 	// An insert writes some 6 kB and reads 1 kB; what goes beyond does not cut.
 	for i := 0; i < 60; i += step {

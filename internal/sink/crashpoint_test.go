@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"edge/internal/chaos"
 	"edge/internal/codec"
 )
 
@@ -25,6 +26,9 @@ var cargoes = []cargo{
 	{"one month", 1, func(i int, ev *codec.Event) { ev.Timestamp = 1_706_600_000_000 + int64(i)*7919 }},
 	{"two months of three partitions", 3, twoMonths},
 }
+
+// flightRows is how many rows the flight has that a fault strikes.
+const flightRows = 90
 
 // trial is one flight that meets one plan.
 type trial struct {
@@ -55,7 +59,7 @@ func (r trial) fly(t *testing.T, so string) outcome {
 	l.settled()
 	s.stop()
 
-	l.produce(90, r.change)
+	l.produce(flightRows, r.change)
 	s = l.prepare(func(c *Config) { c.RevokeTimeout = 100 * time.Millisecond })
 	if dial := s.click.dial; r.takeover {
 		s.click.dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
@@ -163,8 +167,10 @@ func spread(points []int, n int) []int {
 	return out
 }
 
-// all says that every point is to be tried, which takes most of an hour.
-func all() bool { return os.Getenv("EDGE_CHAOS_ALL") == "1" }
+// all says that every point is to be tried; pairs, that every second point is,
+// too, which takes most of an hour.
+func all() bool   { return chaos.Long() || pairs() }
+func pairs() bool { return os.Getenv("EDGE_CHAOS_ALL") == "1" }
 
 // enumeration flies one cargo again and again, with the fault of its mode at
 // one call after another.
@@ -172,7 +178,7 @@ type enumeration struct {
 	trial
 	mode string
 	at   string // the calls to strike at; empty: all
-	// sample is how many of them are tried without EDGE_CHAOS_ALL.
+	// sample is how many of them are tried in an ordinary run.
 	sample int
 }
 
@@ -197,6 +203,12 @@ func (e enumeration) run(t *testing.T, so string, calls []string) {
 		}
 	}
 	t.Log(&y)
+	next := "the sink lives on"
+	if e.takeover {
+		next = "another takes over"
+	}
+	chaos.Report(t, chaos.Result{Fault: fmt.Sprintf("%s at each %s of an insert, %s, %s", e.mode, cmp.Or(e.at, "call"), e.name, next),
+		Rounds: y.trials, Accepted: y.trials * flightRows, Lost: y.wrong})
 }
 
 // The engine is killed at every call by which an insert changes its files.
@@ -240,18 +252,18 @@ func TestEngineKilledAgainInRecovery(t *testing.T) {
 	so := shim(t)
 	for _, e := range []trial{{cargo: cargoes[0]}, {cargo: cargoes[1], takeover: true}} {
 		for i, first := range numbers(e.calls(t, so), "rename") {
-			if !all() && i%3 != 1 {
+			if !pairs() && i%3 != 1 {
 				continue
 			}
 			t.Run(fmt.Sprintf("%s/%d", e.name, first), func(t *testing.T) {
 				t.Parallel()
 				var y tally
 				for second := 1; ; second++ {
-					if !all() {
+					if !pairs() {
 						second = 25 * i
 					}
 					e.plan = fmt.Sprint("kill ", first, " ", second)
-					if y.add(t, e, so) < 2 || !all() {
+					if y.add(t, e, so) < 2 || !pairs() {
 						break
 					}
 				}

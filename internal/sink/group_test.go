@@ -9,6 +9,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"edge/internal/chaos"
 	"edge/internal/codec"
 )
 
@@ -26,7 +27,8 @@ func TestSinksComeAndGo(t *testing.T) {
 		i := r.IntN(len(sinks))
 		return sinks[i], append(append([]*process(nil), sinks[:i]...), sinks[i+1:]...)
 	}
-	for range rounds(t, 10) {
+	rounds := chaos.Rounds(10, 40)
+	for range rounds {
 		stop := l.load()
 		after(time.Duration(100+r.IntN(300)) * time.Millisecond)
 		what := r.IntN(5)
@@ -62,6 +64,7 @@ func TestSinksComeAndGo(t *testing.T) {
 	}
 	l.settled()
 	l.exact()
+	l.report("sinks come, go, die and freeze under load", rounds)
 	for _, p := range sinks {
 		p.stop()
 		t.Log(p.sink.outcomes())
@@ -103,7 +106,7 @@ func TestRepairBesideOtherSinks(t *testing.T) {
 		}
 	})
 	repaired := uint64(0)
-	for range rounds(t, 4) {
+	for range chaos.Rounds(4, 8) {
 		first := l.cluster.PartitionInfo(topic, 0).HighWatermark
 		l.produce(20, sameHour)
 		last := l.cluster.PartitionInfo(topic, 0).HighWatermark - 1
@@ -138,7 +141,7 @@ func TestOneRepairAtATime(t *testing.T) {
 		t.Cleanup(p.pool.Close)
 		session := &session{Sink: p.sink}
 		done.Go(func() {
-			for range rounds(t, 4) {
+			for range chaos.Rounds(4, 8) {
 				_, unlock, err := session.lockRollups(t.Context())
 				if err != nil {
 					t.Error(err)

@@ -160,7 +160,7 @@ func (l *lab) config() Config {
 	return Config{
 		Topic: topic, DeadLetterTopic: letter, Group: group,
 		FlushInterval: 10 * time.Millisecond, FlushRows: 500, FlushBytes: 1 << 20,
-		InsertTimeout: 10 * time.Second, RevokeTimeout: 5 * time.Second,
+		InsertTimeout: 10 * time.Second, RevokeTimeout: 5 * time.Second, SessionTimeout: 15 * time.Second,
 		DedupIDs: 100_000, DedupAge: time.Hour,
 	}
 }

@@ -64,6 +64,9 @@ type Config struct {
 	FlushRows     int // a block is full at this many rows
 	FlushBytes    int // or at this many bytes of records
 	InsertTimeout time.Duration
+	// SessionTimeout is after how much silence the group gives this sink's
+	// partitions to others.
+	SessionTimeout time.Duration
 	// Retention is how long the topic keeps records, stored or not; 0: it never
 	// removes one that is not stored.
 	Retention time.Duration
@@ -198,7 +201,7 @@ func (s *Sink) session(ctx context.Context) error {
 		kgo.BlockRebalanceOnPoll(),
 		kgo.Balancers(kgo.CooperativeStickyBalancer()),
 		kgo.RebalanceTimeout(s.cfg.RevokeTimeout+40*time.Second),
-		kgo.SessionTimeout(15*time.Second),
+		kgo.SessionTimeout(s.cfg.SessionTimeout),
 		kgo.HeartbeatInterval(1*time.Second),
 		kgo.OnOffsetsFetched(t.offsetsFetched),
 		kgo.OnPartitionsRevoked(t.revoked),
