@@ -167,9 +167,9 @@ func spread(points []int, n int) []int {
 	return out
 }
 
-// all says that every point is to be tried; pairs, that every second point is,
-// too, which takes most of an hour.
-func all() bool   { return chaos.Long() || pairs() }
+// pairs says that every point of every mode is to be tried, and of recovery every
+// second point, too, which takes most of an hour. make chaos kills at every point
+// of an insert and samples the rest.
 func pairs() bool { return os.Getenv("EDGE_CHAOS_ALL") == "1" }
 
 // enumeration flies one cargo again and again, with the fault of its mode at
@@ -185,8 +185,12 @@ type enumeration struct {
 // run flies the cargo once for each of calls that e strikes at, and until a
 // flight gets through.
 func (e enumeration) run(t *testing.T, so string, calls []string) {
-	points := numbers(calls, e.at)
-	if !all() {
+	points, every := numbers(calls, e.at), pairs() || chaos.Long() && e.mode == "kill" && e.at == ""
+	switch {
+	case every:
+	case chaos.Long():
+		points = spread(points, 10)
+	default:
 		points = spread(points, e.sample)
 	}
 	var y tally
@@ -198,7 +202,7 @@ func (e enumeration) run(t *testing.T, so string, calls []string) {
 		strike(n)
 	}
 	// Not every flight makes the same number of calls: on until one gets through.
-	if all() && e.at == "" {
+	if every && e.at == "" {
 		for n := len(calls) + 1; strike(n) > 0; n++ {
 		}
 	}
@@ -231,7 +235,7 @@ func TestEngineKilledAtEveryCall(t *testing.T) {
 			{trial{cargo: c}, "after", "rename", 1},
 			{trial{cargo: c}, "tear", "write", 1},
 		} {
-			if e.sample == 0 && !all() {
+			if e.sample == 0 && !chaos.Long() && !pairs() {
 				continue
 			}
 			next := "the sink lives on"
