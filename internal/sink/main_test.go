@@ -251,13 +251,6 @@ func (w *wire) limit(writes, reads []int) {
 	w.writes, w.reads = writes, reads
 }
 
-// spent reports whether every armed cut has happened.
-func (w *wire) spent() bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return len(w.writes)+len(w.reads) == 0
-}
-
 // allow takes n bytes off the first limit and reports how many may pass.
 func (w *wire) allow(limits *[]int, n int) (int, bool) {
 	w.mu.Lock()
