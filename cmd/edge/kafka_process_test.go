@@ -226,7 +226,7 @@ func (n *tenant) start(name, roles string, settings ...string) *edgeProcess {
 	p := &edgeProcess{public: "127.0.0.1:" + public, admin: "127.0.0.1:" + admin}
 	p.settings = append([]string{
 		"ROLES", roles, "EMBEDDED", "false", "SERVER_HOST", "127.0.0.1", "SERVER_PORT", public, "ADMIN_PORT", admin,
-		"KAFKA_BROKERS", "127.0.0.1:" + n.brokerPort, "KAFKA_TOPIC", n.name, "KAFKA_PARTITIONS", strconv.Itoa(partitions), "KAFKA_GROUP", n.name + "-sink",
+		"KAFKA_BROKERS", "127.0.0.1:" + n.brokerPort, "KAFKA_TOPIC", n.name, "KAFKA_PARTITIONS", strconv.Itoa(partitions), "KAFKA_SESSION_TIMEOUT", "6s", "KAFKA_GROUP", n.name + "-sink",
 		"CLICKHOUSE_HOST", "127.0.0.1", "CLICKHOUSE_PORT", n.enginePort, "CLICKHOUSE_DATABASE", n.name,
 		"SHUTDOWN_TIMEOUT", "20s", "LOG_LEVEL", "info",
 	}, settings...)
