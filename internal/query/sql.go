@@ -97,7 +97,7 @@ type columns struct {
 }
 
 var schema = [tables]columns{
-	rawTable:    {"events", "ts", "%", 1, "toUnixTimestamp(ts)"},
+	rawTable:    {"events", "ts", "toDateTime64(%, 3, 'UTC')", 1, "toUnixTimestamp(ts)"},
 	minuteTable: {"events_1m", "m", "%", 1, "toUnixTimestamp(m)"},
 	hourTable:   {"events_1h", "h", "%", 1, "toUnixTimestamp(h)"},
 	dayTable:    {"events_1d", "d", "toDate(%)", 86400, "toUnixTimestamp(d, 'UTC')"},

@@ -36,7 +36,7 @@ SELECT g, sum(total) AS total, uniqCombined64MergeState(users) AS users
 FROM (
 SELECT channel AS g, toInt64(count()) AS total, uniqCombined64State(user_id) AS users FROM events
 WHERE event_name = {event:String}
-  AND (ts >= 1704149999 AND ts < 1704150000 OR ts >= 1704330000 AND ts < 1704330001) GROUP BY g
+  AND (ts >= toDateTime64(1704149999, 3, 'UTC') AND ts < toDateTime64(1704150000, 3, 'UTC') OR ts >= toDateTime64(1704330000, 3, 'UTC') AND ts < toDateTime64(1704330001, 3, 'UTC')) GROUP BY g
 UNION ALL
 SELECT channel AS g, n AS total, u AS users FROM events_1h
 WHERE event_name = {event:String}
@@ -66,7 +66,7 @@ SELECT sum(total) AS events, uniqCombined64Merge(users) AS distinct_users,
 FROM (
 SELECT toInt64(intDiv(toUnixTimestamp(ts), 86400) * 86400) AS g, toInt64(count()) AS total, uniqCombined64State(user_id) AS users FROM events
 WHERE event_name = {event:String} AND campaign_id = {campaign:String}
-  AND (ts >= 1704153600 AND ts < 1704931200) GROUP BY g
+  AND (ts >= toDateTime64(1704153600, 3, 'UTC') AND ts < toDateTime64(1704931200, 3, 'UTC')) GROUP BY g
 )`, event, proto.Parameter{Key: "campaign", Value: `'it\\\'s'`})
 
 	// Counts alone come from the minutes.
@@ -78,7 +78,7 @@ SELECT g, sum(total) AS total
 FROM (
 SELECT toInt64(intDiv(toUnixTimestamp(ts), 60) * 60) AS g, toInt64(count()) AS total FROM events
 WHERE event_name = {event:String}
-  AND (ts >= 1704153601 AND ts < 1704153660) GROUP BY g
+  AND (ts >= toDateTime64(1704153601, 3, 'UTC') AND ts < toDateTime64(1704153660, 3, 'UTC')) GROUP BY g
 UNION ALL
 SELECT toInt64(toUnixTimestamp(m)) AS g, n AS total FROM events_1m
 WHERE event_name = {event:String}
