@@ -458,7 +458,8 @@ func (l *lab) rollupsAreRaw() {
 		l.none("users of "+r.table, fmt.Sprintf(`SELECT CAST(concat(toString(cell), ' ', event_name) AS String) FROM (
 			SELECT %s AS cell, event_name, channel, uniqCombined64(user_id) AS x FROM events GROUP BY cell, event_name, channel) AS a
 			FULL JOIN (SELECT %s AS cell, event_name, channel, uniqCombined64Merge(u) AS y FROM %s GROUP BY cell, event_name, channel) AS b
-			USING (cell, event_name, channel) WHERE x != y`, r.cell, r.key, r.table))
+			USING (cell, event_name, channel) WHERE x != y AND NOT ((x = %[4]d OR y = %[4]d) AND abs(toInt64(x) - toInt64(y)) <= %[4]d / 50)`,
+			r.cell, r.key, r.table, exactUsers))
 	}
 }
 
