@@ -142,54 +142,84 @@ func freePort(t testing.TB) string {
 	return ""
 }
 
-// cluster is a real Kafka broker and a ClickHouse server for edge processes to
-// use. The server is the embedded engine in a process of its own, reached as
-// any other over TCP.
+// cluster is a Kafka broker and a ClickHouse server for edge processes to use,
+// processes themselves. The server is the embedded engine alone, reached as any
+// other over TCP.
 type cluster struct {
 	t          testing.TB
 	broker     *process
+	engine     *process
 	brokerPort string
-	brokerEnv  []string
 	enginePort string
+	engineDir  string
 	client     *kgo.Client
 	admin      *kadm.Client
+
+	brokerEnv  []string // settings and
+	brokerProg []string // program that start the broker
 }
 
+// startCluster runs a real Apache Kafka.
 func startCluster(t *testing.T) *cluster {
 	t.Helper()
 	if os.Getenv("EDGE_KAFKA") != "1" {
 		t.Skip("this test runs a real Kafka: make test-kafka")
 	}
-	needEngine(t)
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := &cluster{t: t, brokerPort: freePort(t), enginePort: freePort(t)}
+	c := &cluster{t: t, brokerPort: freePort(t), brokerProg: []string{filepath.Join("..", "..", "deploy", "kafka", "run")}}
 	c.brokerEnv = []string{"KAFKA_PORT", c.brokerPort, "KAFKA_CONTROLLER_PORT", freePort(t), "KAFKA_DIR", t.TempDir()}
-	engine := spawn(t, "clickhouse", []string{
-		"DATA_DIR", t.TempDir(), "LOG_LEVEL", "info", "EMBEDDED_CLICKHOUSE_LISTEN", "127.0.0.1:" + c.enginePort,
-	}, self, "clickhouse")
+	c.start()
+	return c
+}
+
+// startOwnCluster runs edge kafka in Kafka's place, with topic in it.
+func startOwnCluster(t *testing.T, topic string, settings ...string) *cluster {
+	t.Helper()
+	c := &cluster{t: t, brokerPort: freePort(t), brokerProg: []string{os.Args[0], "kafka"}}
+	c.brokerEnv = append([]string{
+		"DATA_DIR", t.TempDir(), "EMBEDDED_KAFKA_LISTEN", "127.0.0.1:" + c.brokerPort,
+		"KAFKA_TOPIC", topic, "KAFKA_GROUP", topic + "-sink", "KAFKA_PARTITIONS", strconv.Itoa(partitions),
+	}, settings...)
+	c.start(settings...)
+	return c
+}
+
+func (c *cluster) start(settings ...string) {
+	c.t.Helper()
+	needEngine(c.t)
+	c.enginePort, c.engineDir = freePort(c.t), c.t.TempDir()
+	c.spawnEngine(settings...)
 	client, err := kgo.NewClient(kgo.SeedBrokers("127.0.0.1:" + c.brokerPort))
 	if err != nil {
-		t.Fatal(err)
+		c.t.Fatal(err)
 	}
-	t.Cleanup(client.Close)
+	c.t.Cleanup(client.Close)
 	c.client, c.admin = client, kadm.NewClient(client)
 	took := c.startBroker()
-	t.Logf("Kafka answers %s after its start", short(took))
-	within(t, time.Minute, "ClickHouse answers", func() error {
+	c.t.Logf("Kafka answers %s after its start", short(took))
+	c.awaitEngine()
+}
+
+// spawnEngine starts the ClickHouse server on its directory.
+func (c *cluster) spawnEngine(settings ...string) {
+	c.t.Helper()
+	c.engine = spawn(c.t, "clickhouse", append([]string{
+		"DATA_DIR", c.engineDir, "LOG_LEVEL", "info", "EMBEDDED_CLICKHOUSE_LISTEN", "127.0.0.1:" + c.enginePort,
+	}, settings...), os.Args[0], "clickhouse")
+}
+
+func (c *cluster) awaitEngine() {
+	c.t.Helper()
+	within(c.t, time.Minute, "ClickHouse answers", func() error {
 		_, err := c.query("default", "SELECT 1 AS s")
 		return err
-	}, engine)
-	return c
+	}, c.engine)
 }
 
 // startBroker starts Kafka on its directory and returns how long it took to
 // answer.
 func (c *cluster) startBroker() time.Duration {
 	c.t.Helper()
-	c.broker = spawn(c.t, "kafka", c.brokerEnv, filepath.Join("..", "..", "deploy", "kafka", "run"))
+	c.broker = spawn(c.t, "kafka", c.brokerEnv, c.brokerProg...)
 	return within(c.t, time.Minute, "Kafka answers", func() error {
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		defer cancel()
@@ -203,8 +233,10 @@ type tenant struct {
 	*cluster
 	t    testing.TB
 	name string
-	// rounds is how often the fault struck, for the report.
+	// For the report: how often the fault struck, and how long it took at worst
+	// until rows were stored again.
 	rounds int
+	worst  time.Duration
 }
 
 func (c *cluster) tenant(t testing.TB, name string) *tenant {

@@ -28,16 +28,16 @@ func (a *app) checkKafka(ctx context.Context) error {
 
 // until repeats f until it succeeds or ctx ends.
 func until(ctx context.Context, log *slog.Logger, what string, f func(context.Context) error) {
-	const retry = 2 * time.Second
-	for ctx.Err() == nil {
+	const pause = 2 * time.Second
+	for attempt := 1; ctx.Err() == nil; attempt++ {
 		err := f(ctx)
 		if err == nil || ctx.Err() != nil {
 			return
 		}
-		log.Error(what, "err", err, "retry", retry.String())
+		log.Error(what, "err", err, "attempt", attempt, "pause_ms", pause.Milliseconds())
 		select {
 		case <-ctx.Done():
-		case <-time.After(retry):
+		case <-time.After(pause):
 		}
 	}
 }

@@ -184,5 +184,5 @@ func (d *door) refuse(peer net.Addr, reason string, key int16, length uint32) {
 	} else {
 		d.refusedLength.Inc()
 	}
-	d.log.Warn("closed a connection to the embedded broker", "peer", peer.String(), "reason", reason, "key", key, "length", length)
+	d.log.Warn("closed a connection to the embedded broker", "remote", peer.String(), "reason", reason, "key", key, "length", length)
 }

@@ -52,7 +52,8 @@ func (l *kfakeLog) Logf(level kfake.LogLevel, format string, args ...any) {
 		}
 	}
 	if lv := slogLevel(level); l.log.Enabled(context.Background(), lv) {
-		l.log.Log(context.Background(), lv, "embedded broker: "+fmt.Sprintf(format, args...))
+		// The format is the message: it is what tells one kind of line from another.
+		l.log.Log(context.Background(), lv, "embedded broker: "+format, "text", fmt.Sprintf(format, args...))
 	}
 }
 

@@ -60,7 +60,7 @@ func (t *session) bury(ctx context.Context, f *flight) error {
 			for _, r := range f.dead {
 				t.stats.deadLetter(string(r.Headers[0].Value))
 			}
-			t.cfg.Logger.Warn("dead letters", "count", len(f.dead), "batches", f.ranges(), "first_error", string(f.dead[0].Headers[1].Value))
+			t.cfg.Logger.Warn("dead letters", "count", len(f.dead), "batches", f.ranges(), "err", string(f.dead[0].Headers[1].Value))
 			f.dead = nil
 			return nil
 		}

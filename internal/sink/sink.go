@@ -123,7 +123,7 @@ func (s *Sink) Run(ctx context.Context) error {
 		if s.stats.stored.Load()+s.stats.recovered.Load() > flights {
 			pause = minPause // it worked until it did not
 		}
-		s.cfg.Logger.Warn("sink session ended, joining again", "err", err, "pause", pause.String())
+		s.cfg.Logger.Warn("sink session ended, joining again", "err", err, "pause_ms", pause.Milliseconds())
 		select {
 		case <-ctx.Done():
 			return nil

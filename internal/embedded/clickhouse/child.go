@@ -148,7 +148,7 @@ func (c *Child) keep(first chan<- error) {
 		if time.Since(started) > settled {
 			delay = firstRestart
 		}
-		c.log.Error("embedded ClickHouse ended; starting it again", "error", err, "delay", delay)
+		c.log.Error("embedded ClickHouse ended; starting it again", "err", err, "pause_ms", delay.Milliseconds())
 		select {
 		case <-c.closed:
 			return

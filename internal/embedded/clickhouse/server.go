@@ -92,7 +92,7 @@ func (srv *server) accept(ctx context.Context, ln net.Listener) error {
 		default:
 			// Out of file descriptors, most likely: they come back when
 			// sessions end, and giving up would not bring them sooner.
-			srv.log.Warn("accept a connection", "error", err)
+			srv.log.Warn("accept a connection", "err", err)
 			select {
 			case <-ctx.Done():
 				return nil
@@ -145,7 +145,7 @@ func (srv *server) drain() error {
 		srv.each(func(s *session) {
 			s.conn.Close()
 			if err := srv.eng.kill(s.tag); err != nil {
-				srv.log.Warn("kill a query at shutdown", "error", err)
+				srv.log.Warn("kill a query at shutdown", "err", err)
 			}
 		})
 		if waited(done, 250*time.Millisecond) {

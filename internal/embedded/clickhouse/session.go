@@ -86,7 +86,7 @@ func (s *session) expect(timeout time.Duration) error {
 func (s *session) run(ctx context.Context) {
 	defer func() {
 		if p := recover(); p != nil {
-			s.srv.log.Error("session panicked", "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+			s.srv.log.Error("session panicked", "err", fmt.Sprint(p), "stack", string(debug.Stack()))
 		}
 		s.conn.Close()
 		if s.eng != nil {
@@ -101,9 +101,9 @@ func (s *session) run(ctx context.Context) {
 		// The peer may still be reading: say why before hanging up.
 		s.sendException(&exception{code: codeUnexpectedPacket, message: broken.Error()})
 		_ = s.flush()
-		s.srv.log.Warn("connection closed", "remote", s.conn.RemoteAddr().String(), "error", err)
+		s.srv.log.Warn("connection closed", "remote", s.conn.RemoteAddr().String(), "err", err)
 	default:
-		s.srv.log.Debug("connection closed", "remote", s.conn.RemoteAddr().String(), "error", err)
+		s.srv.log.Debug("connection closed", "remote", s.conn.RemoteAddr().String(), "err", err)
 	}
 }
 
@@ -306,7 +306,7 @@ func (w *watch) listen() {
 	// repeated until the query has ended.
 	for wait := 10 * time.Millisecond; ; wait = min(2*wait, time.Second) {
 		if err := w.s.srv.eng.kill(w.s.tag); err != nil {
-			w.s.srv.log.Warn("kill a cancelled query", "error", err)
+			w.s.srv.log.Warn("kill a cancelled query", "err", err)
 		}
 		select {
 		case <-w.finished:

@@ -59,7 +59,7 @@ func (srv *server) watchWrites(ctx context.Context) {
 			return
 		case <-tick.C:
 			if err := srv.written(); err != nil {
-				srv.log.Error("look for failed writes", "error", err)
+				srv.log.Error("look for failed writes", "err", err)
 			}
 		}
 	}

@@ -1,0 +1,148 @@
+//go:build linux
+
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/http"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestRoles runs every role as processes of its own against one Kafka and one
+// ClickHouse, which are processes too, and kills each of the six while clients
+// send. What stands in for Kafka here is the embedded broker; TestKafka holds
+// the same processes to the real one.
+func TestRoles(t *testing.T) {
+	n := startOwnCluster(t, "roles").tenant(t, "roles")
+	// A sink first: it lays down the schema, without which query is not ready.
+	a, b := n.start("sink a", "sink", restless...), n.start("sink b", "sink", restless...)
+	ingest, query := n.start("ingest", "ingest"), n.start("query", "query")
+	n.joined(a, b)
+	l := startLoad(t, ingest.public)
+	n.progress()
+	all := []*edgeProcess{ingest, query, a, b}
+
+	// Each names what it depends on and nothing else.
+	needs := map[*edgeProcess][]string{ingest: {"kafka"}, query: {"clickhouse"}, a: {"clickhouse", "kafka", "sink"}, b: {"clickhouse", "kafka", "sink"}}
+	for _, p := range all {
+		p.awaitReady()
+		if got := p.away(t, needs[p]); len(got) > 0 {
+			t.Errorf("%s: %v are not ok", p.name, got)
+		}
+	}
+
+	for _, p := range all {
+		l.more(200)
+		var member string
+		if p == a || p == b {
+			member = n.memberOf(p)
+		}
+		p.kill()
+		if member != "" {
+			n.evict(member)
+		}
+		if p != ingest {
+			l.more(200) // nobody else minds
+		}
+		n.again(p)
+		p.awaitReady()
+		n.progress()
+		n.rounds++
+	}
+	n.joined(a, b)
+
+	// outage takes a server away, wants readiness of all to be right within
+	// seconds, and brings it back.
+	outage := func(name string, server *process, start func(), hit ...*edgeProcess) {
+		t.Helper()
+		l.more(200)
+		server.kill()
+		for _, p := range hit {
+			within(t, 30*time.Second, p.name+" says that "+name+" is away", func() error {
+				if got := p.away(t, needs[p]); !slices.Contains(got, name) {
+					return fmt.Errorf("it says only %v are not ok", got)
+				}
+				return nil
+			}, p.process)
+		}
+		for _, p := range all {
+			if got := p.away(t, needs[p]); !slices.Contains(hit, p) && len(got) > 0 {
+				t.Errorf("%s says that %v are not ok while %s is away", p.name, got, name)
+			}
+		}
+		start()
+		for _, p := range all {
+			p.awaitReady()
+		}
+		l.more(200)
+		n.progress()
+		n.rounds++
+	}
+	outage("kafka", n.broker, func() { n.startBroker() }, ingest, a, b)
+	outage("clickhouse", n.engine, func() { n.spawnEngine(); n.awaitEngine() }, query, a, b)
+
+	n.balance(l)
+	if report, err := a.command("verify"); err != nil {
+		t.Errorf("edge verify: %v\n%s", err, report)
+	}
+	// The process that only queries has what the one that only ingests took.
+	in := &instance{t: t, public: query.public}
+	var total int64
+	for _, name := range []string{"view", "cart", "purchase"} {
+		total += in.metrics(name, 0, 4e9, "").TotalEvents
+	}
+	if rows := n.stored("SELECT count() AS s FROM events"); fmt.Sprint(total) != rows[0] {
+		t.Errorf("GET /metrics counts %d events; %s are stored", total, rows[0])
+	}
+	for _, p := range all {
+		p.terminate()
+		if status := p.cmd.ProcessState.ExitCode(); status != 0 {
+			t.Errorf("%s ended with %d after SIGTERM; want 0", p.name, status)
+		}
+	}
+}
+
+// away returns the dependencies that /ready says are not ok, and fails the test
+// when it names others than needs, or its status says something else.
+func (p *edgeProcess) away(t *testing.T, needs []string) (away []string) {
+	t.Helper()
+	resp, err := clients.Get("http://" + p.public + "/ready")
+	if err != nil {
+		t.Fatalf("%s: %v", p.name, err)
+	}
+	defer resp.Body.Close()
+	var got struct{ Checks map[string]string }
+	if err := json.NewDecoder(resp.Body).Decode(&got); err != nil {
+		t.Fatalf("%s: %v", p.name, err)
+	}
+	if names := slices.Sorted(maps.Keys(got.Checks)); !slices.Equal(names, needs) {
+		t.Errorf("%s: /ready names %v; want %v", p.name, names, needs)
+	}
+	for name, state := range got.Checks {
+		if state != "ok" {
+			away = append(away, name)
+		}
+	}
+	if ready := resp.StatusCode == http.StatusOK; ready != (len(away) == 0) {
+		t.Errorf("%s: status %d while %v are not ok", p.name, resp.StatusCode, away)
+	}
+	return away
+}
+
+// command runs another subcommand with p's settings.
+func (p *edgeProcess) command(args ...string) (string, error) {
+	cmd := exec.Command(os.Args[0], args...)
+	cmd.Env = os.Environ()
+	for i := 0; i < len(p.settings); i += 2 {
+		cmd.Env = append(cmd.Env, p.settings[i]+"="+p.settings[i+1])
+	}
+	out, err := cmd.CombinedOutput()
+	return strings.TrimSpace(string(out)), err
+}
