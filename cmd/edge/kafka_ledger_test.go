@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -279,8 +280,8 @@ func (n *tenant) balance(l *load) {
 	n.checkRollups()
 	n.t.Logf("accepted %d, stored %d = accepted + %d of %d without an answer; lost %d, duplicated %d; %d deliberate repeats, %d retries; caught up in %s",
 		len(l.accepted), len(rows), maybe, len(l.unknown), lost, duplicated, l.repeats, l.retries, short(caughtUp))
-	chaos.Report(n.t, chaos.Result{Fault: "Kafka: " + n.t.Name()[strings.LastIndexByte(n.t.Name(), '/')+1:], Rounds: n.rounds,
-		Accepted: len(l.accepted), Lost: lost, Duplicated: duplicated})
+	chaos.Report(n.t, chaos.Result{Fault: "Kafka: " + strings.ReplaceAll(path.Base(n.t.Name()), "_", " "), Rounds: n.rounds,
+		Accepted: len(l.accepted), Lost: lost, Duplicated: duplicated, Worst: n.worst})
 }
 
 // checkRollups wants every cell of every rollup to be what the rows say, and

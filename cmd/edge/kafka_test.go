@@ -137,6 +137,7 @@ func edgeKilled(n *tenant) {
 		n.progress()
 		storing = append(storing, time.Since(killed))
 	}
+	n.worst = slices.Max(storing)
 	t.Logf("%d kills: accepting after %s, ready after %s, storing after %s; ready after %s, storing after %s when the session had to time out", rounds,
 		span(accepting), span(ready[1:]), span(storing[1:]), short(ready[0]), short(storing[0]))
 	n.balance(l)
@@ -189,6 +190,7 @@ func sinksComeAndGo(n *tenant) {
 		n.evict(slices.Collect(maps.Keys(n.group()))...)
 		n.joined(sinks...)
 	}
+	n.worst = max(slices.Max(killed), slices.Max(stopped), slices.Max(left))
 	n.balance(l)
 	for _, p := range sinks {
 		t.Logf("%s: %s", p.name, p.samplesLine(`(edge_sink_(?:batches|recoveries|rebalances)_total\S*)`))
@@ -215,8 +217,11 @@ func groupForgotten(n *tenant) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	n.rounds++
+	started := time.Now()
 	n.again(p)
 	p.awaitReady()
+	n.worst = time.Since(started)
 	n.balance(l)
 }
 
@@ -237,8 +242,10 @@ func brokerRestarts(n *tenant) {
 		before := l.retried()
 		within(t, time.Minute, "a client is told to try again", func() error { return atLeast(l.retried(), before+1) }, p.process)
 		up = append(up, n.startBroker())
+		again := time.Now()
 		accepting = append(accepting, l.more(1))
 		storing = append(storing, n.progress())
+		n.worst = max(n.worst, time.Since(again))
 	}
 	select {
 	case <-p.done:

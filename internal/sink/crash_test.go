@@ -29,7 +29,7 @@ func (l *lab) report(fault string, rounds int) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	chaos.Report(l.t, chaos.Result{Fault: fault, Rounds: rounds, Accepted: len(l.ledger), Lost: max(len(l.ledger)-distinct, 0), Duplicated: rows - distinct})
+	chaos.Report(l.t, chaos.Result{Fault: fault, Rounds: rounds, Accepted: len(l.ledger), Lost: max(len(l.ledger)-distinct, 0), Duplicated: rows - distinct, Worst: l.worst})
 }
 
 // dice are random and say how to throw the same again.
@@ -184,7 +184,7 @@ func TestConnectionsDroppedUnderLoad(t *testing.T) {
 	s := l.start()
 	r := dice(t)
 	stop := l.load()
-	rounds := chaos.Rounds(30, 300)
+	rounds := chaos.Rounds(30, 150)
 	for range rounds {
 		after(time.Duration(r.IntN(60)) * time.Millisecond)
 		switch r.IntN(3) {

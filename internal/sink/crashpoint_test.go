@@ -42,6 +42,7 @@ type trial struct {
 // outcome is how a trial went that ended exact.
 type outcome struct {
 	struck                        []string
+	stored                        time.Duration // after take-off
 	present, reinserted, repaired uint64
 }
 
@@ -70,6 +71,7 @@ func (r trial) fly(t *testing.T, so string) outcome {
 		}
 	}
 	f.arm(t, r.plan)
+	started := time.Now()
 	s.run()
 	eventually(t, "the flight is struck or stored", func() error {
 		if r.takeover && f.struck() != nil {
@@ -82,6 +84,7 @@ func (r trial) fly(t *testing.T, so string) outcome {
 		s = l.start()
 		l.settled()
 	}
+	stored := time.Since(started)
 	f.disarm()
 	eventually(t, "the engine answers", func() error { return l.pool.Ping(t.Context()) })
 	l.exact()
@@ -91,13 +94,14 @@ func (r trial) fly(t *testing.T, so string) outcome {
 		eventually(t, "the engine answers", func() error { return l.pool.Ping(t.Context()) })
 		l.exact()
 	}
-	return outcome{f.struck(), s.sink.stats.present.Load(), s.sink.stats.reinserted.Load(), s.sink.stats.repaired.Load()}
+	return outcome{f.struck(), stored, s.sink.stats.present.Load(), s.sink.stats.reinserted.Load(), s.sink.stats.repaired.Load()}
 }
 
 // tally adds up the trials of one enumeration.
 type tally struct {
 	trials, wrong, unnoticed      int
 	present, reinserted, repaired uint64
+	worst                         time.Duration // from take-off to stored
 }
 
 func (y *tally) String() string {
@@ -124,6 +128,7 @@ func (y *tally) add(t *testing.T, r trial, so string) int {
 	}
 	if len(o.struck) > 0 {
 		y.trials++
+		y.worst = max(y.worst, o.stored)
 		y.present += o.present
 		y.reinserted += o.reinserted
 		y.repaired += o.repaired
@@ -212,7 +217,7 @@ func (e enumeration) run(t *testing.T, so string, calls []string) {
 		next = "another takes over"
 	}
 	chaos.Report(t, chaos.Result{Fault: fmt.Sprintf("%s at each %s of an insert, %s, %s", e.mode, cmp.Or(e.at, "call"), e.name, next),
-		Rounds: y.trials, Accepted: y.trials * flightRows, Lost: y.wrong})
+		Rounds: y.trials, Accepted: y.trials * flightRows, Lost: y.wrong, Worst: y.worst})
 }
 
 // The engine is killed at every call by which an insert changes its files.

@@ -50,6 +50,7 @@ type lab struct {
 	ledger  map[place]row // what events must hold
 	seq     int
 	running []*process
+	worst   time.Duration // that settled has waited
 }
 
 type place struct {
@@ -359,7 +360,9 @@ func (l *lab) settled() {
 
 func (l *lab) settledWithin(limit time.Duration) {
 	l.t.Helper()
+	started := time.Now()
 	eventuallyWithin(l.t, limit, "the group stands at the end of the log", l.atEnd)
+	l.worst = max(l.worst, time.Since(started))
 }
 
 func (l *lab) atEnd() error {
