@@ -166,3 +166,12 @@ func freeBytes(dir string) (int64, error) {
 	}
 	return int64(st.Bavail) * st.Bsize, nil
 }
+
+// sizeBytes is what the file system under dir holds when it is full.
+func sizeBytes(dir string) (int64, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return 0, fmt.Errorf("size of %s: %w", dir, err)
+	}
+	return int64(st.Blocks) * st.Bsize, nil
+}

@@ -38,6 +38,11 @@ func (b *Broker) Describe(set *stat.Set) {
 			emit(float64(free), b.dir)
 		}
 	})
+	set.GaugeVec("edge_disk_size_bytes", "Size of that file system.", []string{"path"}, func(emit stat.Emit) {
+		if size, err := sizeBytes(b.dir); err == nil {
+			emit(float64(size), b.dir)
+		}
+	})
 	set.Gauge("edge_broker_refusing", "1 while the embedded broker turns producers away: the disk reserve is reached, or an fsync failed.", func() float64 {
 		if b.Ready() != nil {
 			return 1

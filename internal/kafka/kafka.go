@@ -227,6 +227,10 @@ func (e *Errors) Describe(set *stat.Set) {
 		[]string{"op", "code"}, func(emit stat.Emit) {
 			e.mu.Lock()
 			defer e.mu.Unlock()
+			// The usual one is there from the start: a rate needs a zero to rise from.
+			if lost := [2]string{"connect", "network"}; e.counts[lost] == 0 {
+				emit(0, lost[0], lost[1])
+			}
 			for k, n := range e.counts {
 				emit(float64(n), k[0], k[1])
 			}

@@ -31,7 +31,7 @@ func newStats() stats {
 		batchRows:       stat.NewCountHistogram(stat.Rows),
 		endToEndSeconds: stat.NewHistogram(stat.Seconds),
 		deadLetters:     noLetters(),
-		insertErrors:    make(map[string]uint64),
+		insertErrors:    map[string]uint64{"connection": 0},
 	}
 }
 
