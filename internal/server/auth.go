@@ -13,10 +13,45 @@ import (
 	"github.com/valyala/fasthttp"
 )
 
-// keys are the SHA-256 digests of the API keys of one kind. Only digests are
-// kept and compared: they have one length, which ConstantTimeCompare needs,
-// and a heap dump holds no key.
-type keys [][sha256.Size]byte
+// Scope is what a key may do.
+type Scope uint8
+
+// A key has one scope: one that is in every app's binary must not read.
+const (
+	Write Scope = iota // POST events
+	Read               // GET /metrics
+	numScopes
+)
+
+// String is the word for s in a keys file.
+func (s Scope) String() string { return [...]string{"write", "read"}[s] }
+
+// keyring is all keys of one moment. It never changes: a reload makes another,
+// so a request sees the old keys or the new ones, and takes no lock.
+type keyring [numScopes]scopeKeys
+
+// scopeKeys are the keys of one scope.
+type scopeKeys struct {
+	guarded bool            // a key is asked for
+	byID    map[string]*key // of the keys file, whose keys say which they are
+	listed  []*key          // of WRITE_KEYS and READ_KEYS, which may be any text
+}
+
+// key is one API key. Only its SHA-256 is kept and compared: digests have one
+// length, which ConstantTimeCompare needs, and a heap dump holds no key.
+type key struct {
+	digest [sha256.Size]byte
+	rate   int     // events (write) or queries (read) a second; 0 is no limit
+	bucket *bucket // nil without a limit
+}
+
+func newKey(digest [sha256.Size]byte, rate int) *key {
+	return &key{digest: digest, rate: rate, bucket: newBucket(rate)}
+}
+
+func (k *key) is(digest *[sha256.Size]byte) int {
+	return subtle.ConstantTimeCompare(k.digest[:], digest[:])
+}
 
 const (
 	digestPrefix = "sha256:"
@@ -26,8 +61,8 @@ const (
 
 // parseKeys reads keys written out or as "sha256:" and 64 hex digits. Errors
 // name the place in the list, never the key.
-func parseKeys(list []string) (keys, error) {
-	var ks keys
+func parseKeys(list []string) ([][sha256.Size]byte, error) {
+	var ds [][sha256.Size]byte
 	for i, k := range list {
 		digest, isDigest := strings.CutPrefix(k, digestPrefix)
 		switch {
@@ -36,16 +71,16 @@ func parseKeys(list []string) (keys, error) {
 			if err != nil || len(raw) != sha256.Size {
 				return nil, fmt.Errorf("key %d is not sha256: followed by 64 hex digits", i+1)
 			}
-			ks = append(ks, [sha256.Size]byte(raw))
+			ds = append(ds, [sha256.Size]byte(raw))
 		case k == "":
 			return nil, fmt.Errorf("key %d is empty", i+1)
 		case len(k) > maxKeyBytes:
 			return nil, fmt.Errorf("key %d is longer than %d bytes", i+1, maxKeyBytes)
 		default:
-			ks = append(ks, sha256.Sum256([]byte(k)))
+			ds = append(ds, sha256.Sum256([]byte(k)))
 		}
 	}
-	return ks, nil
+	return ds, nil
 }
 
 // CheckKeys returns what is wrong with list as Config.WriteKeys or ReadKeys. The
@@ -55,37 +90,100 @@ func CheckKeys(list []string) error {
 	return err
 }
 
-// find returns the place of key, or -1. It compares with every digest, so that
-// time tells nothing.
-func (ks keys) find(key []byte) int {
-	digest := sha256.Sum256(key)
-	found := -1
-	for i := range ks {
-		same := subtle.ConstantTimeCompare(ks[i][:], digest[:])
-		found = subtle.ConstantTimeSelect(same, i, found)
+// newKeyring returns the keys of cfg, which Validate has accepted.
+func newKeyring(cfg *Config) *keyring {
+	ring := new(keyring)
+	for scope, list := range [numScopes][]string{cfg.WriteKeys, cfg.ReadKeys} {
+		rate := cfg.KeyRate
+		if Scope(scope) == Read {
+			rate = 0
+		}
+		ks := &ring[scope]
+		ks.guarded = len(list) > 0
+		digests, _ := parseKeys(list)
+		for _, d := range digests {
+			ks.listed = append(ks.listed, newKey(d, rate))
+		}
 	}
-	return found
+	return ring
 }
 
-// authorize returns which of ks the request carries, -1 when ks is empty and
-// everybody may pass.
-func authorize(ctx *fasthttp.RequestCtx, ks keys) (int, error) {
-	if len(ks) == 0 {
-		return -1, nil
+// with returns r with the keys of f in place of those of another keys file. A
+// key that stays keeps its bucket: a reload forgives nobody.
+func (r *keyring) with(f *KeyFile, writeRate int) *keyring {
+	next := *r
+	for scope := range next {
+		ks := &next[scope]
+		before := ks.byID
+		ks.guarded, ks.byID = true, make(map[string]*key, len(f.keys[scope]))
+		for id, k := range f.keys[scope] {
+			rate := k.rate
+			if rate == defaultRate {
+				rate = 0
+				if Scope(scope) == Write {
+					rate = writeRate
+				}
+			}
+			kept := before[id]
+			if kept == nil || kept.digest != k.digest || kept.rate != rate {
+				kept = newKey(k.digest, rate)
+			}
+			ks.byID[id] = kept
+		}
+	}
+	return &next
+}
+
+// SetKeyFile replaces the keys of the keys file for all requests from now on.
+func (s *Server) SetKeyFile(f *KeyFile) {
+	s.keys.Store(s.keys.Load().with(f, s.cfg.KeyRate))
+}
+
+// find returns the key that text is, or nil. Which id it names is no secret;
+// the rest is compared in constant time, with one digest or, when text names no
+// id of ours, with all that are listed.
+func (ks *scopeKeys) find(text []byte) *key {
+	digest := sha256.Sum256(text)
+	if k := ks.byID[string(keyID(text))]; k != nil && k.is(&digest) == 1 {
+		return k
+	}
+	found := -1
+	for i, k := range ks.listed {
+		found = subtle.ConstantTimeSelect(k.is(&digest), i, found)
+	}
+	if found < 0 {
+		return nil
+	}
+	return ks.listed[found]
+}
+
+// authorize returns the key the request carries, nil when the scope is open to
+// everybody. A refusal is logged here, without what was presented: it may be
+// the right key with a typing error.
+func (s *Server) authorize(ctx *fasthttp.RequestCtx, scope Scope) (*key, error) {
+	ks := &s.keys.Load()[scope]
+	if !ks.guarded {
+		return nil, nil
 	}
 	var basic [maxKeyBytes]byte
-	key, err := presentedKey(&ctx.Request.Header, basic[:0])
-	if err != nil || len(key) > maxKeyBytes {
-		return -1, errWrongKey
+	text, err := presentedKey(&ctx.Request.Header, basic[:0])
+	switch {
+	case err != nil, len(text) > maxKeyBytes:
+		text, err = nil, errWrongKey
+	case len(text) == 0:
+		err = errNoKey
+	default:
+		if k := ks.find(text); k != nil {
+			return k, nil
+		}
+		err = errWrongKey
 	}
-	if len(key) == 0 {
-		return -1, errNoKey
+	id := string(keyID(text))
+	if ks.byID[id] == nil {
+		id = "" // the client's own words
 	}
-	i := ks.find(key)
-	if i < 0 {
-		return -1, errWrongKey
-	}
-	return i, nil
+	s.log.Warn("request without a valid API key", "scope", scope.String(), "remote", ctx.RemoteIP().String(), "key", id, "err", err)
+	return nil, err
 }
 
 // presentedKey returns the key a request brings: bearer token, X-API-Key or

@@ -135,8 +135,7 @@ func TestCORS(t *testing.T) {
 // read, that other keys are not, and that it is let in again when it has waited.
 func TestKeyRate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		bs := newBuckets(2, 100)
-		noisy, quiet := &bs[0], &bs[1]
+		noisy, quiet := newBucket(100), newBucket(100)
 		f := func(b *bucket, want time.Duration) {
 			t.Helper()
 			if got := b.wait(time.Now()); got != want {

@@ -75,7 +75,7 @@ type rateError time.Duration
 
 // Error names the wait.
 func (e rateError) Error() string {
-	return "the API key is over its rate of events; send the request again in " +
+	return "the API key is over its rate; send the request again in " +
 		string(appendSeconds(nil, time.Duration(e))) + " s"
 }
 

@@ -85,8 +85,16 @@ func startOn(t *testing.T, ln net.Listener, change func(*Config)) *edge {
 // conn is one raw connection.
 type conn struct {
 	net.Conn
-	t  *testing.T
-	br *bufio.Reader
+	t    *testing.T
+	br   *bufio.Reader
+	sent []byte // and not yet answered
+}
+
+// Write sends p and remembers it, so that what was asked can be held to
+// openapi.yaml when the answer is there.
+func (c *conn) Write(p []byte) (int, error) {
+	c.sent = append(c.sent, p...)
+	return c.Conn.Write(p)
 }
 
 func (e *edge) dial() *conn {
@@ -97,7 +105,7 @@ func (e *edge) dial() *conn {
 	}
 	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
 	e.t.Cleanup(func() { c.Close() })
-	return &conn{c, e.t, bufio.NewReader(c)}
+	return &conn{Conn: c, t: e.t, br: bufio.NewReader(c)}
 }
 
 func (c *conn) send(raw string) {
@@ -129,7 +137,9 @@ func (c *conn) answerTo(method string) answer {
 		c.t.Fatalf("read answer's body: %v", err)
 	}
 	res.Body.Close()
-	return answer{res, string(body)}
+	a := answer{res, string(body)}
+	conforms(c.t, c.next(), a)
+	return a
 }
 
 // closed waits for the server to close the connection, and fails on more answers.
@@ -191,6 +201,7 @@ func (a answer) promises(t *testing.T) {
 	want("X-Content-Type-Options", "nosniff")
 	want("Cache-Control", "no-store")
 	want("Server", "")
+	want("Strict-Transport-Security", "") // no test but TestTLS has TLS
 	if a.StatusCode != http.StatusNoContent {
 		want("Content-Type", "application/json")
 	}

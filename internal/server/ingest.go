@@ -44,6 +44,19 @@ type admission struct {
 	bucket   *bucket // of the key that sent it, nil without a limit
 }
 
+// enter asks for a key of scope and returns its bucket, nil when nothing limits
+// it. A key over its rate is refused.
+func (s *Server) enter(ctx *fasthttp.RequestCtx, scope Scope) (*bucket, error) {
+	k, err := s.authorize(ctx, scope)
+	if err != nil || k == nil || k.bucket == nil {
+		return nil, err
+	}
+	if wait := k.bucket.wait(began(ctx)); wait > 0 {
+		return nil, rateError(wait)
+	}
+	return k.bucket, nil
+}
+
 // admit decides all that the header can: whether this request may send its
 // body, and what the body will be. limit is for the body on the wire.
 func (s *Server) admit(ctx *fasthttp.RequestCtx, limit int) (a admission, err error) {
@@ -53,15 +66,8 @@ func (s *Server) admit(ctx *fasthttp.RequestCtx, limit int) (a admission, err er
 	case s.stopping.Load():
 		return a, errStopping
 	}
-	key, err := authorize(ctx, s.writers)
-	if err != nil {
+	if a.bucket, err = s.enter(ctx, Write); err != nil {
 		return a, err
-	}
-	if key >= 0 && s.buckets != nil {
-		a.bucket = &s.buckets[key]
-		if wait := a.bucket.wait(began(ctx)); wait > 0 {
-			return a, rateError(wait)
-		}
 	}
 	if a.format, err = contentType(ctx.Request.Header.ContentType()); err != nil {
 		return a, err

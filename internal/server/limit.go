@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// bucket limits the events of one key. It is a token bucket kept as one
+// bucket limits the events (or the queries) of one key. It is a token bucket kept as one
 // instant, as GCRA does: the time at which every event taken so far would have
 // been due at the allowed pace. Up to a second ahead of now is the burst.
 //
@@ -21,17 +21,12 @@ type bucket struct {
 
 const burst = time.Second
 
-// newBuckets returns one bucket per key, or nil when rate is 0.
-func newBuckets(n, rate int) []bucket {
+// newBucket returns a bucket for rate events a second, or nil when rate is 0.
+func newBucket(rate int) *bucket {
 	if rate == 0 {
 		return nil
 	}
-	bs := make([]bucket, n)
-	for i := range bs {
-		bs[i].interval = time.Second / time.Duration(rate)
-		bs[i].epoch = time.Now()
-	}
-	return bs
+	return &bucket{interval: time.Second / time.Duration(rate), epoch: time.Now()}
 }
 
 // wait returns how long the key has to wait, 0 when it may send now.

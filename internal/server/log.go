@@ -1,12 +1,13 @@
 package server
 
 import (
+	"context"
 	"log/slog"
 	"sync"
 	"time"
 )
 
-// rareLog logs the first error of a kind and then one per period with the
+// rareLog logs the first line of a kind and then one per period with the
 // number left out between: an outage is one line per period, not one per request.
 type rareLog struct {
 	log   *slog.Logger
@@ -22,7 +23,12 @@ type rare struct {
 }
 
 // Error logs msg, which is the kind, with args.
-func (l *rareLog) Error(msg string, args ...any) {
+func (l *rareLog) Error(msg string, args ...any) { l.write(slog.LevelError, msg, args) }
+
+// Warn logs msg, which is the kind, with args.
+func (l *rareLog) Warn(msg string, args ...any) { l.write(slog.LevelWarn, msg, args) }
+
+func (l *rareLog) write(level slog.Level, msg string, args []any) {
 	l.mu.Lock()
 	if l.kinds == nil {
 		l.kinds = make(map[string]*rare)
@@ -44,5 +50,5 @@ func (l *rareLog) Error(msg string, args ...any) {
 	if suppressed > 0 {
 		args = append(args, "suppressed", suppressed)
 	}
-	l.log.Error(msg, args...)
+	l.log.Log(context.Background(), level, msg, args...)
 }

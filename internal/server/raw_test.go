@@ -1,12 +1,14 @@
 package server
 
 import (
+	"context"
 	"io"
 	"strings"
 	"testing"
 	"time"
 
 	"edge/internal/codec"
+	"edge/internal/query"
 )
 
 // TestFraming sends what a proxy and a server could read differently. Each row
@@ -43,7 +45,6 @@ func TestFraming(t *testing.T) {
 	f("pipelined", post+length+"\r\n"+good+smuggled+post+length+"\r\n"+good, 202, 200, 202)
 	f("HTTP/1.0", "POST /events HTTP/1.0\r\n"+length+"\r\n"+good, 202)
 	f("absolute form", "POST http://edge/events HTTP/1.1\r\nHost: edge\r\n"+length+"\r\n"+good, 202)
-	f("obs-fold", post+"X-A: b\r\n c\r\n"+length+"\r\n"+good, 202)
 
 	// Length and chunked together: RFC 9112 6.1 lets a server take the chunks
 	// if it closes afterwards.
@@ -83,12 +84,85 @@ func TestFraming(t *testing.T) {
 	f("HTTP/2.0", "GET /health HTTP/2.0\r\nHost: a\r\n\r\n"+smuggled, 505)
 	f("HTTP/2 preface", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400)
 	f("TLS hello", "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400)
+	f("obs-fold", post+"X-A: b\r\n c\r\n"+length+"\r\n"+good+smuggled, 400)
+	f("obs-fold with tab", post+"X-A: b\r\n\tc\r\n"+length+"\r\n"+good+smuggled, 400)
+	f("obs-fold in TE", post+"Transfer-Encoding:\r\n chunked\r\n\r\n"+chunked+smuggled, 400)
+	f("obs-fold in CL", post+"Content-Length:\r\n 5\r\n\r\n{}   "+smuggled, 400)
+	f("TE with vertical tab", post+"Transfer-Encoding: \x0bchunked\r\n\r\n"+chunked+smuggled, 400)
+	f("TE chunked twice in a list", post+"Transfer-Encoding: chunked, chunked\r\n\r\n"+chunked+smuggled, 400)
+	f("TE chunked, identity", post+"Transfer-Encoding: chunked, identity\r\n\r\n"+chunked+smuggled, 400)
+	f("CL with space inside", post+"Content-Length: 4 4\r\n\r\n{}{}"+smuggled, 400)
+	f("CL empty", post+"Content-Length:\r\n\r\n"+smuggled, 400)
+	f("chunk size with 0x", post+"Transfer-Encoding: chunked\r\n\r\n0x2\r\n{}\r\n0\r\n\r\n"+smuggled, 400)
+	f("chunk size with underscore", post+"Transfer-Encoding: chunked\r\n\r\n0_2\r\n{}\r\n0\r\n\r\n"+smuggled, 400)
+	f("chunk size with sign", post+"Transfer-Encoding: chunked\r\n\r\n+2\r\n{}\r\n0\r\n\r\n"+smuggled, 400)
+	f("chunk size with space before", post+"Transfer-Encoding: chunked\r\n\r\n 2\r\n{}\r\n0\r\n\r\n"+smuggled, 400)
+	f("chunk ended by bare LF", post+"Transfer-Encoding: chunked\r\n\r\n2\n{}\r\n0\r\n\r\n"+smuggled, 400)
+	f("chunk data ended by bare LF", post+"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\n0\r\n\r\n"+smuggled, 400)
+	f("line without colon", post+"Content-Length 5\r\n\r\n"+smuggled, 400)
+	f("name empty", post+": 5\r\n\r\n"+smuggled, 400)
+	f("name with space", post+"X A: 5\r\n\r\n"+smuggled, 400)
+	f("name with control", post+"X\x01A: 5\r\n\r\n"+smuggled, 400)
+	f("white space before the first header", "POST /events HTTP/1.1\r\n Host: a\r\n\r\n"+smuggled, 400)
+	f("space in the target", "GET /health ?a HTTP/1.1\r\nHost: a\r\n\r\n"+smuggled, 400)
+	f("control in the target", "GET /hea\x01lth HTTP/1.1\r\nHost: a\r\n\r\n"+smuggled, 400)
+	f("two spaces in the request line", "GET  /health HTTP/1.1\r\nHost: a\r\n\r\n"+smuggled, 400)
+	f("version in small letters", "GET /health http/1.1\r\nHost: a\r\n\r\n"+smuggled, 400)
+	f("empty line first", "\r\nGET /health HTTP/1.1\r\nHost: a\r\n\r\n", 200)
+	f("asterisk", "OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", 204)
+	f("CONNECT", "CONNECT a:80 HTTP/1.1\r\nHost: a\r\n\r\n", 404)
+	f("TRACE", "TRACE /health HTTP/1.1\r\nHost: a\r\nX-Secret: b\r\n\r\n", 405)
+	f("upgrade to h2c", "GET /health HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n", 200)
 	f("64 KiB header", post+"X-A: "+strings.Repeat("a", 64<<10)+"\r\n\r\n", 431)
 	f("64 KiB of headers", post+strings.Repeat("X-A: b\r\n", 8<<10)+"\r\n", 431)
 	f("64 KiB URI", "GET /"+strings.Repeat("a", 64<<10)+" HTTP/1.1\r\nHost: a\r\n\r\n", 431)
 
 	if got, want := e.published.Load(), int64(e.stats.Accepted.Load()); got != want {
 		t.Errorf("published %d; accepted %d", got, want)
+	}
+}
+
+// TestNoWayAroundTheKey holds that no other spelling of a guarded route, or of
+// the key's header, is served without the key. A proxy in front that guards
+// paths sees the spelling, so none but the plain one may mean the route.
+func TestNoWayAroundTheKey(t *testing.T) {
+	e := start(t, func(c *Config) {
+		c.WriteKeys, c.ReadKeys = []string{"k"}, []string{"r"}
+		c.Query = func(context.Context, query.Request) (*query.Result, error) {
+			t.Error("asked without a key")
+			return nil, nil
+		}
+	})
+	f := func(line, head string) {
+		t.Helper()
+		c := e.dial()
+		c.send(line + " HTTP/1.1\r\nHost: a\r\n" + head + "Content-Length: " + itoa(len(good)) + "\r\n\r\n" + good)
+		if a := c.answer(); a.StatusCode < 400 || a.StatusCode >= 500 {
+			t.Errorf("%s, %q: got %d %s; want a refusal", line, head, a.StatusCode, a.body)
+		}
+		c.Close()
+	}
+	for _, path := range []string{
+		"/events", "/events/", "//events", "/./events", "/x/../events", "/%65vents", "/%2565vents", "/events%2f", "/events%00", "/events;a=b",
+		"/events?", "/events#a", "http://a/events", "http://b/../events", "/health/../events", "/events/bulk/../", "/events%2fbulk", "/events/./bulk",
+		"\\events", "/events\\bulk",
+	} {
+		f("POST "+path, "")
+	}
+	for _, path := range []string{"/metrics?event_name=a", "//metrics?event_name=a", "/%6detrics?event_name=a", "/health/../metrics?event_name=a", "/x/..%2fmetrics?event_name=a"} {
+		f("GET "+path, "")
+		f("GET "+path, "X-API-Key: k\r\n") // the other scope's
+	}
+	f("GET /events", "X-HTTP-Method-Override: POST\r\n")
+	f("POST /events", "X-API-Key: \r\n")
+	f("POST /events", "X-API-Key: wrong\r\nX-API-Key: wrong\r\n")
+	f("POST /events", "X-Api_Key: k\r\n")
+	f("POST /events", "Authorization: Bearer wrong\r\nX-API-Key: k\r\n") // the first one found decides
+	f("POST /events", "X-Forwarded-For: 127.0.0.1\r\nX-Original-URL: /health\r\nX-Rewrite-URL: /health\r\n")
+	f("POST /events?api_key=k&key=k", "Cookie: X-API-Key=k\r\n")
+	f("POST /events", "Transfer-Encoding: identity\r\nX-Trailer: X-API-Key: k\r\n")
+	if n := e.published.Load(); n != 0 {
+		t.Errorf("got %d events published without a key", n)
 	}
 }
 

@@ -3,9 +3,12 @@ package server
 import (
 	"bytes"
 	"context"
+	_ "embed" // openapi.yaml
 	"errors"
 	"fmt"
 	"runtime/debug"
+	"strings"
+	"time"
 
 	"edge/internal/query"
 
@@ -18,6 +21,7 @@ import (
 var (
 	keyNoSniff       = []byte("X-Content-Type-Options")
 	keyCacheControl  = []byte("Cache-Control")
+	keyHSTS          = []byte("Strict-Transport-Security")
 	keyRetryAfter    = []byte("Retry-After")
 	keyAuthenticate  = []byte("Www-Authenticate")
 	keyAuthorization = []byte("Authorization")
@@ -34,6 +38,8 @@ var (
 	valJSON    = []byte("application/json")
 	valNoSniff = []byte("nosniff")
 	valNoStore = []byte("no-store")
+	valHSTS    = []byte("max-age=31536000")
+	valYAML    = []byte("application/yaml")
 	valBearer  = []byte(`Bearer realm="edge"`)
 	valAny     = []byte("*")
 	valHeaders = []byte("content-type, content-encoding, authorization, x-api-key, x-retry-count")
@@ -77,6 +83,7 @@ func (s *Server) newRoutes() *router.Router {
 	get("/metrics", routeMetrics, s.getMetrics)
 	get("/health", routeHealth, s.getHealth)
 	get("/ready", routeReady, s.getReady)
+	get("/openapi.yaml", routeOpenAPI, s.getOpenAPI)
 	return r
 }
 
@@ -100,21 +107,40 @@ func (s *Server) on(label route, h handler) fasthttp.RequestHandler {
 	}
 }
 
-// framing refuses two things that fasthttp lets pass and a proxy in front may
-// read otherwise: versions other than 1.x, and header lines that end in a bare
-// LF, which to some are part of the line.
+// framing refuses what fasthttp lets pass and a proxy in front may read
+// otherwise: versions other than 1.x; header lines that end in a bare LF, which
+// to some are part of the line; lines folded into the one before, which some take
+// for a header of their own; and names that are no tokens, which some cut short.
 func framing(h *fasthttp.RequestHeader) error {
 	if p := h.Protocol(); len(p) < 6 || p[5] != '1' {
 		return errVersion
 	}
 	// A CR anywhere but before LF has been refused already.
-	if raw := h.RawHeaders(); bytes.Count(raw, lf) != bytes.Count(raw, cr) {
-		return errHTTP
+	for raw := h.RawHeaders(); len(raw) > 0 && string(raw) != "\r\n"; {
+		end := bytes.IndexByte(raw, '\n')
+		if end < 1 || raw[end-1] != '\r' {
+			return errHTTP
+		}
+		for _, c := range raw[:end] {
+			if !isToken[c] {
+				if c != ':' {
+					return errHTTP
+				}
+				break
+			}
+		}
+		raw = raw[end+1:]
 	}
 	return nil
 }
 
-var lf, cr = []byte{'\n'}, []byte{'\r'}
+// isToken are the bytes a header's name may have, RFC 9110 5.6.2.
+var isToken = func() (table [256]bool) {
+	for c := range table {
+		table[c] = '0' <= c && c <= '9' || 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || strings.ContainsRune("!#$%&'*+-.^_`|~", rune(c))
+	}
+	return table
+}()
 
 // done counts the answer. It is what on defers, so recover works here.
 func (s *Server) done(ctx *fasthttp.RequestCtx, label route) {
@@ -141,11 +167,16 @@ func (s *Server) panicked(ctx *fasthttp.RequestCtx, v any) {
 	ctx.SetConnectionClose()
 }
 
+// commonHeaders sets what every answer has. HSTS is ours to say only when the
+// connection's TLS ends here; a proxy in front that ends it says so itself.
 func commonHeaders(ctx *fasthttp.RequestCtx) {
 	h := &ctx.Response.Header
 	h.SetContentTypeBytes(valJSON)
 	h.SetCanonical(keyNoSniff, valNoSniff)
 	h.SetCanonical(keyCacheControl, valNoStore)
+	if ctx.IsTLS() {
+		h.SetCanonical(keyHSTS, valHSTS)
+	}
 }
 
 // expect answers a client that waits for permission to send its body: whatever
@@ -169,13 +200,17 @@ func (s *Server) getMetrics(ctx *fasthttp.RequestCtx) error {
 	if s.stopping.Load() {
 		return errStopping
 	}
-	if _, err := authorize(ctx, s.readers); err != nil {
+	key, err := s.enter(ctx, Read)
+	if err != nil {
 		return err
 	}
 	args := ctx.QueryArgs()
 	req, err := query.Parse(func(name string) string { return string(args.Peek(name)) }, began(ctx))
 	if err != nil {
 		return parameterError{err}
+	}
+	if key != nil {
+		key.charge(1, time.Now())
 	}
 	// Not ctx as parent: it ends with Shutdown, which lets requests finish.
 	limit, cancel := context.WithTimeout(context.Background(), s.cfg.QueryTimeout)
@@ -194,6 +229,18 @@ func (s *Server) getMetrics(ctx *fasthttp.RequestCtx) error {
 
 func (s *Server) getHealth(ctx *fasthttp.RequestCtx) error {
 	ctx.Response.SetBodyRaw(bodyHealthy)
+	return nil
+}
+
+// openAPI describes this listener for client generators and for people. The
+// tests hold every request and answer of theirs to it.
+//
+//go:embed openapi.yaml
+var openAPI []byte
+
+func (s *Server) getOpenAPI(ctx *fasthttp.RequestCtx) error {
+	ctx.Response.Header.SetContentTypeBytes(valYAML)
+	ctx.Response.SetBodyRaw(openAPI)
 	return nil
 }
 

@@ -73,7 +73,10 @@ type Config struct {
 	// WriteKeys guard the POST routes and ReadKeys guard GET /metrics, each only
 	// when not empty. An entry is the key, or "sha256:" and its digest in hex.
 	WriteKeys, ReadKeys []string
-	KeyRate             int // events a second of one write key; 0 is no limit
+	// KeyFile has more keys, and with it both scopes are guarded; nil is no
+	// file. SetKeyFile replaces it in the running server.
+	KeyFile *KeyFile
+	KeyRate int // events a second of one write key; 0 is no limit
 	// Origins may call from a browser: "*" is any, empty is none.
 	Origins []string
 }
@@ -128,7 +131,7 @@ func (c *Config) Validate() error {
 	if c.MaxConnsPerIP < 0 {
 		errs = append(errs, fmt.Errorf("the limit of connections per address is %d; it must not be negative", c.MaxConnsPerIP))
 	}
-	if c.KeyRate < 0 || c.KeyRate > int(time.Second) {
+	if c.KeyRate < 0 || c.KeyRate > maxKeyRate {
 		errs = append(errs, fmt.Errorf("the rate of events per key is %d; it must lie between 0 and 1000000000", c.KeyRate))
 	}
 	if need := MinInflightBytes(c.MaxBodyBytes, c.MaxInflatedBytes); c.MaxInflightBytes < need {
@@ -161,9 +164,7 @@ type Server struct {
 	memory  *memory
 	inflate *inflaters
 	gate    *gate
-	writers keys
-	readers keys
-	buckets []bucket // per write key; nil without KeyRate
+	keys    atomic.Pointer[keyring]
 	cors    cors
 	retry   []byte // value of Retry-After
 	log     *rareLog
@@ -189,9 +190,10 @@ func New(cfg Config) *Server {
 		retry:   appendSeconds(nil, cfg.RetryAfter),
 		log:     &rareLog{log: cfg.Log, every: 10 * time.Second},
 	}
-	s.writers, _ = parseKeys(cfg.WriteKeys)
-	s.readers, _ = parseKeys(cfg.ReadKeys)
-	s.buckets = newBuckets(len(s.writers), cfg.KeyRate)
+	s.keys.Store(newKeyring(&cfg))
+	if cfg.KeyFile != nil {
+		s.SetKeyFile(cfg.KeyFile)
+	}
 	s.stats.init()
 	s.gate = newGate(&cfg, s)
 	s.routes = s.newRoutes()

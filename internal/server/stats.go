@@ -18,11 +18,12 @@ const (
 	routeMetrics
 	routeHealth
 	routeReady
+	routeOpenAPI
 	routeOther
 	numRoutes
 )
 
-var routeLabels = [numRoutes]string{"/events", "/events/bulk", "/metrics", "/health", "/ready", "other"}
+var routeLabels = [numRoutes]string{"/events", "/events/bulk", "/metrics", "/health", "/ready", "/openapi.yaml", "other"}
 
 // codes are the statuses this package answers with; all others count as the
 // last.

@@ -35,6 +35,9 @@ func TestTLS(t *testing.T) {
 		if res.StatusCode != http.StatusAccepted {
 			t.Errorf("got %d; want 202", res.StatusCode)
 		}
+		if got := res.Header.Get("Strict-Transport-Security"); got != "max-age=31536000" {
+			t.Errorf("got Strict-Transport-Security %q", got)
+		}
 	}
 	post()
 	silent, err := net.Dial("tcp", e.addr)
