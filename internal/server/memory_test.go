@@ -1,9 +1,7 @@
 package server
 
 import (
-	"bytes"
 	"errors"
-	"log/slog"
 	"net"
 	"runtime"
 	"strings"
@@ -70,28 +68,6 @@ func TestMemoryBudget(t *testing.T) {
 	if m.used.Load() != 0 || granted == 0 {
 		t.Errorf("got %d charged after %d grants and %d refusals; want 0", m.used.Load(), granted, refused)
 	}
-}
-
-func TestRareLog(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var out bytes.Buffer
-		l := &rareLog{log: slog.New(slog.NewTextHandler(&out, nil)), every: 10 * time.Second}
-		for range 5 {
-			l.Error("a", "err", "x")
-		}
-		l.Error("b")
-		<-time.After(10 * time.Second)
-		l.Error("a", "err", "y")
-		<-time.After(10 * time.Second)
-		l.Error("a", "err", "z")
-		got := out.String()
-		if n := strings.Count(got, "\n"); n != 4 {
-			t.Errorf("got %d lines; want 4:\n%s", n, got)
-		}
-		if !strings.Contains(got, "err=y suppressed=4") || strings.Count(got, "suppressed") != 1 {
-			t.Errorf("got\n%s\nwant the second to tell of four left out", got)
-		}
-	})
 }
 
 // flaky is a listener whose Accept fails as the system's does under pressure.

@@ -30,7 +30,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -167,7 +166,7 @@ type Server struct {
 	keys    atomic.Pointer[keyring]
 	cors    cors
 	retry   []byte // value of Retry-After
-	log     *rareLog
+	log     *slog.Logger
 	stats   Stats
 
 	draining atomic.Bool // not ready, still serving
@@ -188,7 +187,7 @@ func New(cfg Config) *Server {
 		inflate: newInflaters(),
 		cors:    newCORS(cfg.Origins),
 		retry:   appendSeconds(nil, cfg.RetryAfter),
-		log:     &rareLog{log: cfg.Log, every: 10 * time.Second},
+		log:     cfg.Log,
 	}
 	s.keys.Store(newKeyring(&cfg))
 	if cfg.KeyFile != nil {
@@ -258,9 +257,18 @@ func (s *Server) Shutdown(ctx context.Context) error {
 // clients, not about us, and as frequent as clients like.
 type quiet struct{ log *slog.Logger }
 
-// Printf implements fasthttp.Logger.
+// Printf implements fasthttp.Logger. Only the format and the addresses are
+// logged: an error of fasthttp quotes the request line or header it choked on,
+// which may be a key, and a panic's value whatever it held.
 func (q quiet) Printf(format string, args ...any) {
-	if q.log.Enabled(context.Background(), slog.LevelDebug) {
-		q.log.Debug(strings.TrimSpace(fmt.Sprintf(format, args...)), "component", "http")
+	if !q.log.Enabled(context.Background(), slog.LevelDebug) {
+		return
 	}
+	var remote string
+	for _, a := range args {
+		if addr, ok := a.(net.Addr); ok { // fasthttp's order: ours, theirs
+			remote = addr.String()
+		}
+	}
+	q.log.Debug("fasthttp: "+format, "remote", remote)
 }
