@@ -9,6 +9,7 @@ import (
 	"sync"
 	"testing"
 
+	"edge/internal/logging"
 	"edge/internal/query"
 )
 
@@ -175,7 +176,7 @@ func TestRefusedKeysAreLoggedOnce(t *testing.T) {
 	shop, line := newTestKey(t, Write, "shop")
 	var log lockedBuffer
 	e := start(t, func(c *Config) {
-		c.Log = slog.New(slog.NewJSONHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+		c.Log = slog.New(logging.New(slog.NewJSONHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}), logging.Period))
 		c.KeyFile = keyFile(t, line)
 	})
 	mistyped := shop[:len(shop)-2] + "00"
