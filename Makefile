@@ -95,6 +95,21 @@ check: lint
 	$(GO) vet ./...
 	$(GO) mod tidy -diff
 
+## notices: write THIRD_PARTY_NOTICES, the licences of what is linked
+notices:
+	$(GO) run ./internal/notices > THIRD_PARTY_NOTICES.new && mv THIRD_PARTY_NOTICES.new THIRD_PARTY_NOTICES
+
+GORELEASER := .tools/bin/goreleaser-2.18.2
+
+$(GORELEASER):
+	@mkdir -p $(@D)
+	GOBIN=$(CURDIR)/$(@D) nice $(GO) install github.com/goreleaser/goreleaser/v2@v2.18.2
+	@mv $(@D)/goreleaser $@
+
+## release-check: .goreleaser.yaml by goreleaser's own check (builds it first, minutes)
+release-check: $(GORELEASER)
+	$(GORELEASER) check
+
 CHAOS_REPORT := $(CURDIR)/.tools/chaos.md
 
 ## chaos: every fault, as often as a claim needs (a quarter of an hour), and a table
@@ -111,4 +126,4 @@ chaos: setup $(KAFKA_STAMP)
 clean:
 	rm -rf bin $(ENGINE)/node_modules
 
-.PHONY: help run build setup test race lint check chaos health ready test-event test-metrics replay kafka test-kafka clean
+.PHONY: help run build setup test race lint check notices release-check chaos health ready test-event test-metrics replay kafka test-kafka clean
