@@ -99,11 +99,11 @@ check: lint
 notices:
 	$(GO) run ./internal/notices > THIRD_PARTY_NOTICES.new && mv THIRD_PARTY_NOTICES.new THIRD_PARTY_NOTICES
 
-GORELEASER := .tools/bin/goreleaser-2.18.2
+GORELEASER := .tools/bin/goreleaser-2.17.0
 
 $(GORELEASER):
 	@mkdir -p $(@D)
-	GOBIN=$(CURDIR)/$(@D) nice $(GO) install github.com/goreleaser/goreleaser/v2@v2.18.2
+	GOBIN=$(CURDIR)/$(@D) nice $(GO) install github.com/goreleaser/goreleaser/v2@v2.17.0
 	@mv $(@D)/goreleaser $@
 
 ## release-check: .goreleaser.yaml by goreleaser's own check (builds it first, minutes)
