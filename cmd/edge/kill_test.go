@@ -12,7 +12,7 @@ import (
 
 // SIGKILL of the whole process at random moments under load: everything that
 // was answered 202 is stored once, and so is everything that was sent twice.
-func TestKillEdge(t *testing.T) {
+func TestSIGKILLEdgeAtC1ToC4(t *testing.T) {
 	needEngine(t)
 	n := chaos.Rounds(6, 200)
 	p := newNode(t, "DATA_DIR", t.TempDir(), "FLUSH_INTERVAL", "20ms")

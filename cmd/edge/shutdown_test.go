@@ -10,7 +10,7 @@ import (
 
 // SIGTERM under load: what was promised is stored, the process ends by itself
 // with status 0, and the next start has nothing to recover.
-func TestTerminateUnderLoad(t *testing.T) {
+func TestSIGTERM(t *testing.T) {
 	needEngine(t)
 	p := newNode(t, "DATA_DIR", t.TempDir())
 	p.start()

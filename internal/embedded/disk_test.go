@@ -90,8 +90,8 @@ func TestDiskReserve(t *testing.T) {
 	}
 }
 
-// TestDiskFull takes the reserve away, so that the write itself fails.
-func TestDiskFull(t *testing.T) {
+// TestEdgeDiskFull takes the reserve away, so that the write itself fails.
+func TestEdgeDiskFull(t *testing.T) {
 	dir := smallDisk(t, "8m")
 	b := start(t, BrokerConfig{Dir: dir, MinFree: -1})
 	cl := newClient(t, b, kgo.ProducerBatchCompression(kgo.NoCompression()))
@@ -121,9 +121,9 @@ func TestDiskFull(t *testing.T) {
 	}
 }
 
-// TestFsyncErrorStopsAcknowledging fails every fsync of a producing process
+// TestFsyncEIO fails every fsync of a producing process
 // from its fortieth on, which kfake alone would go on acknowledging.
-func TestFsyncErrorStopsAcknowledging(t *testing.T) {
+func TestFsyncEIO(t *testing.T) {
 	strace, err := exec.LookPath("strace")
 	if err != nil {
 		t.Skip("failing an fsync needs strace: ", err)

@@ -11,10 +11,10 @@ import (
 	"edge/internal/query"
 )
 
-// TestFraming sends what a proxy and a server could read differently. Each row
+// TestRequestSmugglingShapes sends what a proxy and a server could read differently. Each row
 // says what is answered, in order; after a refusal the connection is closed,
 // so bytes that one side took for a body are never served as a request.
-func TestFraming(t *testing.T) {
+func TestRequestSmugglingShapes(t *testing.T) {
 	e := start(t, nil)
 	f := func(name, raw string, statuses ...int) {
 		t.Helper()
@@ -227,9 +227,9 @@ func TestExpectContinue(t *testing.T) {
 	}
 }
 
-// TestSlowClients holds that nothing a client leaves unfinished outlives the
+// TestSlowloris holds that nothing a client leaves unfinished outlives the
 // read timeout, and that it is told and counted.
-func TestSlowClients(t *testing.T) {
+func TestSlowloris(t *testing.T) {
 	const timeout = 100 * time.Millisecond
 	e := start(t, func(c *Config) { c.ReadTimeout = timeout })
 	f := func(t *testing.T, name, raw string) {
@@ -275,10 +275,10 @@ func TestIdleConnectionIsClosed(t *testing.T) {
 	c.closed()
 }
 
-// TestRefusedBody holds that a client that sends its whole body before it reads
+// TestOversizedBody holds that a client that sends its whole body before it reads
 // gets the sentence, not a connection reset, and that an ordinary one keeps its
 // connection.
-func TestRefusedBody(t *testing.T) {
+func TestOversizedBody(t *testing.T) {
 	e := start(t, func(c *Config) { c.MaxBodyBytes, c.MaxInflatedBytes = 100<<10, 100<<10 })
 	f := func(path string, size int, kept bool) {
 		t.Helper()
@@ -361,8 +361,8 @@ func TestConnectionFlood(t *testing.T) {
 	f(func(c *Config) { c.MaxConnsPerIP = 3 }, 429, "from your address; the limit is 3")
 }
 
-// TestHostileJSON holds that no body makes the server say more than 400.
-func TestHostileJSON(t *testing.T) {
+// TestMalformedJSONCorpus holds that no body makes the server say more than 400.
+func TestMalformedJSONCorpus(t *testing.T) {
 	e := start(t, nil)
 	deep := strings.Repeat("[", 30_000)
 	rows := []string{

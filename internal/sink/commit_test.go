@@ -26,10 +26,10 @@ func isPlan(req kmsg.Request) bool {
 	return false
 }
 
-// TestCommitRefused answers the commit of the plan, and then the one past it,
+// TestCommitFails answers the commit of the plan, and then the one past it,
 // with every error a coordinator has; REQUEST_TIMED_OUT is answered after the
 // commit was applied.
-func TestCommitRefused(t *testing.T) {
+func TestCommitFails(t *testing.T) {
 	l := newLab(t, 2)
 	s := l.start()
 	l.produce(20)
@@ -223,9 +223,9 @@ func TestRecordsLostBeforeTheyWereTaken(t *testing.T) {
 	l.exact()
 }
 
-// TestLateOwner takes a sink for dead between its insert and the commit past
+// TestOwnerFrozenThenResumed takes a sink for dead between its insert and the commit past
 // it: the next one finds the rows, and the commit of the first is refused.
-func TestLateOwner(t *testing.T) {
+func TestOwnerFrozenThenResumed(t *testing.T) {
 	l := newLab(t, 1)
 	first := l.start()
 	l.produce(10)

@@ -70,7 +70,7 @@ func (l *lab) load() (stop func()) {
 // whether it has.
 func after(d time.Duration) { <-time.After(d) }
 
-func TestEngineKilledUnderLoad(t *testing.T) {
+func TestClickHouseRestartsMidInsert(t *testing.T) {
 	needLibrary(t)
 	dir := filepath.Join(t.TempDir(), "data")
 	var (

@@ -13,11 +13,11 @@ import (
 	"edge/internal/codec"
 )
 
-// TestSinksComeAndGo runs up to three sinks in one group under load. Every few
+// TestRebalanceMidInsert runs up to three sinks in one group under load. Every few
 // hundred milliseconds one starts, one stops in good order, one is killed, or
 // one is taken for dead while it is not: its Kafka connections stand still, the
 // group gives its partitions away, and then it goes on as if nothing had been.
-func TestSinksComeAndGo(t *testing.T) {
+func TestRebalanceMidInsert(t *testing.T) {
 	l := newLab(t, 6)
 	r := dice(t)
 	patient := func(c *Config) { c.RevokeTimeout = 2 * time.Second }

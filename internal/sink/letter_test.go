@@ -32,9 +32,9 @@ var poison = []string{
 	strings.Repeat("garbage", 70_000),
 }
 
-// TestPoisonGoesToTheDeadLetters mixes values that are no events among good
+// TestPoisonMessage mixes values that are no events among good
 // ones, and a stretch of nothing else.
-func TestPoisonGoesToTheDeadLetters(t *testing.T) {
+func TestPoisonMessage(t *testing.T) {
 	l := newLab(t, 2)
 	s := l.start()
 	want := make(map[place]string)
@@ -88,9 +88,9 @@ func TestPoisonGoesToTheDeadLetters(t *testing.T) {
 	}
 }
 
-// TestDeadLettersNotWritten keeps the dead-letter topic from taking anything:
+// TestDLQItselfFails keeps the dead-letter topic from taking anything:
 // the sink waits, says so, passes nothing, and goes on by itself.
-func TestDeadLettersNotWritten(t *testing.T) {
+func TestDLQItselfFails(t *testing.T) {
 	l := newLab(t, 1)
 	s := l.start()
 	l.produce(10)
@@ -169,7 +169,7 @@ func (l *lab) one(partition int32, change ...func(i int, ev *codec.Event)) {
 	l.enter(records)
 }
 
-func TestRepeatedIDsAreStoredOnce(t *testing.T) {
+func TestDuplicateSDKRetries(t *testing.T) {
 	l := newLab(t, 2)
 	small := func(c *Config) { c.DedupIDs = 200 } // 100 a partition
 
