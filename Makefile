@@ -38,6 +38,7 @@ $(ENGINE_STAMP): $(ENGINE)/package-lock.json
 ## test: everything that runs in minutes, the real engine and broker included
 test: setup
 	EDGE_REQUIRE_ENGINE=1 $(GO) test ./...
+	@$(MAKE) --no-print-directory test-bench
 
 ## race: the packages in which goroutines meet, under the race detector
 race: setup
@@ -117,10 +118,68 @@ chaos: setup $(KAFKA_STAMP)
 	@mkdir -p $(dir $(CHAOS_REPORT)) && rm -f $(CHAOS_REPORT)
 	@status=0; \
 	EDGE_CHAOS=1 EDGE_CHAOS_REPORT=$(CHAOS_REPORT) EDGE_REQUIRE_ENGINE=1 EDGE_REQUIRE_CRASH=1 EDGE_KAFKA=1 \
-	$(GO) test -p 2 -count=1 -timeout 60m -run 'Kill|SIGKILL|Cut|Dropped|SinksComeAndGo|TestKafka|CallFails' \
+	$(GO) test -p 2 -count=1 -timeout 60m -run 'Kill|SIGKILL|Cut|Dropped|RebalanceMidInsert|ClickHouseRestarts|TestKafka|CallFails' \
 	  ./cmd/edge ./internal/sink ./internal/embedded || status=1; \
 	echo; echo '| fault | rounds | events accepted | lost | duplicated | worst recovery |'; \
 	echo '| --- | --- | --- | --- | --- | --- |'; cat $(CHAOS_REPORT); exit $$status
+
+# The benchmarks are a module of their own: rivals stay out of edge's go.sum.
+# -mod=mod, because edge's own requirements are part of its.
+BENCH := .tools/bin/edge-bench
+BENCH_GO := GOFLAGS=-mod=mod $(GO)
+
+$(BENCH): build
+	@mkdir -p $(@D)
+	cd bench && $(BENCH_GO) build -o ../$@ .
+
+## bench: every stage beside its limit and a rival (a quarter of an hour; BENCH_QUICK=1, BENCH_STAGES=…)
+bench: $(BENCH)
+	cd bench && ../$(BENCH)
+
+## bench-model: what 20 thousand to 10 million events/s need, from the last report
+bench-model: $(BENCH)
+	cd bench && ../$(BENCH) model
+
+BENCH_COUNT ?= 6
+BENCH_TIME ?= 100ms
+TIMED := $(sort $(patsubst %/,./%,$(dir $(wildcard internal/*/*_timing_test.go internal/*/*/*_timing_test.go))))
+
+define go_bench
+{ echo "# $$(sed -n 's/^model name.*: //p' /proc/cpuinfo | head -n 1), $$(nproc) cores, $$($(GO) version), commit $$(git describe --always --dirty)"; \
+$(GO) test -run '^$$' -bench . -benchmem -benchtime $(BENCH_TIME) -count $(BENCH_COUNT) -p 1 -timeout 60m $(TIMED); \
+cd bench && $(BENCH_GO) test -run '^$$' -bench . -benchmem -benchtime $(BENCH_TIME) -count $(BENCH_COUNT) -timeout 60m ./rival; }
+endef
+
+## bench-baseline: go test -bench of everything, as bench/baseline.txt
+bench-baseline: setup
+	@$(go_bench) | tee bench/baseline.txt
+
+BENCHSTAT := .tools/bin/benchstat-20260908
+
+$(BENCHSTAT):
+	@mkdir -p $(@D)
+	GOBIN=$(CURDIR)/$(@D) $(GO) install golang.org/x/perf/cmd/benchstat@v0.0.0-20260908200009-22c9c6c9d4da
+	@mv $(@D)/benchstat $@
+
+## bench-compare: the same again, and what differs from bench/baseline.txt
+bench-compare: setup $(BENCHSTAT)
+	@$(go_bench) > .tools/bench.txt
+	$(BENCHSTAT) bench/baseline.txt .tools/bench.txt
+
+K6 := .tools/bin/k6-1.8.1
+
+$(K6):
+	@mkdir -p $(@D)
+	GOBIN=$(CURDIR)/$(@D) $(GO) install go.k6.io/k6@v1.8.1
+	@mv $(@D)/k6 $@
+
+## load-test: the k6 script against an edge of its own, and the spike k6 cannot offer here
+load-test: $(BENCH) $(K6)
+	cd bench && BENCH_K6=$(CURDIR)/$(K6) ../$(BENCH) load-test
+
+## test-bench: vet and tests of the benchmarks themselves
+test-bench:
+	cd bench && $(BENCH_GO) vet ./... && $(BENCH_GO) test ./...
 
 ## clean: remove what was built; data/ stays
 clean:

@@ -1,0 +1,146 @@
+// Package child runs the programs that are measured, each a process of its own,
+// so that what one costs is what the kernel says it used and not a guess.
+//
+// A child is ended by its pid, never by its name, and every child dies with the
+// benchmark: the kernel is told so when it starts. Its processor time and
+// memory come from /proc, its own children's (the embedded engine) apart.
+package child
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Process is a running child.
+type Process struct {
+	Name string
+	Log  string // file that its stdout and stderr go to
+	cmd  *exec.Cmd
+	done chan struct{}
+	err  error
+}
+
+// Command says what to start.
+type Command struct {
+	Name string
+	Args []string // the program and its arguments
+	Env  []string // beside PATH, HOME and TMPDIR: settings of the shell stay out
+	Log  string
+	Core int // 1 + the core it is kept to; 0: any
+}
+
+// Start runs c.
+func Start(c Command) (*Process, error) {
+	log, err := os.OpenFile(c.Log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close()
+	cmd := exec.Command(c.Args[0], c.Args[1:]...)
+	for _, name := range []string{"PATH", "HOME", "TMPDIR", "CHDB_LIBRARY", "GOMAXPROCS", "GOGC"} {
+		if v, ok := os.LookupEnv(name); ok {
+			cmd.Env = append(cmd.Env, name+"="+v)
+		}
+	}
+	cmd.Env = append(cmd.Env, c.Env...)
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	p := &Process{Name: c.Name, Log: c.Log, cmd: cmd, done: make(chan struct{})}
+	started := make(chan error)
+	// The death signal is tied to the thread that started the child, so that
+	// thread stays until the child has ended.
+	go func() {
+		runtime.LockOSThread()
+		if c.Core > 0 { // a child inherits where its parent's thread may run
+			var set unix.CPUSet
+			set.Set(c.Core - 1)
+			_ = unix.SchedSetaffinity(0, &set)
+		}
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			p.err = cmd.Wait()
+			close(p.done)
+		}
+		// Not unlocked: a thread with an affinity of its own ends with its goroutine.
+	}()
+	if err := <-started; err != nil {
+		return nil, fmt.Errorf("start %s: %w", c.Name, err)
+	}
+	return p, nil
+}
+
+// Pid is the process id.
+func (p *Process) Pid() int { return p.cmd.Process.Pid }
+
+// Ended is closed when the process has ended.
+func (p *Process) Ended() <-chan struct{} { return p.done }
+
+// Stop asks the process to end and waits, at most a minute; then it is killed
+// and that is an error.
+func (p *Process) Stop() error {
+	_ = p.cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-p.done:
+		if p.err != nil {
+			return fmt.Errorf("%s ended badly: %w: %s", p.Name, p.err, p.Tail())
+		}
+		return nil
+	case <-time.After(time.Minute):
+		p.Kill()
+		return fmt.Errorf("%s did not stop within a minute: %s", p.Name, p.Tail())
+	}
+}
+
+// Kill ends the process at once.
+func (p *Process) Kill() {
+	_ = p.cmd.Process.Kill()
+	<-p.done
+}
+
+// Tail is the end of what the process has logged.
+func (p *Process) Tail() string {
+	text, _ := os.ReadFile(p.Log)
+	return strings.TrimSpace(string(text[max(0, len(text)-2000):]))
+}
+
+// Await repeats ready until it returns nil, the process ends, or ctx does.
+func (p *Process) Await(ctx context.Context, ready func() error) error {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := ready()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-p.done:
+			return fmt.Errorf("%s ended before it was ready: %w: %s", p.Name, p.err, p.Tail())
+		case <-ctx.Done():
+			return fmt.Errorf("%s is not ready: %w: %s", p.Name, errors.Join(err, ctx.Err()), p.Tail())
+		case <-tick.C:
+		}
+	}
+}
+
+// FreePort returns a port that nothing listens on. Somebody else may take it
+// before it is used; then the start of the child fails and says so.
+func FreePort() (string, error) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	defer ln.Close()
+	return strconv.Itoa(ln.Addr().(*net.TCPAddr).Port), nil
+}

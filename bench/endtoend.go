@@ -1,0 +1,157 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"edge/bench/chart"
+	"edge/bench/child"
+	"edge/bench/ledger"
+	"edge/bench/load"
+	"edge/internal/clickhouse"
+)
+
+// endToEndStage is the whole system in one process and its engine, from the
+// bulk POST to the rollups: first at a constant rate for a minute, then as fast
+// as it goes while the sink keeps up.
+func endToEndStage(b *bench, s *section, f *fleet) error {
+	const size = 100
+	rate := 300_000.0
+	if b.o.quick {
+		rate = 20_000
+	}
+	s.Title = "bulk POST to visible, everything on this machine"
+	requests := newGenerated(5).lines(256, size)
+	t := table{Header: []string{"", "offered/s", "events", "accepted/s", "visible/s", "edge µs/event", "engine µs/event", "generator", "lag max", "last visible after", "peak RSS MB"}}
+	run := func(name string, l load.Load, lead int64) (float64, error) {
+		e, err := b.endToEnd(f, name, l, lead)
+		if e != nil {
+			s.Book = append(s.Book, e.entry)
+			offered := "saturated"
+			if len(l.Schedule) > 0 {
+				offered = count(l.Schedule[0].From * size)
+			}
+			t.row(name, offered, e.accepted, count(e.acceptedPerSecond), count(e.visiblePerSecond), micros(e.cpu, "server"), micros(e.cpu, "engine"),
+				micros(e.cpu, "generator"), e.lag, fmt.Sprintf("%.2f s", e.after.Seconds()), fmt.Sprintf("%.0f", float64(e.rss)/1e6))
+			s.Charts = append(s.Charts, e.chart(name))
+			s.number(name+"_per_second", e.visiblePerSecond)
+			s.number(name+"_cpu_us", e.cpu["server"])
+			s.number(name+"_engine_cpu_us", e.cpu["engine"])
+			s.number(name+"_stored_bytes", e.bytesPerEvent)
+			return e.visiblePerSecond, err
+		}
+		return 0, err
+	}
+	steady, err := run("steady", load.Load{Conns: fewConns, Requests: requests, Events: size, Schedule: load.Constant(rate/size, b.o.soak)}, 0)
+	if err != nil {
+		return err
+	}
+	// A client that knows the lag holds back when half a million events wait.
+	peak, err := run("peak", load.Load{Conns: fewConns, Requests: requests, Events: size, Duration: b.o.soak / 3}, 500_000)
+	if err != nil {
+		return err
+	}
+	s.Tables = append(s.Tables, t)
+	s.note("edge verify found nothing wrong with either: batches without gap or overlap, every rollup the sum of the rows")
+	s.goal(goal{What: "end to end, 2 cores", Must: "≥ 300 k events/s for 60 s, ledger exact", Stretch: "≥ 500 k",
+		Measured: fmt.Sprintf("%s/s for %.0f s at %s offered; %s/s at most", count(steady), b.o.soak.Seconds(), count(rate), count(peak)),
+		Verdict:  verdict(max(steady, peak) >= 0.97*300_000, max(steady, peak) >= 500_000)})
+	return nil
+}
+
+// flow is what one end-to-end run came to.
+type flow struct {
+	accepted          int64
+	acceptedPerSecond float64
+	visiblePerSecond  float64
+	cpu               map[string]float64
+	lag               int64
+	after             time.Duration // from the last answer to the last event visible
+	rss               int64
+	bytesPerEvent     float64
+	entry             ledger.Entry
+	seen              []chart.Point // visible events over time
+}
+
+func (e *flow) chart(name string) chart.Chart {
+	return chart.Chart{Name: "e2e-" + name, Title: "End to end, " + name + ": events visible over time",
+		X: chart.Axis{Label: "seconds"}, Y: chart.Axis{Label: "events visible"}, Lines: []chart.Line{{Label: "visible", Points: e.seen}}}
+}
+
+// endToEnd offers l to a fresh edge and watches the tables. lead, not 0, holds
+// the load while so many accepted events are not visible yet.
+func (b *bench) endToEnd(f *fleet, name string, l load.Load, lead int64) (*flow, error) {
+	srv, err := f.whole()
+	if err != nil {
+		return nil, err
+	}
+	t, err := f.everything(name, srv)
+	if err != nil {
+		return nil, err
+	}
+	pool, err := f.pool(srv.sql, database)
+	if err != nil {
+		return nil, err
+	}
+	var answered, hold = new(atomic.Int64), new(atomic.Bool)
+	l.Addr, l.Hold = t.addr, hold
+	l.Answered = func(_ int64, _ time.Time, status int) {
+		if status == 202 {
+			answered.Add(int64(l.Events))
+		}
+	}
+	e := &flow{cpu: map[string]float64{}}
+	used, began := t.usage(), time.Now()
+	ctx, cancel := context.WithCancel(b.ctx)
+	watched := make(chan error, 1)
+	go func() {
+		watched <- poll(ctx, 100*time.Millisecond, func() error {
+			n, err := t.count()
+			e.seen = append(e.seen, chart.Point{X: time.Since(began).Seconds(), Y: float64(n)})
+			behind := answered.Load() - n
+			e.lag = max(e.lag, behind)
+			hold.Store(lead > 0 && behind > lead)
+			return err
+		})
+	}()
+	res, err := load.Run(l)
+	generator, finished := child.Self(), time.Now()
+	cancel()
+	if err = errors.Join(err, <-watched); err != nil {
+		return nil, err
+	}
+	if _, err = awaitCount(t.count, res.Accepted, 2*time.Minute); err != nil {
+		return nil, err
+	}
+	last := time.Now()
+	after := t.usage()
+	after["generator"] = generator
+	e.accepted, e.acceptedPerSecond = res.Accepted, res.PerSecond()
+	e.visiblePerSecond = float64(res.Accepted) / last.Sub(began).Seconds()
+	e.after = last.Sub(finished)
+	e.seen = append(e.seen, chart.Point{X: last.Sub(began).Seconds(), Y: float64(res.Accepted)})
+	for k := range after {
+		e.cpu[k] = perEvent(after[k]-used[k], res.Accepted)
+	}
+	_, e.rss = child.Memory(srv.Pid())
+	if e.entry, err = storedEntry("end to end, "+name, pool, 0, res.Accepted, res.Doubtful); err != nil {
+		return e, err
+	}
+	problems, err := srv.verify(b.ctx)
+	verified(&e.entry, problems)
+	if err == nil {
+		e.bytesPerEvent, err = storedBytes(b.ctx, pool, res.Accepted)
+	}
+	return e, errors.Join(err, srv.Stop())
+}
+
+// storedBytes is what an event takes on ClickHouse's disk, rollups included.
+func storedBytes(ctx context.Context, pool *clickhouse.Pool, events int64) (float64, error) {
+	n, err := number(ctx, pool, "SELECT toInt64(sum(bytes_on_disk)) AS n FROM system.parts WHERE active AND database = currentDatabase()")
+	return float64(n) / float64(max(events, 1)), err
+}

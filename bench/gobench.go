@@ -1,0 +1,183 @@
+//go:build linux
+
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+)
+
+// goBench is the compiled benchmarks of a package. They run once per round, all
+// of them, so that what is compared is measured in turns.
+type goBench struct{ binary string }
+
+func compile(b *bench, pkg string) (*goBench, error) {
+	g := &goBench{binary: filepath.Join(b.o.dir, filepath.Base(pkg)+".test")}
+	out, err := exec.CommandContext(b.ctx, "go", "test", "-c", "-o", g.binary, pkg).CombinedOutput()
+	if err != nil {
+		return nil, fmt.Errorf("compile the benchmarks of %s: %w: %s", pkg, err, out)
+	}
+	return g, nil
+}
+
+// results are medians over rounds, by benchmark and unit.
+type results struct {
+	order  []string
+	values map[string]map[string][]float64
+}
+
+func (r *results) median(name, unit string) float64 { return median(r.values[name][unit]) }
+
+func (g *goBench) run(b *bench, pattern string) (*results, error) {
+	r := &results{values: make(map[string]map[string][]float64)}
+	at := "200ms"
+	if b.o.quick {
+		at = "5ms"
+	}
+	for range b.o.rounds {
+		cmd := exec.CommandContext(b.ctx, g.binary, "-test.run", "^$", "-test.bench", pattern, "-test.benchtime", at, "-test.benchmem")
+		cmd.Env = os.Environ()
+		cmd.Dir = "."
+		out, err := cmd.Output()
+		if err != nil {
+			var exit *exec.ExitError
+			errors.As(err, &exit)
+			return nil, fmt.Errorf("go test -bench %s: %w: %s", pattern, err, out)
+		}
+		r.read(out)
+	}
+	if len(r.order) == 0 {
+		return nil, fmt.Errorf("go test -bench %s ran nothing", pattern)
+	}
+	return r, nil
+}
+
+var benchLine = regexp.MustCompile(`^Benchmark(\S+?)(?:-\d+)?\s+\d+\s+(.*)$`)
+
+// read adds the lines of one go test -bench.
+func (r *results) read(out []byte) {
+	sc := bufio.NewScanner(bytes.NewReader(out))
+	for sc.Scan() {
+		m := benchLine.FindStringSubmatch(sc.Text())
+		if m == nil {
+			continue
+		}
+		if r.values[m[1]] == nil {
+			r.values[m[1]] = make(map[string][]float64)
+			r.order = append(r.order, m[1])
+		}
+		fields := strings.Fields(m[2])
+		for i := 0; i+1 < len(fields); i += 2 {
+			if v, err := strconv.ParseFloat(fields[i], 64); err == nil {
+				r.values[m[1]][fields[i+1]] = append(r.values[m[1]][fields[i+1]], v)
+			}
+		}
+	}
+}
+
+// table shows the benchmarks under prefix, relative to the one called edge.
+func (r *results) table(prefix string, units ...string) table {
+	t := table{Header: append([]string{""}, units...)}
+	t.Header = append(t.Header, "to edge")
+	for _, name := range r.order {
+		short, ok := strings.CutPrefix(name, prefix+"/")
+		if !ok {
+			continue
+		}
+		cells := []any{short}
+		for _, u := range units {
+			cells = append(cells, strconv.FormatFloat(r.median(name, u), 'f', precision(r.median(name, u)), 64))
+		}
+		base := prefix + "/edge"
+		if i := strings.IndexByte(short, '/'); i >= 0 {
+			base += short[i:]
+		}
+		t.row(append(cells, r.against(name, base, units[0]))...)
+	}
+	return t
+}
+
+func precision(v float64) int {
+	if v < 100 {
+		return 1
+	}
+	return 0
+}
+
+// against is the median of the ratios of neighbours in a round.
+func (r *results) against(name, base, unit string) string {
+	a, b := r.values[name][unit], r.values[base][unit]
+	var ratios []float64
+	for i := range min(len(a), len(b)) {
+		ratios = append(ratios, a[i]/b[i])
+	}
+	if len(ratios) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%.2fx", median(ratios))
+}
+
+func (b *bench) rivals(pattern string) (*results, error) {
+	if b.command == nil {
+		g, err := compile(b, "./rival")
+		if err != nil {
+			return nil, err
+		}
+		b.command = g
+	}
+	return b.command.run(b, pattern)
+}
+
+func decodeStage(b *bench, s *section, _ *fleet) error {
+	s.Title = "one event of 227 bytes from JSON"
+	r, err := b.rivals("^BenchmarkDecode$")
+	if err != nil {
+		return err
+	}
+	s.Tables = append(s.Tables, r.table("Decode", "ns/op", "B/op", "allocs/op"))
+	s.note("edge validates every byte, UTF-8 and metadata included; what a rival leaves unchecked stands in its name or in bench/rival")
+	ns, allocs := r.median("Decode/edge", "ns/op"), r.median("Decode/edge", "allocs/op")
+	times := r.median("Decode/encoding-json", "ns/op") / ns
+	s.number("decode_ns", ns)
+	s.goal(goal{What: "decode", Must: "≤ 350 ns, 0 allocs, ≥ 7x encoding/json", Stretch: "≤ 200 ns", Measured: fmt.Sprintf("%.0f ns, %.0f allocs", ns, allocs),
+		Ratio: fmt.Sprintf("%.1fx encoding/json", times), Verdict: verdict(ns <= 350 && allocs == 0 && times >= 7, ns <= 200)})
+	return nil
+}
+
+func ringStage(b *bench, s *section, _ *fleet) error {
+	s.Title = "hand-over from eight producers to one reader"
+	r, err := b.rivals("^BenchmarkHandOver$")
+	if err != nil {
+		return err
+	}
+	s.Tables = append(s.Tables, r.table("HandOver", "ns/event", "cpu-ns/event", "allocs/op"))
+	one, hundred := r.median("HandOver/edge/1-event", "ns/event"), r.median("HandOver/edge/100-events", "ns/event")
+	s.number("ring_ns", one)
+	s.goal(goal{What: "ring hand-over", Must: "≤ 20 ns/event at 8 producers, 0 allocs", Stretch: "≤ 5 ns amortised",
+		Measured: fmt.Sprintf("%.1f ns; %.2f ns in requests of 100; %.0f allocs", one, hundred, r.median("HandOver/edge/1-event", "allocs/op")),
+		Ratio:    "channel " + r.against("HandOver/channel/1-event", "HandOver/edge/1-event", "ns/event"), Verdict: verdict(min(one, hundred) <= 20, hundred <= 5)})
+	return nil
+}
+
+func produceStage(b *bench, s *section, _ *fleet) error {
+	s.Title = "records to an acknowledging broker, acks=all, keyed"
+	r, err := b.rivals("^BenchmarkProduce$")
+	if err != nil {
+		return err
+	}
+	s.Tables = append(s.Tables, r.table("Produce", "cpu-ns/record", "records/s", "allocs/record"))
+	ns := r.median("Produce/edge/100-events", "cpu-ns/record")
+	s.number("produce_ns", ns)
+	s.note("the broker throws away and runs in the same process: its share of cpu-ns/record is the same for all")
+	s.goal(goal{What: "produce", Must: "≤ 400 ns/record client CPU", Stretch: "≤ 160 ns", Measured: fmt.Sprintf("%.0f ns (null broker's share included)", ns),
+		Ratio: "kgo.Produce " + r.against("Produce/kgo/100-events", "Produce/edge/100-events", "cpu-ns/record"), Verdict: verdict(ns <= 400, ns <= 160)})
+	return nil
+}

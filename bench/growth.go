@@ -1,0 +1,222 @@
+//go:build linux
+
+package main
+
+import (
+	"fmt"
+	"time"
+
+	"edge/bench/chart"
+	"edge/bench/load"
+)
+
+// growthStage is what an event costs as everything around it grows: distinct
+// names, idle connections, partitions, events stored. Flat is the goal.
+func growthStage(b *bench, s *section, f *fleet) error {
+	s.Title = "cost per event as everything grows"
+	for _, part := range []func(*bench, *section, *fleet) error{growNames, growConnections, growPartitions, growStored} {
+		g := &fleet{o: f.o, ctx: f.ctx, dir: f.dir, n: f.n}
+		err := part(b, s, g)
+		for i := len(g.stops) - 1; i >= 0; i-- {
+			if stopErr := g.stops[i](); err == nil {
+				err = stopErr
+			}
+		}
+		f.n = g.n
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// grown is a series of samples and what they grew with.
+type grown struct {
+	what string
+	rows table
+	edge []chart.Point
+	rest map[string][]chart.Point
+}
+
+func newGrown(what string) *grown {
+	return &grown{what: what, rest: map[string][]chart.Point{},
+		rows: table{Title: "by " + what, Header: []string{what, "events/s", "edge µs/event", "broker", "engine", "p99 ms", "peak RSS MB", "not 202"}}}
+}
+
+func (g *grown) add(x int, m sample) {
+	g.rows.row(x, count(m.PerSecond), micros(m.CPU, "server"), micros(m.CPU, "broker"), micros(m.CPU, "engine"), millis(m.P99), fmt.Sprintf("%.0f", float64(m.RSS)/1e6), m.Refused)
+	g.edge = append(g.edge, chart.Point{X: float64(x), Y: m.CPU["server"]})
+	for _, other := range []string{"broker", "engine"} {
+		if v, ok := m.CPU[other]; ok {
+			g.rest[other] = append(g.rest[other], chart.Point{X: float64(x), Y: v})
+		}
+	}
+}
+
+// finish adds table, plot and goal. The verdict is about edge itself: its cost
+// at the far end against the near one.
+func (g *grown) finish(s *section, name, must string) {
+	s.Tables = append(s.Tables, g.rows)
+	c := chart.Chart{Name: "growth-" + name, Title: "Processor time per event, by " + g.what, X: chart.Axis{Label: g.what, Log: true}, Y: chart.Axis{Label: "µs per event"},
+		Lines: []chart.Line{{Label: "edge", Points: g.edge}}}
+	for _, other := range []string{"broker", "engine"} {
+		if len(g.rest[other]) > 0 {
+			c.Lines = append(c.Lines, chart.Line{Label: other, Points: g.rest[other]})
+		}
+	}
+	s.Charts = append(s.Charts, c)
+	first, last := g.edge[0].Y, g.edge[len(g.edge)-1].Y
+	s.number("growth_"+name, last/first)
+	s.goal(goal{What: "growth: " + must, Must: "flat", Measured: fmt.Sprintf("%.2f → %.2f µs/event", first, last), Ratio: fmt.Sprintf("%.2fx", last/first),
+		Verdict: verdict(last <= 1.25*first, false)})
+}
+
+// sweep measures every point in turns, several times, and adds the medians: a
+// minute in which the machine is busy must not look like growth.
+func (g *grown) sweep(b *bench, s *section, points []int, run func(int) (sample, error)) error {
+	if b.o.quick {
+		points = []int{points[0], points[len(points)-2]}
+	}
+	samples := make(map[int][]sample)
+	for range min(b.o.rounds, 3) {
+		for _, n := range points {
+			m, err := run(n)
+			if err != nil {
+				return err
+			}
+			s.ledgers("growth by "+g.what, []string{m.Target}, m)
+			samples[n] = append(samples[n], m)
+		}
+	}
+	for _, n := range points {
+		g.add(n, typical(samples[n]))
+	}
+	return nil
+}
+
+// growNames is the whole system at a fixed rate that it can hold, with ever more
+// distinct names and campaigns.
+func growNames(b *bench, s *section, f *fleet) error {
+	srv, err := f.whole()
+	if err != nil {
+		return err
+	}
+	t, err := f.everything("edge", srv)
+	if err != nil {
+		return err
+	}
+	g := newGrown("distinct event names and campaigns")
+	if _, err := b.measure(t, bulks(newGenerated(8), b.o.one)); err != nil { // warm
+		return err
+	}
+	err = g.sweep(b, s, []int{1, 10, 100, 1000, 10_000}, func(n int) (sample, error) {
+		made := newGenerated(uint64(8 + n))
+		made.names = n
+		return b.measure(t, bulks(made, b.o.one))
+	})
+	if err != nil {
+		return err
+	}
+	g.finish(s, "names", "1 to 10,000 event names")
+	return nil
+}
+
+// bulks is 50,000 events a second in bulks of 100.
+func bulks(g *generated, d time.Duration) load.Load {
+	const size = 100
+	return load.Load{Conns: fewConns, Requests: g.lines(256, size), Events: size, Schedule: load.Constant(50_000/size, d)}
+}
+
+// growConnections is the ingesting side with ever more clients that say nothing.
+func growConnections(b *bench, s *section, f *fleet) error {
+	t, err := f.ours("edge")
+	if err != nil {
+		return err
+	}
+	l := load.Load{Conns: fewConns, Requests: newGenerated(9).singles(256), Events: 1, Schedule: load.Constant(10_000, b.o.one)}
+	if _, err := b.measure(t, l); err != nil { // warm
+		return err
+	}
+	g := newGrown("idle connections")
+	err = g.sweep(b, s, []int{1, 100, 1000, 10_000}, func(n int) (sample, error) {
+		closeAll, err := load.Idle(t.addr, n)
+		if err != nil {
+			return sample{}, err
+		}
+		defer closeAll()
+		return b.measure(t, l)
+	})
+	if err != nil {
+		return err
+	}
+	g.finish(s, "connections", "1 to 10,000 idle connections")
+	return nil
+}
+
+// growPartitions is the ingesting side, saturated with bulks. The embedded
+// broker pays two fsyncs for each partition of a request, so it is its cost that
+// grows here, and the rate that falls; a real cluster shares partitions out.
+func growPartitions(b *bench, s *section, f *fleet) error {
+	g := newGrown("partitions")
+	requests := newGenerated(10).lines(64, 100)
+	targets := make(map[int]*target)
+	err := g.sweep(b, s, []int{1, 4, 16, 64}, func(n int) (sample, error) {
+		if targets[n] == nil {
+			broker, err := f.broker(n)
+			if err != nil {
+				return sample{}, err
+			}
+			srv, err := f.ingest(broker)
+			if err != nil {
+				return sample{}, err
+			}
+			targets[n] = srv.of("edge", broker)
+		}
+		return b.measure(targets[n], load.Load{Conns: fewConns, Requests: requests, Events: 100, Duration: b.o.one})
+	})
+	if err != nil {
+		return err
+	}
+	g.finish(s, "partitions", "1 to 64 partitions")
+	return nil
+}
+
+// growStored is the whole system over ever fuller tables.
+func growStored(b *bench, s *section, f *fleet) error {
+	srv, err := f.whole()
+	if err != nil {
+		return err
+	}
+	t, err := f.everything("edge", srv)
+	if err != nil {
+		return err
+	}
+	pool, err := f.pool(srv.sql, database)
+	if err != nil {
+		return err
+	}
+	end := time.Now().UTC().Truncate(time.Hour)
+	data := &queryData{pool: pool, from: end.AddDate(-years, 0, 0), to: end}
+	l := bulks(newGenerated(11), b.o.long/3)
+	if _, err := b.measure(t, l); err != nil { // warm
+		return err
+	}
+	g := newGrown("events stored")
+	for _, n := range levels(b.o.events) {
+		if err := data.grow(b.ctx, n); err != nil {
+			return err
+		}
+		// What the filling left to merge is not what an event costs.
+		if err := data.merge(b.ctx); err != nil {
+			return err
+		}
+		m, err := b.measure(t, l)
+		if err != nil {
+			return err
+		}
+		s.ledgers("stored", []string{t.name}, m)
+		g.add(int(n), m)
+	}
+	g.finish(s, "stored", fmt.Sprintf("1 M to %s events stored", count(float64(b.o.events))))
+	return nil
+}

@@ -1,0 +1,258 @@
+//go:build linux
+
+package main
+
+import (
+	"fmt"
+	"strconv"
+
+	"edge/bench/ledger"
+	"edge/bench/load"
+)
+
+// The connections of the single-event stages: enough for the server never to
+// wait for the generator, and what a broker that fsyncs needs to make batches.
+const (
+	fewConns  = 64
+	manyConns = 256
+)
+
+// of is a target in front of b.
+func (s *server) of(name string, b *broker) *target {
+	return &target{name: name, addr: s.addr, server: s.Pid(), others: map[string]int{"broker": b.Pid()}, count: b.count, where: "log"}
+}
+
+// bare starts the limit.
+func (f *fleet) bare() (*target, error) {
+	s, err := f.rival("bare")
+	if err != nil {
+		return nil, err
+	}
+	return &target{name: "bare fasthttp", addr: s.addr, server: s.Pid(), where: "its counter", count: func() (int64, error) {
+		text, err := get("http://" + s.addr + "/count")
+		if err != nil {
+			return 0, err
+		}
+		return strconv.ParseInt(string(text), 10, 64)
+	}}, nil
+}
+
+// naive starts the peer in front of a broker of its own.
+func (f *fleet) naive(mode string, partitions int) (*target, error) {
+	b, err := f.broker(partitions)
+	if err != nil {
+		return nil, err
+	}
+	s, err := f.rival("naive", b.addr, mode)
+	if err != nil {
+		return nil, err
+	}
+	return s.of("naive "+mode, b), nil
+}
+
+// ours starts edge's HTTP side in front of a broker of its own.
+func (f *fleet) ours(name string, settings ...string) (*target, error) {
+	b, err := f.broker(1)
+	if err != nil {
+		return nil, err
+	}
+	s, err := f.ingest(b, settings...)
+	if err != nil {
+		return nil, err
+	}
+	return s.of(name, b), nil
+}
+
+// httpStage is one event a request, each connection sending as fast as it is
+// answered.
+func httpStage(b *bench, s *section, f *fleet) error {
+	s.Title = "one event a request, saturated"
+	limit, err := f.bare()
+	if err != nil {
+		return err
+	}
+	single := newGenerated(1).singles(1024)
+	for _, m := range []struct {
+		ack, peer string
+		conns     int
+	}{{"memory", "async", fewConns}, {"broker", "sync", manyConns}} {
+		ours, err := f.ours("edge ACK="+m.ack, "ACK="+m.ack)
+		if err != nil {
+			return err
+		}
+		peer, err := f.naive(m.peer, 1)
+		if err != nil {
+			return err
+		}
+		out, err := race{limit, ours, peer, load.Load{Conns: m.conns, Requests: single, Events: 1, Duration: b.o.one}}.run(b)
+		if err != nil {
+			return err
+		}
+		s.race(fmt.Sprintf("ACK=%s, %d connections", m.ack, m.conns), out, ours.name)
+		got := out.typical(ours.name)
+		s.number("http_"+m.ack+"_per_second", got.PerSecond)
+		s.number("http_"+m.ack+"_cpu_us", got.CPU["server"])
+		s.number("http_"+m.ack+"_broker_cpu_us", got.CPU["broker"])
+		measured := fmt.Sprintf("%s/s, %.1f µs, p99 %s ms", count(got.PerSecond), got.CPU["server"], millis(got.P99))
+		if m.ack == "memory" {
+			s.goal(goal{What: "HTTP single, `ACK=memory`", Must: "≥ 0.80 of bare fasthttp, CPU ≤ 1.20x", Stretch: "≥ 0.90, ≤ 1.10x", Measured: measured,
+				Ratio:   fmt.Sprintf("%.2f of the limit, CPU %.2fx; %.2fx naive async", out.ToLimit, out.CPUToLimit, out.ToPeer),
+				Verdict: verdict(out.ToLimit >= 0.8 && out.CPUToLimit <= 1.2, out.ToLimit >= 0.9 && out.CPUToLimit <= 1.1)})
+			continue
+		}
+		half, err := b.measure(ours, load.Load{Conns: m.conns, Requests: single, Events: 1, Schedule: load.Constant(got.PerSecond/2, b.o.long/2)})
+		if err != nil {
+			return err
+		}
+		half.Target = "edge at half load"
+		s.ledgers("http ACK=broker", []string{half.Target}, half)
+		s.Tables[len(s.Tables)-1].Rows = append(s.Tables[len(s.Tables)-1].Rows, httpTable("", []sample{half}, nil).Rows...)
+		s.goal(goal{What: "HTTP single, `ACK=broker`", Must: "≥ 2.2x naive sync, p99 ≤ 10 ms at half load", Stretch: "≥ 0.70 of the limit",
+			Measured: measured + "; at half load p99 " + millis(half.P99) + " ms",
+			Ratio:    fmt.Sprintf("%.2fx naive sync, %.2f of the limit", out.ToPeer, out.ToLimit),
+			Verdict:  verdict(out.ToPeer >= 2.2 && half.P99.Milliseconds() < 10, out.ToLimit >= 0.7)})
+	}
+	return nil
+}
+
+// race adds a table of medians and the ledgers of every run.
+func (s *section) race(title string, out *outcome, ours string) {
+	var typicals []sample
+	for _, name := range out.order {
+		typicals = append(typicals, out.typical(name))
+		s.ledgers(title, []string{ours}, out.samples[name]...)
+	}
+	s.Tables = append(s.Tables, httpTable(title, typicals, func(m sample) (string, string) {
+		switch {
+		case m.Target == ours:
+			return "1", "1"
+		case m.Target == out.order[0] && out.ToLimit != 0:
+			return ratio(1 / out.ToLimit), ratio(1 / out.CPUToLimit)
+		case out.ToPeer != 0:
+			return ratio(1 / out.ToPeer), ratio(1 / out.CPUToPeer)
+		}
+		return "", ""
+	}))
+}
+
+// constantStage is the load the system was made for: 20,000 single events a
+// second, come what may, at the ingesting side alone and at everything in one
+// process.
+func constantStage(b *bench, s *section, f *fleet) error {
+	const rate = 20_000
+	s.Title = "20,000 single events/s, constant, open loop"
+	ours, err := f.ours("edge, HTTP side")
+	if err != nil {
+		return err
+	}
+	peer, err := f.naive("sync", 1)
+	if err != nil {
+		return err
+	}
+	whole, err := f.whole()
+	if err != nil {
+		return err
+	}
+	everything, err := f.everything("edge, all in one", whole)
+	if err != nil {
+		return err
+	}
+	l := load.Load{Conns: manyConns, Requests: newGenerated(2).singles(1024), Events: 1, Schedule: load.Constant(rate, b.o.long)}
+	warm := l
+	warm.Schedule = load.Ramp(rate/10, rate, min(b.o.one, b.o.long))
+	var samples []sample
+	for _, t := range []*target{ours, everything, peer} {
+		if _, err := b.measure(t, warm); err != nil {
+			return err
+		}
+		m, err := b.measure(t, l)
+		if err != nil {
+			return err
+		}
+		s.ledgers("constant", []string{ours.name, everything.name}, m)
+		samples = append(samples, m)
+	}
+	s.Tables = append(s.Tables, httpTable("", samples, nil))
+	m := samples[0]
+	s.number("constant_p99_ms", float64(m.P99)/1e6)
+	s.number("constant_rss_mb", float64(m.RSS)/1e6)
+	s.goal(goal{What: "20,000 single events/s, open loop", Must: "p99 ≤ 20 ms, 0 errors, ≤ 1 core", Stretch: "p99 ≤ 5 ms",
+		Measured: fmt.Sprintf("p99 %s ms, %d errors, %.2f cores; all in one p99 %s ms", millis(m.P99), m.Refused, m.Cores, millis(samples[1].P99)),
+		Ratio:    fmt.Sprintf("naive sync p99 %s ms, %.2f cores", millis(samples[2].P99), samples[2].Cores),
+		Verdict:  verdict(m.P99.Milliseconds() < 20 && m.Refused == 0 && m.Cores <= 1, m.P99.Milliseconds() < 5)})
+	s.goal(goal{What: "memory of edge at 20,000/s", Must: "≤ 64 MB", Stretch: "≤ 24 MB", Measured: fmt.Sprintf("%.0f MB peak", float64(m.RSS)/1e6),
+		Verdict: verdict(m.RSS <= 64e6, m.RSS <= 24e6)})
+	return nil
+}
+
+// bulkStage is a hundred events a request, waiting for the broker.
+func bulkStage(b *bench, s *section, f *fleet) error {
+	const size = 100
+	s.Title = "100 events a request, ACK=broker, saturated"
+	ours, err := f.ours("edge")
+	if err != nil {
+		return err
+	}
+	peer, err := f.naive("sync", 1)
+	if err != nil {
+		return err
+	}
+	g := newGenerated(3)
+	for _, m := range []struct {
+		name     string
+		requests [][]byte
+	}{{"NDJSON", g.lines(64, size)}, {"array", g.arrays(64, size)}} {
+		out, err := race{ours: ours, peer: peer, load: load.Load{Conns: fewConns, Requests: m.requests, Events: size, Duration: b.o.one}}.run(b)
+		if err != nil {
+			return err
+		}
+		s.race(m.name, out, ours.name)
+		got := out.typical(ours.name)
+		s.number("bulk_"+m.name+"_per_second", got.PerSecond)
+		s.number("bulk_"+m.name+"_cpu_us", got.CPU["server"])
+		s.number("bulk_"+m.name+"_broker_cpu_us", got.CPU["broker"])
+		s.goal(goal{What: "HTTP bulk of 100, " + m.name + ", `ACK=broker`", Must: "≥ 1.0 M events/s, ≤ 1 µs/event", Stretch: "≥ 1.65 M",
+			Measured: fmt.Sprintf("%s/s, %.2f µs", count(got.PerSecond), got.CPU["server"]), Ratio: fmt.Sprintf("%.1fx naive sync", out.ToPeer),
+			Verdict: verdict(got.PerSecond >= 1e6 && got.CPU["server"] <= 1, got.PerSecond >= 1.65e6)})
+	}
+	return b.nullBroker(s, f, g.lines(64, size), size)
+}
+
+// nullBroker is the bulk path with a broker that throws away: its ledger is what
+// the producer says was acknowledged.
+func (b *bench) nullBroker(s *section, f *fleet, requests [][]byte, size int) error {
+	null, err := f.rival("null", "1")
+	if err != nil {
+		return err
+	}
+	srv, err := f.edge("edge", "ROLES=ingest", "KAFKA_BROKERS="+null.addr)
+	if err != nil {
+		return err
+	}
+	t := &target{name: "edge, null broker", addr: srv.addr, server: srv.Pid(), others: map[string]int{"broker": null.Pid()}, where: "the producer's acknowledgements",
+		count: func() (int64, error) { m, err := srv.metrics(); return int64(m["edge_produce_records_total"]), err }}
+	var samples []sample
+	for range b.o.rounds {
+		m, err := b.measure(t, load.Load{Conns: fewConns, Requests: requests, Events: size, Duration: b.o.one})
+		if err != nil {
+			return err
+		}
+		samples = append(samples, m)
+	}
+	s.ledgers("null broker", []string{t.name}, samples...)
+	got := typical(samples)
+	s.Tables = append(s.Tables, httpTable("into a broker that throws away", []sample{got}, nil))
+	s.goal(goal{What: "HTTP bulk of 100 into a null broker", Must: "", Stretch: "≥ 2.5 M events/s",
+		Measured: fmt.Sprintf("%s/s, %.2f µs", count(got.PerSecond), got.CPU["server"]), Verdict: wish(got.PerSecond >= 2.5e6)})
+	return nil
+}
+
+// verified turns what edge verify says into a ledger's problems.
+func verified(e *ledger.Entry, problems []string) {
+	for _, p := range problems {
+		if e.Problems != "" {
+			e.Problems += "; "
+		}
+		e.Problems += p
+	}
+}

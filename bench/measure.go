@@ -1,0 +1,213 @@
+//go:build linux
+
+package main
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"edge/bench/child"
+	"edge/bench/ledger"
+	"edge/bench/load"
+)
+
+// target is one of the programs that a stage compares.
+type target struct {
+	name    string
+	addr    string
+	server  int            // pid of the program itself
+	others  map[string]int // pids of what it works with: broker, engine
+	count   func() (int64, error)
+	where   string // what count looks at
+	settled time.Duration
+}
+
+// sample is one run of one target.
+type sample struct {
+	Target    string             `json:"target"`
+	Events    int64              `json:"events"`     // promised
+	PerSecond float64            `json:"per_second"` // promised events
+	CPU       map[string]float64 `json:"cpu_us"`     // µs per event: server, broker, engine, generator
+	Cores     float64            `json:"cores"`      // of the server
+	P50       time.Duration      `json:"p50_ns"`
+	P99       time.Duration      `json:"p99_ns"`
+	P999      time.Duration      `json:"p999_ns"`
+	RSS       int64              `json:"rss_bytes"` // peak of the server in this run
+	Refused   int64              `json:"refused"`   // answers that were no 202, requests never answered or never sent
+	Entry     ledger.Entry       `json:"ledger"`
+}
+
+// usage is the processor time of all that takes part.
+func (t *target) usage() map[string]time.Duration {
+	u := map[string]time.Duration{"generator": child.Self(), "server": child.CPU(t.server)}
+	for name, pid := range t.others {
+		u[name] = child.CPU(pid)
+	}
+	return u
+}
+
+// measure offers l to t and waits until what was promised is where it belongs:
+// what a server does after it has answered is part of its cost.
+func (t *target) measure(l load.Load) (sample, error) {
+	before, err := t.count()
+	if err != nil {
+		return sample{}, fmt.Errorf("count the %s before %s: %w", t.where, t.name, err)
+	}
+	child.ForgetPeak(t.server)
+	used := t.usage()
+	l.Addr = t.addr
+	res, err := load.Run(l)
+	if err != nil {
+		return sample{}, fmt.Errorf("load %s: %w", t.name, err)
+	}
+	generator := child.Self()
+	found, err := awaitCount(t.count, before+res.Accepted, 30*time.Second)
+	if err != nil {
+		return sample{}, fmt.Errorf("count the %s after %s: %w", t.where, t.name, err)
+	}
+	after := t.usage()
+	after["generator"] = generator
+	s := sample{
+		Target: t.name, Events: res.Accepted, PerSecond: res.PerSecond(), CPU: make(map[string]float64),
+		P50: res.Latency.Quantile(0.5), P99: res.Latency.Quantile(0.99), P999: res.Latency.Quantile(0.999),
+		Refused: res.Refused() + res.Unknown + res.Unsent,
+		Cores:   (after["server"] - used["server"]).Seconds() / res.Elapsed.Seconds(),
+		Entry:   ledger.Entry{What: t.name, Where: t.where, Promised: res.Accepted, Doubtful: res.Doubtful, Found: found - before},
+	}
+	_, s.RSS = child.Memory(t.server)
+	for name := range after {
+		s.CPU[name] = perEvent(after[name]-used[name], res.Accepted)
+	}
+	return s, nil
+}
+
+func perEvent(d time.Duration, events int64) float64 {
+	return float64(d.Nanoseconds()) / 1e3 / float64(max(events, 1))
+}
+
+// awaitCount waits until count has reached want, and a moment longer for what
+// should not come.
+func awaitCount(count func() (int64, error), want int64, patience time.Duration) (int64, error) {
+	deadline := time.Now().Add(patience)
+	for {
+		n, err := count()
+		if err != nil || n >= want || time.Now().After(deadline) {
+			return n, err
+		}
+		<-time.After(5 * time.Millisecond)
+	}
+}
+
+// median of values; 0 of none.
+func median(values []float64) float64 {
+	if len(values) == 0 {
+		return 0
+	}
+	sorted := slices.Sorted(slices.Values(values))
+	mid := len(sorted) / 2
+	if len(sorted)%2 == 1 {
+		return sorted[mid]
+	}
+	return (sorted[mid-1] + sorted[mid]) / 2
+}
+
+// race is limit, ours, peer, ours, limit, as often as there are rounds.
+type race struct {
+	limit, ours, peer *target // limit or peer may be nil
+	load              load.Load
+}
+
+// outcome is what a race comes to.
+type outcome struct {
+	samples map[string][]sample // by target
+	order   []string
+	// Medians of the ratios of neighbours: ours to the limit, ours to the peer.
+	ToLimit, CPUToLimit float64
+	ToPeer, CPUToPeer   float64
+}
+
+func (r race) run(b *bench) (*outcome, error) {
+	var toLimit, cpuToLimit, toPeer, cpuToPeer []float64
+	out := &outcome{samples: make(map[string][]sample)}
+	for _, t := range []*target{r.limit, r.ours, r.peer} {
+		if t == nil {
+			continue
+		}
+		out.order = append(out.order, t.name)
+		warm := r.load
+		warm.Duration = min(b.o.one, 500*time.Millisecond)
+		if _, err := b.measure(t, warm); err != nil {
+			return nil, err
+		}
+	}
+	for range b.o.rounds {
+		var before, last *sample
+		for _, t := range []*target{r.limit, r.ours, r.peer, r.ours, r.limit} {
+			if t == nil {
+				continue
+			}
+			s, err := b.measure(t, r.load)
+			if err != nil {
+				return nil, err
+			}
+			out.samples[t.name] = append(out.samples[t.name], s)
+			before, last = last, &s
+			pair(before, last, r.ours, r.limit, &toLimit, &cpuToLimit)
+			pair(before, last, r.ours, r.peer, &toPeer, &cpuToPeer)
+		}
+	}
+	out.ToLimit, out.CPUToLimit = median(toLimit), median(cpuToLimit)
+	out.ToPeer, out.CPUToPeer = median(toPeer), median(cpuToPeer)
+	return out, nil
+}
+
+// pair appends the ratios of two runs next to each other when one is ours and
+// the other is theirs.
+func pair(a, b *sample, ours, theirs *target, rate, cpu *[]float64) {
+	if a == nil || theirs == nil {
+		return
+	}
+	switch {
+	case a.Target == theirs.name && b.Target == ours.name:
+		a, b = b, a
+	case a.Target == ours.name && b.Target == theirs.name:
+	default:
+		return
+	}
+	*rate = append(*rate, a.PerSecond/b.PerSecond)
+	*cpu = append(*cpu, a.CPU["server"]/b.CPU["server"])
+}
+
+// typical is the sample of t whose fields are the medians of its runs.
+func (o *outcome) typical(name string) sample {
+	return typical(o.samples[name])
+}
+
+func typical(all []sample) sample {
+	if len(all) == 0 {
+		return sample{CPU: map[string]float64{}}
+	}
+	field := func(get func(*sample) float64) float64 {
+		var v []float64
+		for i := range all {
+			v = append(v, get(&all[i]))
+		}
+		return median(v)
+	}
+	s := sample{Target: all[0].Target, CPU: make(map[string]float64)}
+	s.PerSecond = field(func(s *sample) float64 { return s.PerSecond })
+	s.Cores = field(func(s *sample) float64 { return s.Cores })
+	s.P50 = time.Duration(field(func(s *sample) float64 { return float64(s.P50) }))
+	s.P99 = time.Duration(field(func(s *sample) float64 { return float64(s.P99) }))
+	s.P999 = time.Duration(field(func(s *sample) float64 { return float64(s.P999) }))
+	s.RSS = int64(field(func(s *sample) float64 { return float64(s.RSS) }))
+	for name := range all[0].CPU {
+		s.CPU[name] = field(func(s *sample) float64 { return s.CPU[name] })
+	}
+	for i := range all {
+		s.Events += all[i].Events
+		s.Refused += all[i].Refused
+	}
+	return s
+}

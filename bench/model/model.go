@@ -1,0 +1,153 @@
+// Package model is the arithmetic of "past one machine": from what an event
+// costs here to what a rate needs elsewhere. It is proportions and ceilings, no
+// queueing theory: it says which part runs out first and how many of each part
+// there must be, not how they will behave.
+//
+// What scales how. Edges are stateless and add up. A partition is one ordered
+// log with one consumer, so it is a ceiling and not a cost: more rate needs more
+// partitions, decided before the topic is made. A sink process takes any number
+// of partitions. ClickHouse shards add up for inserts, and a query asks them all.
+package model
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"math"
+	"strings"
+)
+
+// Costs are what was measured, per event.
+type Costs struct {
+	Edge      float64 // µs of processor time, HTTP to broker, bulks of 100
+	Single    float64 // µs, one event a request
+	Broker    float64 // µs
+	Sink      float64 // µs, Kafka to columns
+	Engine    float64 // µs, the insert with all views and its merges
+	Body      float64 // bytes as the SDK sends them
+	Topic     float64 // bytes in the log, compressed
+	Stored    float64 // bytes on ClickHouse's disk, rollups included
+	Partition float64 // events/s that one partition has carried
+	SinkRate  float64 // events/s that one sink process has carried
+}
+
+// Shape is what one would rent and how full one would run it.
+type Shape struct {
+	EdgeCores, SinkCores, BrokerCores, ShardCores int
+	Load                                          float64 // part of a core that is used on average
+	Singles                                       float64 // part of the events that come one a request
+	LogCopies, TableCopies                        int
+	BrokerDisk                                    float64 // bytes/s one broker writes and still fsyncs
+	Network                                       float64 // bits/s of one machine
+}
+
+// Usual is machines of a few cores, run at 60 %, every byte three times in the
+// log and twice in the tables.
+var Usual = Shape{
+	EdgeCores: 4, SinkCores: 4, BrokerCores: 8, ShardCores: 16, Load: 0.6, Singles: 0.1,
+	LogCopies: 3, TableCopies: 2, BrokerDisk: 300e6, Network: 10e9,
+}
+
+// Plan is what one rate needs.
+type Plan struct {
+	Rate                            float64
+	Edges, Partitions, Brokers      int
+	Sinks, Shards                   int
+	EdgeUsed, SinkUsed              float64 // cores busy, at 100 %
+	BrokerUsed, ShardUsed           float64
+	In, Log                         float64 // bits/s from clients; bytes/s into the log, once
+	TopicDay, DiskDay               float64 // bytes a day, all copies
+	Machines, Cores                 int
+	EdgeLimit, PartLimit, NodeLimit float64 // what one edge, one partition, one ClickHouse node carries
+}
+
+// For is the plan of rate events a second.
+func (c Costs) For(rate float64, s Shape) Plan {
+	p := Plan{Rate: rate}
+	edge := s.Singles*c.Single + (1-s.Singles)*c.Edge
+	cores := func(us float64) float64 { return rate * us / 1e6 }
+	machines := func(used float64, size int) int { return max(int(math.Ceil(used/(float64(size)*s.Load)-1e-9)), 1) }
+	p.EdgeUsed, p.SinkUsed = cores(edge), cores(c.Sink)
+	p.BrokerUsed = cores(c.Broker) * float64(s.LogCopies)
+	p.ShardUsed = cores(c.Engine)
+	p.In = rate * c.Body * 8
+	p.Log = rate * c.Topic
+	p.EdgeLimit = float64(s.EdgeCores) * s.Load * 1e6 / edge
+	p.PartLimit = c.Partition * s.Load
+	p.NodeLimit = float64(s.ShardCores) * s.Load * 1e6 / c.Engine
+	p.Edges = max(machines(p.EdgeUsed, s.EdgeCores), ceil(p.In/(s.Network*s.Load)))
+	p.Sinks = max(machines(p.SinkUsed, s.SinkCores), ceil(rate/(c.SinkRate*s.Load)))
+	// At least twice as many partitions as sinks, so that one more sink helps.
+	p.Partitions = max(ceil(rate/p.PartLimit), 2*p.Sinks)
+	p.Brokers = max(machines(p.BrokerUsed, s.BrokerCores), ceil(p.Log*float64(s.LogCopies)/s.BrokerDisk), 1)
+	if p.Brokers > 1 || rate > p.PartLimit {
+		p.Brokers = max(p.Brokers, s.LogCopies)
+	}
+	p.Shards = machines(p.ShardUsed, s.ShardCores)
+	p.TopicDay = p.Log * 86400 * float64(s.LogCopies)
+	p.DiskDay = rate * c.Stored * 86400 * float64(s.TableCopies)
+	nodes := p.Shards * s.TableCopies
+	p.Machines = p.Edges + p.Sinks + p.Brokers + nodes
+	p.Cores = p.Edges*s.EdgeCores + p.Sinks*s.SinkCores + p.Brokers*s.BrokerCores + nodes*s.ShardCores
+	return p
+}
+
+func ceil(v float64) int { return int(math.Ceil(v - 1e-9)) }
+
+// First is the part that a single one of no longer carries the rate, the one
+// with the least room before the others.
+func (p Plan) First() string {
+	first, least := "nothing: one of each is enough", 1.0
+	for _, part := range []struct {
+		name  string
+		limit float64
+	}{{"the edge process", p.EdgeLimit}, {"the partition", p.PartLimit}, {"the ClickHouse node", p.NodeLimit}} {
+		if room := part.limit / p.Rate; room < least {
+			first, least = part.name, room
+		}
+	}
+	return first
+}
+
+// Read takes the costs out of a benchmark report; what it lacks stays as it is.
+func (c Costs) Read(r io.Reader) (Costs, error) {
+	var report struct {
+		Sections []struct {
+			Numbers map[string]float64 `json:"numbers"`
+		} `json:"sections"`
+	}
+	if err := json.NewDecoder(r).Decode(&report); err != nil {
+		return c, fmt.Errorf("read the report: %w", err)
+	}
+	for _, s := range report.Sections {
+		for name, to := range map[string]*float64{
+			"bulk_NDJSON_cpu_us": &c.Edge, "bulk_NDJSON_broker_cpu_us": &c.Broker, "http_broker_cpu_us": &c.Single,
+			"bulk_NDJSON_per_second": &c.Partition, "body_bytes": &c.Body, "topic_bytes": &c.Topic,
+			"sink_cpu_us": &c.Sink, "sink_engine_cpu_us": &c.Engine, "sink_per_second": &c.SinkRate, "steady_stored_bytes": &c.Stored,
+		} {
+			if v, ok := s.Numbers[name]; ok && v > 0 {
+				*to = v
+			}
+		}
+	}
+	return c, nil
+}
+
+// Table is the plans as Markdown.
+func Table(plans ...Plan) string {
+	var b strings.Builder
+	b.WriteString("| events/s | edges | partitions | brokers | sinks | ClickHouse shards | in Gbit/s | log MB/s | log TB/day | tables TB/day | machines | cores | breaks first on one of each |\n")
+	b.WriteString("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n")
+	for _, p := range plans {
+		fmt.Fprintf(&b, "| %s | %d | %d | %d | %d | %d | %.2f | %.0f | %.2f | %.3f | %d | %d | %s |\n", rate(p.Rate), p.Edges, p.Partitions, p.Brokers, p.Sinks, p.Shards,
+			p.In/1e9, p.Log/1e6, p.TopicDay/1e12, p.DiskDay/1e12, p.Machines, p.Cores, p.First())
+	}
+	return b.String()
+}
+
+func rate(v float64) string {
+	if v >= 1e6 {
+		return fmt.Sprintf("%g M", v/1e6)
+	}
+	return fmt.Sprintf("%g k", v/1e3)
+}

@@ -1,0 +1,307 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/ClickHouse/ch-go"
+	"github.com/ClickHouse/ch-go/proto"
+
+	"edge/bench/chart"
+	"edge/bench/ledger"
+	"edge/bench/load"
+	"edge/internal/clickhouse"
+)
+
+// years of events that queries look at, up to the last whole hour.
+const years = 3
+
+// queryData is a table that grows, spread evenly over the years.
+type queryData struct {
+	pool *clickhouse.Pool
+	from time.Time
+	to   time.Time
+	rows int64
+}
+
+// grow adds rows until there are n, a million a statement. Each goes through the
+// views like any insert.
+func (q *queryData) grow(ctx context.Context, n int64) error {
+	span := q.to.Unix() - q.from.Unix()
+	for q.rows < n {
+		add := min(n-q.rows, 1_000_000)
+		err := q.pool.Exec(ctx, fmt.Sprintf(`INSERT INTO events (ts, event_name, channel, campaign_id, user_id, metadata, received_at)
+			SELECT toDateTime64(%d + intDiv(number * %d, %d), 3, 'UTC') AS t, ['product_view', 'add_to_cart', 'checkout'][1 + rand(1) %% 3],
+			['web', 'mobile', 'api', 'email', 'push'][1 + rand(2) %% 5], 'c' || toString(rand(3) %% 40), 'user_' || toString(rand(4) %% 100000),
+			'{"product_id":"SKU-' || toString(rand(5) %% 10000) || '"}', t FROM numbers(%d)
+			SETTINGS max_insert_block_size = 1000000, max_partitions_per_insert_block = 0`, q.from.Unix(), span, add, add))
+		if err != nil {
+			return fmt.Errorf("lay down %d events: %w", add, err)
+		}
+		q.rows += add
+	}
+	return nil
+}
+
+// merge puts the rollups into the state that time would: their parts merged.
+func (q *queryData) merge(ctx context.Context) error {
+	for _, t := range []string{"events_1m", "events_1h", "events_1d"} {
+		if err := q.pool.Exec(ctx, "OPTIMIZE TABLE "+t+" FINAL"); err != nil {
+			return fmt.Errorf("merge %s: %w", t, err)
+		}
+	}
+	return nil
+}
+
+// window is a time range that starts and ends on no boundary, ending a little
+// before the newest event.
+func (q *queryData) window(d time.Duration) (from, to int64) {
+	to = q.to.Unix() - 1500
+	return max(to-int64(d.Seconds()), q.from.Unix()+7), to
+}
+
+// asker asks one question in the three ways.
+type asker struct {
+	ctx  context.Context
+	addr string
+	pool *clickhouse.Pool
+}
+
+type reply struct {
+	total int64
+	took  time.Duration
+}
+
+// edge is GET /metrics over a connection that stays open.
+func (a *asker) edge(from, to int64, group string) (reply, error) {
+	began := time.Now()
+	text, err := get(fmt.Sprintf("http://%s/metrics?event_name=product_view&from=%d&to=%d&group_by=%s", a.addr, from, to, group))
+	r := reply{took: time.Since(began)}
+	if err != nil {
+		return r, err
+	}
+	var answer struct {
+		Total int64 `json:"total_events"`
+	}
+	err = json.Unmarshal(text, &answer)
+	r.total = answer.Total
+	return r, err
+}
+
+// bare is the one rollup query that answers about the same, over whole hours or
+// whole days: wrong at both ends, and as fast as the tables can be asked.
+func (a *asker) bare(from, to int64, group string) (reply, error) {
+	table, column, at := "events_1d", "d", func(s int64) string { return fmt.Sprintf("toDate(%d)", s/86400) }
+	if to-from < 3*86400 {
+		table, column, at = "events_1h", "h", func(s int64) string { return fmt.Sprint(s / 3600 * 3600) }
+	}
+	return a.ask("sum(n)", "uniqCombined64Merge(u)", table, column+" >= "+at(from)+" AND "+column+" < "+at(to), group)
+}
+
+// raw is the same question to the rows.
+func (a *asker) raw(from, to int64, group string) (reply, error) {
+	return a.ask("toInt64(count())", "uniqCombined64(user_id)", "events", fmt.Sprintf("ts >= %d AND ts < %d", from, to), group)
+}
+
+func (a *asker) ask(total, users, table, where, group string) (reply, error) {
+	key, by := "''", ""
+	if group != "" {
+		key, by = "CAST("+group+", 'String')", " GROUP BY g"
+	}
+	var n proto.ColInt64
+	var r reply
+	began := time.Now()
+	err := a.pool.Do(a.ctx, ch.Query{
+		Body:   "SELECT " + total + " AS t, " + users + " AS u, " + key + " AS g FROM " + table + " WHERE event_name = 'product_view' AND " + where + by,
+		Result: proto.Results{{Name: "t", Data: &n}, {Name: "u", Data: new(proto.ColUInt64)}, {Name: "g", Data: new(proto.ColStr)}},
+		OnResult: func(context.Context, proto.Block) error {
+			for _, v := range n {
+				r.total += v
+			}
+			return nil
+		},
+	})
+	r.took = time.Since(began)
+	return r, err
+}
+
+// timings are the three ways asked in turns.
+type timings struct {
+	edge, bare, raw []float64 // ms
+	toBare, toRaw   []float64
+	wrong           int // answers of ours that differ from the raw rows
+}
+
+// compare asks in turns until d is over; the raw rows only as often as slow
+// answers allow.
+func (a *asker) compare(d time.Duration, from, to int64, group string) (*timings, error) {
+	t := new(timings)
+	truth, err := a.raw(from, to, group)
+	if err != nil {
+		return nil, err
+	}
+	deadline := time.Now().Add(d)
+	var slow time.Duration
+	for i := 0; i < 5 || time.Now().Before(deadline); i++ {
+		x, err1 := a.bare(from, to, group)
+		y, err2 := a.edge(from, to, group)
+		if err := errors.Join(err1, err2); err != nil {
+			return nil, err
+		}
+		if y.total != truth.total {
+			t.wrong++
+		}
+		bare, ours := float64(x.took)/1e6, float64(y.took)/1e6
+		t.bare, t.edge, t.toBare = append(t.bare, bare), append(t.edge, ours), append(t.toBare, ours/bare)
+		if slow < d/3 {
+			z, err := a.raw(from, to, group)
+			if err != nil {
+				return nil, err
+			}
+			slow += z.took
+			t.raw, t.toRaw = append(t.raw, float64(z.took)/1e6), append(t.toRaw, ours/(float64(z.took)/1e6))
+		}
+	}
+	return t, nil
+}
+
+func quantile(v []float64, q float64) float64 {
+	if len(v) == 0 {
+		return math.NaN()
+	}
+	sorted := slices.Sorted(slices.Values(v))
+	return sorted[min(int(q*float64(len(sorted))), len(sorted)-1)]
+}
+
+// queryStage is GET /metrics beside the two queries it stands between, and how
+// its cost grows with what is stored and with the length of the range.
+func queryStage(b *bench, s *section, f *fleet) error {
+	s.Title = fmt.Sprintf("GET /metrics, up to %s events over %d years stored", count(float64(b.o.events)), years)
+	eng, err := f.engine()
+	if err != nil {
+		return err
+	}
+	if err := f.migrate(eng, database); err != nil {
+		return err
+	}
+	srv, err := f.edge("query", append(eng.settings(database), "ROLES=query")...)
+	if err != nil {
+		return err
+	}
+	pool, err := f.pool(eng.addr, database)
+	if err != nil {
+		return err
+	}
+	end := time.Now().UTC().Truncate(time.Hour)
+	data := &queryData{pool: pool, from: end.AddDate(-years, 0, 0), to: end}
+	a := &asker{ctx: b.ctx, addr: srv.addr, pool: pool}
+	http.DefaultTransport.(*http.Transport).MaxIdleConnsPerHost = 4
+	month := 30 * 24 * time.Hour
+	t := table{Header: []string{"stored", "range", "group by", "edge p50 ms", "p99", "bare rollup p50", "raw p50", "edge/bare", "edge/raw", "asked", "wrong"}}
+	var byStored [3][]chart.Point
+	for _, n := range levels(b.o.events) {
+		if err := data.grow(b.ctx, n); err != nil {
+			return err
+		}
+		if err := data.merge(b.ctx); err != nil {
+			return err
+		}
+		from, to := data.window(month)
+		m, err := a.compare(b.o.long/3, from, to, "")
+		if err != nil {
+			return err
+		}
+		s.timings(&t, data.rows, "30 days", "", m, &byStored, float64(n))
+	}
+	from, to := data.window(month)
+	final, err := a.compare(b.o.long, from, to, "channel")
+	if err != nil {
+		return err
+	}
+	s.timings(&t, data.rows, "30 days", "channel", final, nil, 0)
+	var byRange [3][]chart.Point
+	ranges := []span{{"1 minute", time.Minute}, {"1 hour", time.Hour}, {"1 day", 24 * time.Hour}, {"1 week", 7 * 24 * time.Hour}, {"30 days", month}, {"1 year", 365 * 24 * time.Hour}, {"3 years", years * 365 * 24 * time.Hour}}
+	if b.o.quick {
+		ranges = []span{ranges[0], ranges[2], ranges[6]}
+	}
+	for _, d := range ranges {
+		from, to := data.window(d.d)
+		m, err := a.compare(b.o.long/5, from, to, "")
+		if err != nil {
+			return err
+		}
+		s.timings(&t, data.rows, d.name, "", m, &byRange, d.d.Seconds())
+	}
+	s.Tables = append(s.Tables, t)
+	lines := func(p [3][]chart.Point) []chart.Line {
+		return []chart.Line{{Label: "edge", Points: p[0]}, {Label: "bare rollup", Points: p[1]}, {Label: "raw rows", Points: p[2]}}
+	}
+	s.Charts = append(s.Charts,
+		chart.Chart{Name: "query-stored", Title: "30 days, median answer, by events stored", X: chart.Axis{Label: "events stored", Log: true}, Y: chart.Axis{Label: "ms", Log: true}, Lines: lines(byStored)},
+		chart.Chart{Name: "query-range", Title: "median answer, by length of the range", X: chart.Axis{Label: "seconds asked for", Log: true}, Y: chart.Axis{Label: "ms", Log: true}, Lines: lines(byRange)})
+	requests, err := b.askers(s, srv, data)
+	if err != nil {
+		return err
+	}
+	p50, p99, toBare := median(final.edge), quantile(final.edge, 0.99), median(final.toBare)
+	s.number("query_p50_ms", p50)
+	s.goal(goal{What: fmt.Sprintf("GET /metrics, %s events stored, 30 days by channel", count(float64(data.rows))),
+		Must: "p50 ≤ 1.4x the bare rollup query, p99 ≤ 10 ms; flat in the range", Stretch: "≤ 1.1x; > 70 k requests/s",
+		Measured: fmt.Sprintf("p50 %.2f ms, p99 %.2f ms, %s requests/s", p50, p99, count(requests)),
+		Ratio:    fmt.Sprintf("%.2fx the bare rollup, %.3fx the raw rows; 3 years %.1fx a day", toBare, median(final.toRaw), byRange[0][len(ranges)-1].Y/byRange[0][min(2, len(ranges)-2)].Y),
+		Verdict:  verdict(toBare <= 1.4 && p99 <= 10, toBare <= 1.1 && requests > 70_000)})
+	return nil
+}
+
+// span is a length of time with a name.
+type span struct {
+	name string
+	d    time.Duration
+}
+
+// levels are 1 M, 3 M, 10 M and so on, up to n; below a million, n alone.
+func levels(n int64) (out []int64) {
+	for at := int64(1_000_000); at < n; {
+		out = append(out, at)
+		if at/1_000_000%3 == 0 {
+			at = at / 3 * 10
+		} else {
+			at *= 3
+		}
+	}
+	return append(out, n)
+}
+
+// timings adds a row and, if asked, a point to each line; and to the book that
+// every answer was what the raw rows say.
+func (s *section) timings(t *table, rows int64, span, group string, m *timings, to *[3][]chart.Point, x float64) {
+	t.row(count(float64(rows)), span, group, fmt.Sprintf("%.2f", median(m.edge)), fmt.Sprintf("%.2f", quantile(m.edge, 0.99)), fmt.Sprintf("%.2f", median(m.bare)),
+		fmt.Sprintf("%.2f", median(m.raw)), ratio(median(m.toBare)), fmt.Sprintf("%.3f", median(m.toRaw)), len(m.edge), m.wrong)
+	s.Book = append(s.Book, ledger.Entry{What: "query " + span + " " + group, Where: "answers equal to the raw rows", Promised: int64(len(m.edge)), Found: int64(len(m.edge) - m.wrong)})
+	if to != nil {
+		to[0] = append(to[0], chart.Point{X: x, Y: median(m.edge)})
+		to[1] = append(to[1], chart.Point{X: x, Y: median(m.bare)})
+		to[2] = append(to[2], chart.Point{X: x, Y: median(m.raw)})
+	}
+}
+
+// askers is how many dashboards can ask the same at once.
+func (b *bench) askers(s *section, srv *server, data *queryData) (float64, error) {
+	from, to := data.window(30 * 24 * time.Hour)
+	res, err := load.Run(load.Load{Addr: srv.addr, Conns: 32, Duration: b.o.one,
+		Requests: [][]byte{load.Get("edge", fmt.Sprintf("/metrics?event_name=product_view&from=%d&to=%d&group_by=channel", from, to))}})
+	if err != nil {
+		return 0, err
+	}
+	s.note("32 connections asking for 30 days by channel: %s answers/s, p50 %s ms, p99 %s ms, %d not 200", count(float64(res.Answers())/res.Elapsed.Seconds()),
+		millis(res.Latency.Quantile(0.5)), millis(res.Latency.Quantile(0.99)), res.Refused())
+	return float64(res.Answers()) / res.Elapsed.Seconds(), nil
+}

@@ -1,0 +1,198 @@
+package rival
+
+import (
+	"runtime"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/puzpuzpuz/xsync/v4"
+
+	"edge/internal/ring"
+)
+
+// request stands for a batch of events: queues carry pointers to whole requests.
+type request struct{ events int }
+
+const capacity = 1024
+
+// queue is what a benchmark needs of each: a push that says no, a close, and a
+// loop that takes until the queue is closed and empty.
+type queue struct {
+	push  func(*request) bool
+	close func()
+	drain func(take func(*request))
+}
+
+// queues are ours and what one would use without it, each bounded to as many
+// items; only the ring also bounds bytes.
+var queues = []struct {
+	name string
+	make func() queue
+}{{"edge", edgeRing}, {"channel", channel}, {"xsync-mpmc", mpmc}, {"mutex-swap", swap}}
+
+// BenchmarkHandOver moves items from eight producers to one reader. A producer
+// that is refused yields and tries again. ns/event is per event when every item
+// is a request of that many; cpu-ns/event is the processor time of it.
+func BenchmarkHandOver(b *testing.B) {
+	for _, events := range []int{1, 100} {
+		name := map[int]string{1: "1-event", 100: "100-events"}[events]
+		for _, q := range queues {
+			b.Run(q.name+"/"+name, func(b *testing.B) { handOver(b, events, q.make()) })
+		}
+	}
+}
+
+func handOver(b *testing.B, events int, q queue) {
+	const producers = 8
+	b.ReportAllocs()
+	v := &request{events: events}
+	var wg sync.WaitGroup
+	used := processorTime(b)
+	b.ResetTimer()
+	for p := range producers {
+		wg.Go(func() {
+			for range (b.N + p) / producers {
+				for !q.push(v) {
+					runtime.Gosched()
+				}
+			}
+		})
+	}
+	go func() {
+		wg.Wait()
+		q.close()
+	}()
+	sum := 0
+	q.drain(func(v *request) { sum += v.events })
+	b.StopTimer()
+	used = processorTime(b) - used
+	want := 0
+	for p := range producers {
+		want += (b.N + p) / producers * events
+	}
+	if sum != want {
+		b.Fatalf("%d events arrived of %d", sum, want)
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(max(sum, 1)), "ns/event")
+	b.ReportMetric(float64(used.Nanoseconds())/float64(max(sum, 1)), "cpu-ns/event")
+}
+
+// processorTime is what this process has used so far, on all cores.
+func processorTime(b *testing.B) time.Duration {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+func edgeRing() queue {
+	r := ring.New[*request](capacity, 1<<30)
+	return queue{
+		push:  func(v *request) bool { return r.Push(v, 250) == nil },
+		close: r.Close,
+		drain: func(take func(*request)) {
+			dst := make([]*request, 256)
+			for r.Wait(nil) {
+				for _, v := range dst[:r.Pop(dst)] {
+					take(v)
+				}
+			}
+		},
+	}
+}
+
+func channel() queue {
+	c := make(chan *request, capacity)
+	return queue{
+		push: func(v *request) bool {
+			select {
+			case c <- v:
+				return true
+			default:
+				return false
+			}
+		},
+		close: func() { close(c) },
+		drain: func(take func(*request)) {
+			for v := range c {
+				take(v)
+			}
+		},
+	}
+}
+
+// mpmc has no way to wait for an item: its reader polls.
+func mpmc() queue {
+	q := xsync.NewMPMCQueue[*request](capacity)
+	done := make(chan struct{})
+	return queue{
+		push:  q.TryEnqueue,
+		close: func() { close(done) },
+		drain: func(take func(*request)) {
+			for {
+				if v, ok := q.TryDequeue(); ok {
+					take(v)
+					continue
+				}
+				select {
+				case <-done:
+					for v, ok := q.TryDequeue(); ok; v, ok = q.TryDequeue() {
+						take(v)
+					}
+					return
+				default:
+					runtime.Gosched()
+				}
+			}
+		},
+	}
+}
+
+// swap is a slice under a mutex that the reader swaps for an empty one.
+func swap() queue {
+	var (
+		mu     sync.Mutex
+		ready  = sync.NewCond(&mu)
+		in     = make([]*request, 0, capacity)
+		closed bool
+	)
+	return queue{
+		push: func(v *request) bool {
+			mu.Lock()
+			defer mu.Unlock()
+			if len(in) == cap(in) {
+				return false
+			}
+			if in = append(in, v); len(in) == 1 {
+				ready.Signal()
+			}
+			return true
+		},
+		close: func() {
+			mu.Lock()
+			closed = true
+			mu.Unlock()
+			ready.Signal()
+		},
+		drain: func(take func(*request)) {
+			out := make([]*request, 0, capacity)
+			for {
+				mu.Lock()
+				for len(in) == 0 && !closed {
+					ready.Wait()
+				}
+				in, out = out[:0], in
+				mu.Unlock()
+				if len(out) == 0 {
+					return
+				}
+				for _, v := range out {
+					take(v)
+				}
+			}
+		},
+	}
+}

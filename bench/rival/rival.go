@@ -1,0 +1,127 @@
+// Package rival holds what the tables are filled with by others: ready blocks
+// for ch-go, which is the limit of what a sink can reach, and rows for
+// clickhouse-go as a team would write them. Its benchmarks set the parts of
+// edge beside what one would use instead: JSON decoders, queues, Kafka clients,
+// ClickHouse clients.
+package rival
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/ClickHouse/ch-go"
+	"github.com/ClickHouse/ch-go/proto"
+	"github.com/google/uuid"
+
+	"edge/internal/clickhouse"
+	"edge/internal/codec"
+)
+
+// Block is rows of the events table as ch-go columns, made before the clock
+// starts: sending it costs what encoding and the server cost, and nothing else.
+type Block struct {
+	ts, receivedAt       *proto.ColDateTime64
+	name, channel        *proto.ColLowCardinality[string]
+	campaign             *proto.ColLowCardinality[string]
+	user, metadata       proto.ColStr
+	tags                 *proto.ColArr[string]
+	id                   proto.ColUUID
+	src, part            proto.ColUInt32
+	offset, first, last  proto.ColUInt64
+	rowCount, dup, empty proto.ColUInt32
+}
+
+// NewBlock returns an empty block.
+func NewBlock() *Block {
+	return &Block{
+		ts:         new(proto.ColDateTime64).WithPrecision(proto.PrecisionMilli),
+		receivedAt: new(proto.ColDateTime64).WithPrecision(proto.PrecisionMilli),
+		name:       new(proto.ColStr).LowCardinality(),
+		channel:    new(proto.ColStr).LowCardinality(),
+		campaign:   new(proto.ColStr).LowCardinality(),
+		tags:       proto.NewArray(new(proto.ColStr).LowCardinality()),
+	}
+}
+
+// Rows is how many rows the block has.
+func (b *Block) Rows() int { return len(b.part) }
+
+// Append adds the event of a record as it lies on the topic.
+func (b *Block) Append(record []byte, d *codec.Decoder) error {
+	var ev codec.Event
+	if err := d.DecodeRecord(record, &ev); err != nil {
+		return fmt.Errorf("decode a record: %s", err.AppendText(nil))
+	}
+	b.ts.AppendRaw(proto.DateTime64(ev.Timestamp))
+	b.receivedAt.AppendRaw(proto.DateTime64(ev.ReceivedAt))
+	b.name.Append(string(ev.Name))
+	b.channel.Append(string(ev.Channel))
+	b.campaign.Append(string(ev.CampaignID))
+	b.user.AppendBytes(ev.UserID)
+	b.metadata.AppendBytes(ev.Metadata)
+	tags := make([]string, len(ev.Tags))
+	for i, t := range ev.Tags {
+		tags[i] = string(t)
+	}
+	b.tags.Append(tags)
+	b.id = append(b.id, uuid.UUID(codec.ID(ev.EventID)))
+	b.src, b.part, b.offset = append(b.src, 1), append(b.part, 0), append(b.offset, uint64(b.Rows()))
+	b.first, b.last = append(b.first, 0), append(b.last, 0)
+	b.rowCount, b.dup, b.empty = append(b.rowCount, 0), append(b.dup, 0), append(b.empty, 0)
+	return nil
+}
+
+// ready is a column that is prepared already: ch-go builds the dictionary of a
+// LowCardinality column anew for every insert, which is no work of a ready block.
+type ready struct {
+	proto.ColInput
+	proto.StateEncoder
+}
+
+// prepared builds c's dictionary now.
+func prepared(c interface {
+	proto.ColInput
+	proto.StateEncoder
+	proto.Preparable
+}) (ready, error) {
+	return ready{c, c}, c.Prepare()
+}
+
+// Input are the columns for ch-go, complete: nothing is left to prepare.
+func (b *Block) Input() (proto.Input, error) {
+	name, err1 := prepared(b.name)
+	channel, err2 := prepared(b.channel)
+	campaign, err3 := prepared(b.campaign)
+	tags, err4 := prepared(b.tags)
+	return proto.Input{
+		{Name: "ts", Data: b.ts}, {Name: "event_name", Data: name}, {Name: "channel", Data: channel},
+		{Name: "campaign_id", Data: campaign}, {Name: "user_id", Data: &b.user}, {Name: "tags", Data: tags},
+		{Name: "metadata", Data: &b.metadata}, {Name: "event_id", Data: &b.id}, {Name: "received_at", Data: b.receivedAt},
+		{Name: "_src", Data: &b.src}, {Name: "_part", Data: &b.part}, {Name: "_offset", Data: &b.offset},
+		{Name: "_first", Data: &b.first}, {Name: "_last", Data: &b.last}, {Name: "_rows", Data: &b.rowCount},
+		{Name: "_dup", Data: &b.dup}, {Name: "_dead", Data: &b.empty},
+	}, errors.Join(err1, err2, err3, err4)
+}
+
+// Fill inserts the block, one INSERT each time, until n rows are in, and returns
+// how long that took.
+func (b *Block) Fill(ctx context.Context, pool *clickhouse.Pool, n int64) (time.Duration, error) {
+	input, err := b.Input()
+	if err != nil {
+		return 0, err
+	}
+	conn, err := pool.Dial(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer conn.Close()
+	began := time.Now()
+	for done := int64(0); done < n; done += int64(b.Rows()) {
+		if err := conn.Do(ctx, ch.Query{Body: input.Into("events"), Input: input}); err != nil {
+			return 0, fmt.Errorf("insert a ready block of %d rows: %w", b.Rows(), err)
+		}
+	}
+	return time.Since(began), nil
+}

@@ -1,0 +1,240 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"time"
+
+	"edge/bench/child"
+	"edge/bench/naive"
+	"edge/bench/rival"
+	"edge/internal/codec"
+	"edge/internal/kafka"
+	"edge/internal/producer"
+)
+
+const blockRows = 100_000
+
+// sinkStage empties a topic that was filled before the clock started, into
+// tables with all their views, and sets it beside ready blocks inserted into the
+// same tables: no sink can be faster than its inserts.
+func sinkStage(b *bench, s *section, f *fleet) error {
+	s.Title = fmt.Sprintf("%d records from Kafka into events and all rollups", b.o.rows)
+	broker, err := f.broker(1)
+	if err != nil {
+		return err
+	}
+	eng, err := f.engine()
+	if err != nil {
+		return err
+	}
+	ready, err := b.fillTopic(broker, b.o.rows)
+	if err != nil {
+		return err
+	}
+	st := &sinkRuns{b: b, f: f, broker: broker, engine: eng, ready: ready}
+	var toLimit, toPeer, cpuToPeer []float64
+	samples := map[string][]sample{}
+	for range b.o.rounds {
+		var before *sample
+		for _, run := range []func() (sample, error){st.limit, st.ours, st.peer, st.ours, st.limit} {
+			m, err := run()
+			if err != nil {
+				return err
+			}
+			samples[m.Target] = append(samples[m.Target], m)
+			s.ledgers("sink", []string{"edge sink", "ch-go, ready blocks"}, m)
+			if before != nil {
+				pairNamed(*before, m, "edge sink", "ch-go, ready blocks", &toLimit, nil)
+				pairNamed(*before, m, "edge sink", "naive sink", &toPeer, &cpuToPeer)
+			}
+			before = &m
+		}
+	}
+	t := table{Header: []string{"", "rows/s", "client µs/row", "engine µs/row", "broker µs/row", "peak RSS MB", "rows/s to ours"}}
+	for _, name := range []string{"ch-go, ready blocks", "edge sink", "naive sink"} {
+		m := typical(samples[name])
+		rel := map[string]float64{"ch-go, ready blocks": 1 / median(toLimit), "edge sink": 1, "naive sink": 1 / median(toPeer)}[name]
+		t.row(name, count(m.PerSecond), micros(m.CPU, "server"), micros(m.CPU, "engine"), micros(m.CPU, "broker"), fmt.Sprintf("%.0f", float64(m.RSS)/1e6), ratio(rel))
+	}
+	s.Tables = append(s.Tables, t)
+	ours := typical(samples["edge sink"])
+	s.number("sink_per_second", ours.PerSecond)
+	s.number("sink_cpu_us", ours.CPU["server"])
+	s.number("sink_engine_cpu_us", ours.CPU["engine"])
+	s.number("sink_broker_cpu_us", ours.CPU["broker"])
+	got := median(toLimit)
+	s.goal(goal{What: "sink", Must: "≥ 0.80 of ready blocks, ≤ 0.9 µs client CPU/row", Stretch: "≥ 0.95, ≤ 0.6 µs",
+		Measured: fmt.Sprintf("%s rows/s, %.2f µs", count(ours.PerSecond), ours.CPU["server"]),
+		Ratio:    fmt.Sprintf("%.2f of the limit, %.1fx naive sink", got, median(toPeer)),
+		Verdict:  verdict(got >= 0.8 && ours.CPU["server"] <= 0.9, got >= 0.95 && ours.CPU["server"] <= 0.6)})
+	s.goal(goal{What: "memory of the sink", Must: "≤ 192 MB at 100 k-row blocks", Stretch: "≤ 96 MB", Measured: fmt.Sprintf("%.0f MB peak", float64(ours.RSS)/1e6),
+		Verdict: verdict(ours.RSS <= 192e6, ours.RSS <= 96e6)})
+	s.note("the events carry no event_id of their own, so the deduplication window is not in play; peak RSS of the rivals is that of this program")
+	return nil
+}
+
+// pairNamed is pair for samples without targets.
+func pairNamed(a, b sample, ours, theirs string, rate, cpu *[]float64) {
+	var ignored []float64
+	if cpu == nil {
+		cpu = &ignored
+	}
+	pair(&a, &b, &target{name: ours}, &target{name: theirs}, rate, cpu)
+}
+
+// fillTopic produces n records as edge does and returns the first of them as a
+// ready block.
+func (b *bench) fillTopic(to *broker, n int64) (*rival.Block, error) {
+	p, err := producer.New(producer.Config{
+		Kafka: kafka.Options{Brokers: []string{to.addr}, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))},
+		Topic: topic, Ack: producer.AckBroker, AckTimeout: 20 * time.Second, Shards: 2, RingBatches: 16384, RingBytes: 32 << 20,
+		MaxInflight: 200_000, MaxInflightBytes: 64 << 20,
+	})
+	if err != nil {
+		return nil, err
+	}
+	pool := codec.NewPool(codec.Rules{})
+	ready, g := rival.NewBlock(), newGenerated(4)
+	var d codec.Decoder
+	const size = 5000
+	err = nil
+	for done := int64(0); done < n && err == nil; done += size {
+		var body []byte
+		for range min(size, n-done) {
+			body = append(g.append(body), '\n')
+		}
+		batch := pool.Get()
+		if bad := batch.DecodeLines(body, time.Now()); bad != nil || len(batch.Rejected()) > 0 {
+			err = errors.New("a made-up event is no event")
+		}
+		for i := 0; i < batch.Len() && ready.Rows() < blockRows && err == nil; i++ {
+			err = ready.Append(batch.Record(i), &d)
+		}
+		if err == nil {
+			err = p.Publish(batch)
+		}
+		batch.Release()
+	}
+	ctx, cancel := context.WithTimeout(b.ctx, 20*time.Second)
+	defer cancel()
+	if err = errors.Join(err, p.Close(ctx)); err != nil {
+		return nil, fmt.Errorf("fill the topic: %w", err)
+	}
+	return ready, nil
+}
+
+// sinkRuns are the runs of a sink stage, each into a database of its own.
+type sinkRuns struct {
+	b      *bench
+	f      *fleet
+	broker *broker
+	engine *engine
+	ready  *rival.Block
+	n      int
+}
+
+// into runs work, which stores rows in a fresh database and returns how long it
+// took and what its own process used, and checks the tables.
+func (r *sinkRuns) into(name string, work func(database string) (int64, time.Duration, time.Duration, int64, error)) (sample, error) {
+	r.n++
+	db := fmt.Sprintf("run_%d", r.n)
+	if err := r.f.migrate(r.engine, db); err != nil {
+		return sample{}, err
+	}
+	pool, err := r.f.pool(r.engine.addr, db)
+	if err != nil {
+		return sample{}, err
+	}
+	engineBefore, brokerBefore := child.CPU(r.engine.Pid()), child.CPU(r.broker.Pid())
+	rows, took, used, rss, err := work(db)
+	if err != nil {
+		return sample{}, fmt.Errorf("%s: %w", name, err)
+	}
+	s := sample{Target: name, Events: rows, PerSecond: float64(rows) / took.Seconds(), RSS: rss, CPU: map[string]float64{
+		"server": perEvent(used, rows), "engine": perEvent(child.CPU(r.engine.Pid())-engineBefore, rows), "broker": perEvent(child.CPU(r.broker.Pid())-brokerBefore, rows)}}
+	if s.Entry, err = storedEntry(name, pool, 0, rows, 0); err != nil {
+		return s, err
+	}
+	return s, pool.Exec(r.b.ctx, "DROP DATABASE "+db)
+}
+
+// limit inserts ready blocks.
+func (r *sinkRuns) limit() (sample, error) {
+	return r.into("ch-go, ready blocks", func(db string) (int64, time.Duration, time.Duration, int64, error) {
+		pool, err := r.f.pool(r.engine.addr, db)
+		if err != nil {
+			return 0, 0, 0, 0, err
+		}
+		size := int64(r.ready.Rows())
+		n := (r.b.o.rows + size - 1) / size * size
+		before := child.Self()
+		took, err := r.ready.Fill(r.b.ctx, pool, n)
+		_, rss := child.Memory(os.Getpid())
+		return n, took, child.Self() - before, rss, err
+	})
+}
+
+// peer is the sink of an average team, over a part of the records.
+func (r *sinkRuns) peer() (sample, error) {
+	return r.into("naive sink", func(db string) (int64, time.Duration, time.Duration, int64, error) {
+		n := max(r.b.o.rows/4, 1)
+		before := child.Self()
+		took, err := naive.Sink(r.b.ctx, naive.Config{Brokers: []string{r.broker.addr}, Topic: topic}, r.engine.addr, db, int(n))
+		_, rss := child.Memory(os.Getpid())
+		return n, took, child.Self() - before, rss, err
+	})
+}
+
+// ours starts edge with the role sink alone. The clock runs from the first rows
+// that are stored to the last: what it takes to join the group is no throughput.
+func (r *sinkRuns) ours() (sample, error) {
+	return r.into("edge sink", func(db string) (int64, time.Duration, time.Duration, int64, error) {
+		s, err := r.f.edge("sink", append(r.engine.settings(db), "ROLES=sink", "KAFKA_BROKERS="+r.broker.addr, "KAFKA_GROUP="+db)...)
+		if err != nil {
+			return 0, 0, 0, 0, err
+		}
+		var first, last time.Time
+		var atFirst, rows float64
+		var cpuFirst, cpuLast time.Duration
+		ctx, cancel := context.WithTimeout(r.b.ctx, 2*time.Minute)
+		defer cancel()
+		done, began := errors.New("all stored"), time.Now()
+		err = poll(ctx, 50*time.Millisecond, func() error {
+			m, err := s.metrics()
+			if err != nil {
+				return err
+			}
+			rows = m["edge_sink_rows_total"]
+			last, cpuLast = time.Now(), child.CPU(s.Pid())
+			if rows > 0 && first.IsZero() {
+				first, cpuFirst, atFirst = last, cpuLast, rows
+			}
+			if int64(rows) >= r.b.o.rows {
+				return done
+			}
+			return nil
+		})
+		if !errors.Is(err, done) {
+			return 0, 0, 0, 0, errors.Join(err, fmt.Errorf("%.0f of %d rows stored: %s", rows, r.b.o.rows, s.Tail()))
+		}
+		_, rss := child.Memory(s.Pid())
+		if err := s.Stop(); err != nil {
+			return 0, 0, 0, 0, err
+		}
+		// Scaled from the part between first and last to all. A single block has no
+		// such part: its clock runs from the start.
+		part := rows - atFirst
+		if part == 0 {
+			return int64(rows), last.Sub(began), cpuLast, rss, nil
+		}
+		scale := rows / part
+		return int64(rows), time.Duration(float64(last.Sub(first)) * scale), time.Duration(float64(cpuLast-cpuFirst) * scale), rss, nil
+	})
+}

@@ -1,0 +1,149 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"time"
+
+	"github.com/ClickHouse/ch-go"
+	"github.com/ClickHouse/ch-go/proto"
+
+	"edge/bench/child"
+	"edge/bench/ledger"
+	"edge/internal/clickhouse"
+)
+
+const database = "events_db"
+
+// stored is what the tables hold: the rows, and what each rollup counts.
+func stored(pool *clickhouse.Pool) (rows int64, rollups [3]int64, err error) {
+	var n, m, h, d proto.ColInt64
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	err = pool.Do(ctx, ch.Query{
+		Body: `SELECT assumeNotNull(toInt64((SELECT count() FROM events))) AS n, assumeNotNull((SELECT sum(n) FROM events_1m)) AS m,
+			assumeNotNull((SELECT sum(n) FROM events_1h)) AS h, assumeNotNull((SELECT sum(n) FROM events_1d)) AS d`,
+		Result: proto.Results{{Name: "n", Data: &n}, {Name: "m", Data: &m}, {Name: "h", Data: &h}, {Name: "d", Data: &d}},
+	})
+	if err != nil {
+		return 0, rollups, err
+	}
+	return n.Row(0), [3]int64{m.Row(0), h.Row(0), d.Row(0)}, nil
+}
+
+// storedCount is how many events are stored and counted in every rollup: the
+// least of the four numbers.
+func storedCount(pool *clickhouse.Pool) func() (int64, error) {
+	return func() (int64, error) {
+		rows, rollups, err := stored(pool)
+		return min(rows, rollups[0], rollups[1], rollups[2]), err
+	}
+}
+
+// storedEntry is the ledger of a database: events and every rollup. Each must
+// hold exactly what was promised on top of before.
+func storedEntry(what string, pool *clickhouse.Pool, before, promised, doubtful int64) (ledger.Entry, error) {
+	e := ledger.Entry{What: what, Where: "events and rollups", Promised: promised, Doubtful: doubtful}
+	rows, rollups, err := stored(pool)
+	if err != nil {
+		return e, err
+	}
+	e.Found = rows - before
+	for i, name := range []string{"events_1m", "events_1h", "events_1d"} {
+		if rollups[i] != rows {
+			verified(&e, []string{fmt.Sprintf("%s counts %d, events has %d", name, rollups[i], rows)})
+		}
+	}
+	return e, nil
+}
+
+// everything is an edge with all inside as a target: its ledger is the tables.
+func (f *fleet) everything(name string, s *server) (*target, error) {
+	pool, err := f.pool(s.sql, database)
+	if err != nil {
+		return nil, err
+	}
+	t := &target{name: name, addr: s.addr, server: s.Pid(), others: map[string]int{}, count: storedCount(pool), where: "events and rollups"}
+	for _, pid := range child.Children(s.Pid()) {
+		t.others["engine"] = pid
+	}
+	if len(t.others) != 1 {
+		return nil, errors.New("edge runs no engine of its own")
+	}
+	return t, nil
+}
+
+// verify asks a running edge to prove its sums, and returns what it found wrong.
+func (s *server) verify(ctx context.Context) ([]string, error) {
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+s.admin+"/verify", nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, fmt.Errorf("verify: %w", err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != http.StatusOK {
+		return nil, errors.Join(err, fmt.Errorf("verify: %s: %s", resp.Status, text))
+	}
+	var r struct {
+		Partitions []struct {
+			Missing int64 `json:"missing"`
+			Extra   int64 `json:"extra"`
+		} `json:"partitions"`
+		Mismatched int64    `json:"mismatched_rollup_rows"`
+		Users      int64    `json:"mismatched_user_cells"`
+		Problems   []string `json:"problems"`
+	}
+	if err := json.Unmarshal(text, &r); err != nil {
+		return nil, fmt.Errorf("verify: %w: %s", err, text)
+	}
+	problems := r.Problems
+	for _, p := range r.Partitions {
+		if p.Missing != 0 || p.Extra != 0 {
+			problems = append(problems, fmt.Sprintf("%d missing, %d extra", p.Missing, p.Extra))
+		}
+	}
+	if r.Mismatched != 0 || r.Users != 0 {
+		problems = append(problems, fmt.Sprintf("rollups: %d rows and %d user cells differ", r.Mismatched, r.Users))
+	}
+	return problems, nil
+}
+
+// number runs a query of one Int64 named n.
+func number(ctx context.Context, pool *clickhouse.Pool, sql string) (int64, error) {
+	var n proto.ColInt64
+	if err := pool.Do(ctx, ch.Query{Body: sql, Result: proto.Results{{Name: "n", Data: &n}}}); err != nil {
+		return 0, err
+	}
+	if n.Rows() != 1 {
+		return 0, fmt.Errorf("%d rows, want one: %s", n.Rows(), sql)
+	}
+	return n.Row(0), nil
+}
+
+// poll calls f every interval until ctx ends; its errors end it too.
+func poll(ctx context.Context, every time.Duration, f func() error) error {
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		if err := f(); err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
