@@ -86,6 +86,7 @@ func command(args []string, out, errOut io.Writer) int {
 	}
 	limiter := logging.New(logHandler(errOut, &in.level), logging.Period)
 	in.log = slog.New(limiter)
+	slog.SetDefault(in.log) // for what libraries say by themselves
 	// The first signal begins an orderly stop, the second ends at once.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"edge/internal/logging"
 )
 
 // TestRoles runs every role as processes of its own against one Kafka and one
@@ -103,6 +105,7 @@ func TestRoles(t *testing.T) {
 	}
 	for _, p := range all {
 		p.terminate()
+		p.wantCalmLog(t)
 		if status := p.cmd.ProcessState.ExitCode(); status != 0 {
 			t.Errorf("%s ended with %d after SIGTERM; want 0", p.name, status)
 		}
@@ -134,6 +137,39 @@ func (p *edgeProcess) away(t *testing.T, needs []string) (away []string) {
 		t.Errorf("%s: status %d while %v are not ok", p.name, resp.StatusCode, away)
 	}
 	return away
+}
+
+// wantCalmLog holds that no warning or error is written twice in ten seconds,
+// whatever was away for however long. A line that only closes a storm's sum does
+// not count.
+func (p *edgeProcess) wantCalmLog(t *testing.T) {
+	t.Helper()
+	text, err := os.ReadFile(p.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	last := make(map[string]time.Time)
+	for line := range strings.Lines(string(text)) {
+		var r struct {
+			Time                  time.Time
+			Level, Msg, Component string
+			Partition             any
+			Suppressed            int
+			Err                   *string
+		}
+		if err := json.Unmarshal([]byte(line), &r); err != nil {
+			t.Errorf("%s logs what is not JSON: %s", p.name, line)
+			continue
+		}
+		if r.Level != "WARN" && r.Level != "ERROR" || r.Err == nil {
+			continue
+		}
+		kind := fmt.Sprint(r.Level, r.Msg, r.Component, r.Partition)
+		if since := r.Time.Sub(last[kind]); since < logging.Period-100*time.Millisecond {
+			t.Errorf("%s logs again after %s: %s", p.name, since, line)
+		}
+		last[kind] = r.Time
+	}
 }
 
 // command runs another subcommand with p's settings.
