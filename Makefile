@@ -181,8 +181,28 @@ load-test: $(BENCH) $(K6)
 test-bench:
 	cd bench && $(BENCH_GO) vet ./... && $(BENCH_GO) test ./...
 
+COMPOSE ?= docker compose
+
+## docker-up: build edge:slim, start everything of docker-compose.yml, wait until it is healthy
+docker-up:
+	$(COMPOSE) up --build --detach --wait
+
+## docker-down: stop it; volumes stay
+docker-down:
+	$(COMPOSE) --profile '*' down
+
+## docker-clean: stop it and remove its volumes
+docker-clean:
+	$(COMPOSE) --profile '*' down --volumes
+
+## docker-images: build both images, edge:slim and edge:embedded
+docker-images:
+	docker build -f deploy/docker/Dockerfile --target slim -t edge:slim .
+	docker build -f deploy/docker/Dockerfile --target embedded -t edge:embedded .
+
 ## clean: remove what was built; data/ stays
 clean:
 	rm -rf bin $(ENGINE)/node_modules
 
 .PHONY: help run build setup test race lint check notices release-check chaos health ready test-event test-metrics replay kafka test-kafka clean
+.PHONY: docker-up docker-down docker-clean docker-images

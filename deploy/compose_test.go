@@ -3,6 +3,7 @@ package deploy
 import (
 	"fmt"
 	"maps"
+	"os/exec"
 	"regexp"
 	"slices"
 	"strconv"
@@ -103,7 +104,7 @@ func checkCompose(t *testing.T, text string) []string {
 	if err := d.Decode(c.file); err != nil {
 		return []string{err.Error()}
 	}
-	for _, want := range []string{"edge", "redpanda", "console", "clickhouse", "prometheus", "grafana", "k6"} {
+	for _, want := range []string{"edge", "redpanda", "console", "clickhouse", "prometheus", "grafana"} {
 		if c.file.Services[want] == nil {
 			c.bad("there is no service %s", want)
 		}
@@ -398,4 +399,27 @@ func TestComposeIsRefused(t *testing.T) {
 	f("${CLICKHOUSE_PASSWORD:-edge}", "${CLICKHOUSE_PASSWORD}", "has no default")
 	f("restart: unless-stopped", "restart: on-failure", "want unless-stopped")
 	f("  console:\n", "  kafka-ui:\n", "no service console")
+}
+
+// edge takes what the file tells it.
+func TestComposeSettingsAreTaken(t *testing.T) {
+	var file composeFile
+	if err := yaml.Unmarshal([]byte(read(t, "docker-compose.yml")), &file); err != nil {
+		t.Fatal(err)
+	}
+	substitute := regexp.MustCompile(`\$\{\w+:-([^}]*)\}`)
+	for name, s := range file.Services {
+		if !isEdge(s) {
+			continue
+		}
+		cmd := exec.Command(edge(t), "config")
+		for v, value := range s.Environment {
+			cmd.Env = append(cmd.Env, v+"="+substitute.ReplaceAllString(value, "$1"))
+		}
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("%s: %v\n%s", name, err, out)
+		} else if !strings.Contains(string(out), "\nADMIN_HOST=0.0.0.0\n") {
+			t.Errorf("%s: edge did not take ADMIN_HOST:\n%s", name, out)
+		}
+	}
 }
