@@ -5,7 +5,9 @@ package main
 import (
 	"fmt"
 	"strconv"
+	"time"
 
+	"edge/bench/child"
 	"edge/bench/ledger"
 	"edge/bench/load"
 )
@@ -145,6 +147,11 @@ func constantStage(b *bench, s *section, f *fleet) error {
 	if err != nil {
 		return err
 	}
+	idle, err := idleCores(ours, b.o.long/2)
+	if err != nil {
+		return err
+	}
+	s.goal(goal{What: "processor of an idle edge", Must: "< 0.5 % of a core", Measured: fmt.Sprintf("%.2f %%", 100*idle), Verdict: verdict(idle < 0.005, false)})
 	peer, err := f.naive("sync", 1)
 	if err != nil {
 		return err
@@ -183,6 +190,17 @@ func constantStage(b *bench, s *section, f *fleet) error {
 	s.goal(goal{What: "memory of edge at 20,000/s", Must: "≤ 64 MB", Stretch: "≤ 24 MB", Measured: fmt.Sprintf("%.0f MB peak", float64(m.RSS)/1e6),
 		Verdict: verdict(m.RSS <= 64e6, m.RSS <= 24e6)})
 	return nil
+}
+
+// idleCores is what t uses while nobody asks it for anything: its rings park, they
+// do not poll. It has been used before, so that all its parts run.
+func idleCores(t *target, d time.Duration) (float64, error) {
+	if _, err := load.Run(load.Load{Addr: t.addr, Conns: fewConns, Requests: newGenerated(2).singles(16), Events: 1, Schedule: load.Constant(1000, d/10)}); err != nil {
+		return 0, err
+	}
+	before := child.CPU(t.server)
+	<-time.After(d)
+	return (child.CPU(t.server) - before).Seconds() / d.Seconds(), nil
 }
 
 // bulkStage is a hundred events a request, waiting for the broker.
