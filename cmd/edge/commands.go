@@ -8,35 +8,34 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"strconv"
 	"time"
 
 	"edge/internal/clickhouse"
 	"edge/internal/embedded"
 	engine "edge/internal/embedded/clickhouse"
+	"edge/internal/server"
 )
 
 func migrate(in *invocation) error {
-	c := &in.cfg
-	return clickhouse.Migrate(in.ctx, clickhouse.Options{
-		Addr: c.clickHouseAddr(), Database: c.ClickHouseDatabase, Username: c.ClickHouseUsername, Password: string(c.ClickHousePassword),
-	}, c.migrateOptions(in.log))
+	o, _, err := in.cfg.clickHouseOptions()
+	if err != nil {
+		return err
+	}
+	return clickhouse.Migrate(in.ctx, o, in.cfg.migrateOptions(in.log))
 }
 
 // health is a container's HEALTHCHECK: the image needs no shell and no curl.
 func health(in *invocation) error {
-	ctx, cancel := context.WithTimeout(in.ctx, 3*time.Second)
-	defer cancel()
-	host := in.cfg.ServerHost
-	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
-		host = "127.0.0.1"
-	}
-	url := "http://" + net.JoinHostPort(host, strconv.Itoa(int(in.cfg.ServerPort))) + "/health"
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	url, client, err := in.cfg.self(3 * time.Second)
 	if err != nil {
 		return err
 	}
-	resp, err := http.DefaultClient.Do(req)
+	url += "/health"
+	req, err := http.NewRequestWithContext(in.ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := client.Do(req)
 	if err != nil {
 		return err
 	}
@@ -45,6 +44,29 @@ func health(in *invocation) error {
 		return fmt.Errorf("%s answered %s", url, resp.Status)
 	}
 	_, err = fmt.Fprintln(in.out, "healthy")
+	return err
+}
+
+// keyCommand prints a new API key and, below it, its line for KEYS_FILE. The key
+// is nowhere else: who loses it makes another.
+func keyCommand(in *invocation) error {
+	asked := &usageError{"key wants: edge key new write|read [id]"}
+	if len(in.args) < 2 || len(in.args) > 3 || in.args[0] != "new" {
+		return asked
+	}
+	scope, err := server.ParseScope(in.args[1])
+	if err != nil {
+		return asked
+	}
+	id := ""
+	if len(in.args) == 3 {
+		id = in.args[2]
+	}
+	key, line, err := server.NewKey(scope, id)
+	if err != nil {
+		return &usageError{"key: " + err.Error()}
+	}
+	_, err = fmt.Fprintf(in.out, "%s\n%s\n", key, line)
 	return err
 }
 
@@ -101,14 +123,18 @@ func (c *config) engineConfig(log *slog.Logger) (engine.ChildConfig, error) {
 	if err != nil {
 		return engine.ChildConfig{}, err
 	}
+	// It inherits the environment, and gets no secret and no file of it that it
+	// has no use for: a file that is away later must not keep it from a restart.
+	none := []string{"KEYS_FILE=", "SERVER_TLS_CERT=", "SERVER_TLS_KEY="}
+	eachSecret(func(name string, _ bool) { none = append(none, name+"=", name+"_FILE=") })
 	return engine.ChildConfig{
 		Command: []string{self, "clickhouse"},
-		Env: []string{
-			"DATA_DIR=" + c.DataDir,
-			"CLICKHOUSE_USERNAME=" + c.ClickHouseUsername,
-			"CLICKHOUSE_PASSWORD=" + string(c.ClickHousePassword),
-			"LOG_LEVEL=" + c.LogLevel,
-		},
+		Env: append(none,
+			"DATA_DIR="+c.DataDir,
+			"CLICKHOUSE_USERNAME="+c.ClickHouseUsername,
+			"CLICKHOUSE_PASSWORD="+string(c.ClickHousePassword),
+			"LOG_LEVEL="+c.LogLevel,
+		),
 		Listen: c.EmbeddedClickHouseListen,
 		Log:    log.With("component", "engine"),
 	}, nil

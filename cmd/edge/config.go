@@ -31,6 +31,8 @@ type config struct {
 	ServerReadTimeout  time.Duration `env:"SERVER_READ_TIMEOUT" envDefault:"5s" doc:"one whole request, from its first byte"`
 	ServerWriteTimeout time.Duration `env:"SERVER_WRITE_TIMEOUT" envDefault:"10s" doc:"one answer"`
 	ServerIdleTimeout  time.Duration `env:"SERVER_IDLE_TIMEOUT" envDefault:"2m" doc:"between two requests on a connection"`
+	ServerTLSCert      string        `env:"SERVER_TLS_CERT" envDefault:"" doc:"file of the public listener's certificate and chain, PEM; with it the listener speaks TLS only"`
+	ServerTLSKey       string        `env:"SERVER_TLS_KEY" envDefault:"" doc:"file of its private key, PEM; both are read again on SIGHUP and when they change"`
 	AdminHost          string        `env:"ADMIN_HOST" envDefault:"127.0.0.1" doc:"address the admin listener binds to; it has no authentication"`
 	AdminPort          uint16        `env:"ADMIN_PORT" envDefault:"9091" doc:"Prometheus metrics, pprof and log level"`
 
@@ -47,8 +49,10 @@ type config struct {
 	MaxAge   time.Duration `env:"MAX_AGE" envDefault:"0s" doc:"oldest an event may be on arrival; 0 leaves it to MIN_TIME"`
 	MaxAhead time.Duration `env:"MAX_AHEAD" envDefault:"24h" doc:"how far in the future a timestamp may be"`
 
-	WriteKeys   secrets  `env:"WRITE_KEYS" envDefault:"" doc:"keys that may POST events, each a key or sha256:<hex of it>; empty lets everyone"`
-	ReadKeys    secrets  `env:"READ_KEYS" envDefault:"" doc:"keys that may GET /metrics; empty lets everyone"`
+	WriteKeys   secrets  `env:"WRITE_KEYS" envDefault:"" doc:"keys that may POST events, each a key or sha256:<hex of it>; without any, and no KEYS_FILE, everyone may"`
+	ReadKeys    secrets  `env:"READ_KEYS" envDefault:"" doc:"keys that may GET /metrics, in the same way"`
+	KeysFile    string   `env:"KEYS_FILE" envDefault:"" doc:"file of more keys, made by edge key new, read again on SIGHUP and when it changes; with it POST and GET /metrics both need a key"`
+	ReplayKey   secret   `env:"REPLAY_KEY" envDefault:"" doc:"key that edge replay sends; empty is the first of WRITE_KEYS that is written out"`
 	KeyRate     int      `env:"KEY_RATE" envDefault:"0" doc:"events a second one write key may send; beyond it 429; 0 is no limit"`
 	CORSOrigins []string `env:"CORS_ORIGINS" envDefault:"*" doc:"origins a browser may call from; * is any, none is none"`
 
@@ -69,6 +73,14 @@ type config struct {
 	KafkaRetention   time.Duration `env:"KAFKA_RETENTION" envDefault:"168h" doc:"how long the topic keeps events that are stored"`
 	KafkaGroup       string        `env:"KAFKA_GROUP" envDefault:"edge-sink" doc:"consumer group of the sink"`
 
+	KafkaTLS      bool   `env:"KAFKA_TLS" envDefault:"false" doc:"speak TLS to the brokers"`
+	KafkaTLSCA    string `env:"KAFKA_TLS_CA" envDefault:"" doc:"file of the CA certificates that vouch for them, PEM; empty is the system's"`
+	KafkaTLSCert  string `env:"KAFKA_TLS_CERT" envDefault:"" doc:"file of a client certificate, PEM, for brokers that ask for one"`
+	KafkaTLSKey   string `env:"KAFKA_TLS_KEY" envDefault:"" doc:"file of its private key, PEM; both are read again on SIGHUP and when they change"`
+	SASLMechanism string `env:"KAFKA_SASL_MECHANISM" envDefault:"" doc:"PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512; empty is none"`
+	SASLUsername  string `env:"KAFKA_SASL_USERNAME" envDefault:"" doc:"user"`
+	SASLPassword  secret `env:"KAFKA_SASL_PASSWORD" envDefault:"" doc:"password"`
+
 	SessionTimeout time.Duration `env:"KAFKA_SESSION_TIMEOUT" envDefault:"10s" doc:"after how much silence a sink's partitions go to others; a killed sink's wait this long"`
 
 	ClickHouseHost     string        `env:"CLICKHOUSE_HOST" envDefault:"localhost" doc:"ClickHouse server"`
@@ -76,6 +88,10 @@ type config struct {
 	ClickHouseDatabase string        `env:"CLICKHOUSE_DATABASE" envDefault:"events_db" doc:"database, created when absent"`
 	ClickHouseUsername string        `env:"CLICKHOUSE_USERNAME" envDefault:"default" doc:"user"`
 	ClickHousePassword secret        `env:"CLICKHOUSE_PASSWORD" envDefault:"" doc:"password"`
+	ClickHouseTLS      bool          `env:"CLICKHOUSE_TLS" envDefault:"false" doc:"speak TLS to ClickHouse, whose port for it is usually 9440"`
+	ClickHouseTLSCA    string        `env:"CLICKHOUSE_TLS_CA" envDefault:"" doc:"file of the CA certificates that vouch for it, PEM; empty is the system's"`
+	ClickHouseTLSCert  string        `env:"CLICKHOUSE_TLS_CERT" envDefault:"" doc:"file of a client certificate, PEM"`
+	ClickHouseTLSKey   string        `env:"CLICKHOUSE_TLS_KEY" envDefault:"" doc:"file of its private key, PEM; both are read again on SIGHUP and when they change"`
 	ClickHouseCluster  string        `env:"CLICKHOUSE_CLUSTER" envDefault:"" doc:"cluster name: tables become Replicated, DDL runs ON CLUSTER"`
 	ClickHouseConns    int           `env:"CLICKHOUSE_CONNS" envDefault:"8" doc:"connections for queries"`
 	TableTTL           time.Duration `env:"TABLE_TTL" envDefault:"0s" doc:"how long rows are kept by their timestamp; 0 is for ever"`
@@ -148,7 +164,11 @@ func (c *config) clickHouseAddr() string {
 // sentence of its own.
 func loadConfig(environ map[string]string) (config, error) {
 	var c config
-	err := env.ParseWithOptions(&c, env.Options{Environment: environ})
+	environ, err := withSecretFiles(environ)
+	if err != nil {
+		return c, err
+	}
+	err = env.ParseWithOptions(&c, env.Options{Environment: environ})
 	var several env.AggregateError
 	if errors.As(err, &several) {
 		var errs []error
@@ -259,15 +279,9 @@ func (c *config) validate() error {
 	if !topicName.MatchString(c.KafkaTopic) {
 		bad("KAFKA_TOPIC is %q; a topic has up to 244 letters, digits, dots, underscores and hyphens", c.KafkaTopic)
 	}
-	for _, k := range []struct {
-		name string
-		keys []string
-	}{{"WRITE_KEYS", c.WriteKeys}, {"READ_KEYS", c.ReadKeys}} {
-		if err := server.CheckKeys(k.keys); err != nil {
-			bad("%s: %w", k.name, err)
-		}
-	}
 	errs = append(errs, c.validateAges()...)
+	errs = append(errs, c.validateKeys()...)
+	errs = append(errs, c.validateTLS()...)
 	for _, l := range []struct{ name, addr string }{{"EMBEDDED_KAFKA_LISTEN", c.EmbeddedKafkaListen}, {"EMBEDDED_CLICKHOUSE_LISTEN", c.EmbeddedClickHouseListen}} {
 		if l.addr == "" {
 			continue
@@ -338,30 +352,6 @@ func display(v reflect.Value) string {
 		}
 	}
 	return fmt.Sprint(v.Interface())
-}
-
-// secret never shows itself.
-type secret string
-
-func (s secret) String() string {
-	if s == "" {
-		return ""
-	}
-	return "***"
-}
-
-// secrets is a list of secret.
-type secrets []string
-
-func (s secrets) String() string {
-	if len(s) == 0 {
-		return ""
-	}
-	return "***"
-}
-
-func isSecret(t reflect.Type) bool {
-	return t == reflect.TypeFor[secret]() || t == reflect.TypeFor[secrets]()
 }
 
 // size is a number of bytes, written with an optional unit: 1048576, 64KiB, 10MB.

@@ -32,6 +32,7 @@ usage: edge [command]
   verify      prove that everything accepted is stored once; exit status 0 when so
   replay-dlq  put dead letters back; --list shows them, a file brings them repaired
   health      ask the running server; exit status 0 when it is healthy
+  key         make an API key: edge key new write|read [id]
   config      print the effective settings
   kafka       run the embedded broker alone
   clickhouse  run the embedded ClickHouse engine alone
@@ -57,6 +58,7 @@ func command(args []string, out, errOut io.Writer) int {
 	commands := map[string]func(*invocation) error{
 		"serve": serve, "migrate": migrate, "replay": replay, "health": health,
 		"verify": verify, "replay-dlq": replayDead, "kafka": runBroker, "clickhouse": runEngine,
+		"key":     keyCommand,
 		"config":  func(in *invocation) error { _, err := fmt.Fprint(out, in.cfg); return err },
 		"version": func(*invocation) error { v, c := buildVersion(); _, err := fmt.Fprintln(out, "edge", v, c); return err },
 	}

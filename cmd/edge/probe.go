@@ -21,7 +21,7 @@ func (a *app) checkKafka(ctx context.Context) error {
 	context.AfterFunc(ctx, client.Close)
 	a.check(ctx, "kafka", func(ctx context.Context) error {
 		_, err := kafka.Partitions(ctx, client, a.cfg.KafkaTopic)
-		return err
+		return a.kafka.Explain(err)
 	})
 	return nil
 }

@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"strconv"
@@ -44,13 +43,13 @@ func replay(in *invocation) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", in.args[0], err)
 	}
-	host := in.cfg.ServerHost
-	if host == "" {
-		host = "127.0.0.1"
+	url, client, err := in.cfg.self(time.Minute)
+	if err != nil {
+		return err
 	}
 	r := replayer{
-		url:    "http://" + net.JoinHostPort(host, strconv.Itoa(int(in.cfg.ServerPort))) + "/events/bulk",
-		client: &http.Client{Timeout: time.Minute},
+		url:    url + "/events/bulk",
+		client: client,
 		prefix: newRunID(),
 		out:    in.out,
 		// A tenth of a second a request at any plausible speed; far below the
@@ -58,7 +57,8 @@ func replay(in *invocation) error {
 		maxEvents: min(5000, in.cfg.MaxEvents),
 		maxBytes:  int(min(4<<20, in.cfg.MaxBodyBytes/2)),
 	}
-	if len(in.cfg.WriteKeys) > 0 && !strings.HasPrefix(in.cfg.WriteKeys[0], "sha256:") {
+	r.key = string(in.cfg.ReplayKey)
+	if r.key == "" && len(in.cfg.WriteKeys) > 0 && !strings.HasPrefix(in.cfg.WriteKeys[0], "sha256:") {
 		r.key = in.cfg.WriteKeys[0]
 	}
 	return r.run(in.ctx, lines, func() float64 { return float64(read.n) / float64(max(info.Size(), 1)) })

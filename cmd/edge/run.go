@@ -65,6 +65,9 @@ type app struct {
 	sink     *sink.Sink
 	checks   []server.Check
 
+	reloads       reloads // files that may change while the process runs
+	stopFollowing func()
+
 	background sync.WaitGroup // the sink and what waits for a dependency
 	stopSink   context.CancelFunc
 	failed     chan error // a listener that broke
@@ -160,14 +163,21 @@ func (a *app) startBroker(ctx context.Context) error {
 	c := &a.cfg
 	errs := new(kafka.Errors)
 	a.describe(errs)
-	a.kafka = kafka.Options{Brokers: c.KafkaBrokers, Logger: a.log.With("component", "kafka"), Errors: errs}
+	var own *certificate
+	var err error
+	if a.kafka, own, err = c.kafkaOptions(); err != nil {
+		return err
+	}
+	a.kafka.Logger, a.kafka.Errors = a.log.With("component", "kafka"), errs
 	if !c.Embedded {
-		return nil
+		if c.SASLMechanism == "PLAIN" && !c.KafkaTLS {
+			a.log.Warn("KAFKA_SASL_MECHANISM=PLAIN without KAFKA_TLS: the password crosses the network as it is")
+		}
+		return a.followCertificate(own)
 	}
 	if err := os.MkdirAll(c.DataDir, 0o700); err != nil {
 		return err
 	}
-	var err error
 	if a.lock, err = embedded.LockDir(c.DataDir); err != nil {
 		return err
 	}
@@ -202,12 +212,13 @@ func (a *app) stopBroker(ctx context.Context) error {
 // startEngine sets a.clickhouse, and in embedded mode starts the engine's process.
 func (a *app) startEngine(ctx context.Context) error {
 	c := &a.cfg
-	a.clickhouse = clickhouse.Options{
-		Addr: c.clickHouseAddr(), Database: c.ClickHouseDatabase, Username: c.ClickHouseUsername,
-		Password: string(c.ClickHousePassword), MaxConns: c.ClickHouseConns, Compress: !c.Embedded,
+	var own *certificate
+	var err error
+	if a.clickhouse, own, err = c.clickHouseOptions(); err != nil {
+		return err
 	}
 	if !c.Embedded {
-		return nil
+		return a.followCertificate(own)
 	}
 	cc, err := c.engineConfig(a.log)
 	if err != nil {
@@ -399,7 +410,7 @@ func (a *app) startProducer(ctx context.Context) (err error) {
 	stopSink := a.stopSink
 	a.stopSink = func() { cancel(); stopSink() }
 	a.background.Go(func() { until(probing, a.log, "ensure topics", a.ensureTopics) })
-	a.check(probing, "kafka", a.producer.Ping)
+	a.check(probing, "kafka", func(ctx context.Context) error { return a.kafka.Explain(a.producer.Ping(ctx)) })
 	return nil
 }
 
@@ -418,7 +429,7 @@ func (a *app) ensureTopics(ctx context.Context) error {
 	_, err = kafka.EnsureTopics(ctx, client,
 		kafka.Topic{Name: a.cfg.KafkaTopic, Partitions: a.cfg.partitions(), Replicas: a.cfg.KafkaReplication, Config: config},
 		kafka.Topic{Name: a.cfg.deadLetterTopic(), Partitions: 1, Replicas: a.cfg.KafkaReplication, Config: map[string]string{"retention.ms": "-1"}})
-	return err
+	return a.kafka.Explain(err)
 }
 
 func (a *app) stopProducer(ctx context.Context) error {
@@ -450,13 +461,14 @@ func (a *app) startServer(context.Context) error {
 	if a.query != nil {
 		sc.Query = a.query.Query
 	}
-	if err := sc.Validate(); err != nil {
+	ln, err := a.newServer(sc)
+	if err != nil {
 		return err
 	}
-	a.server = server.New(sc)
 	a.describe(a.server)
+	a.follow()
 	go func() {
-		if err := a.server.Serve(a.ln.public); err != nil {
+		if err := a.server.Serve(ln); err != nil {
 			a.failed <- fmt.Errorf("public listener: %w", err)
 		}
 	}()
@@ -471,5 +483,6 @@ func (a *app) stopServer(ctx context.Context) error {
 	case <-ctx.Done():
 	case <-time.After(a.cfg.PrestopDelay):
 	}
+	a.stopFollowing()
 	return a.server.Shutdown(ctx)
 }

@@ -12,16 +12,12 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"sync"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
-	"github.com/twmb/franz-go/pkg/kmsg"
 	"github.com/twmb/franz-go/pkg/sasl"
-
-	"edge/internal/stat"
 )
 
 // Options says which cluster and how to reach it.
@@ -67,6 +63,15 @@ func (o Options) Client(opts ...kgo.Opt) (*kgo.Client, error) {
 		return nil, fmt.Errorf("kafka client: %w", err)
 	}
 	return cl, nil
+}
+
+// Explain adds to err what only o can tell: many brokers refuse a login by
+// closing the connection, and an end of file is no reason anybody can act on.
+func (o Options) Explain(err error) error {
+	if o.SASL == nil || !errors.Is(err, io.EOF) {
+		return err
+	}
+	return fmt.Errorf("%w: the broker closed the connection, as some do when user, password or mechanism (%s) is wrong", err, o.SASL.Name())
 }
 
 // backoff grows from 100 ms at the first retry to 2 s at the sixth: a broker
@@ -171,71 +176,6 @@ func Partitions(ctx context.Context, cl *kgo.Client, topics ...string) (map[stri
 }
 
 var errNoLeader = errors.New("has no leader")
-
-// Errors counts what goes wrong by operation and code. It is a kgo hook too, so
-// that connections and requests that broke are seen and not only what kgo gave
-// up on. An error inside an answer that kgo retries (a leader that moved) is
-// kgo's own affair and not counted.
-type Errors struct {
-	mu     sync.Mutex
-	counts map[[2]string]uint64
-}
-
-// Count adds one error of op; err nil counts nothing.
-func (e *Errors) Count(op string, err error) {
-	if err == nil || e == nil {
-		return
-	}
-	code := "client"
-	var ke *kerr.Error
-	switch {
-	case errors.As(err, &ke):
-		code = ke.Message
-	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded), errors.Is(err, kgo.ErrRecordTimeout):
-		code = "deadline"
-	case isNet(err):
-		code = "network"
-	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.counts == nil {
-		e.counts = make(map[[2]string]uint64)
-	}
-	e.counts[[2]string{op, code}]++
-}
-
-func isNet(err error) bool {
-	var ne net.Error
-	return errors.As(err, &ne) || errors.Is(err, net.ErrClosed) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
-}
-
-// OnBrokerConnect implements kgo.HookBrokerConnect.
-func (e *Errors) OnBrokerConnect(_ kgo.BrokerMetadata, _ time.Duration, _ net.Conn, err error) {
-	e.Count("connect", err)
-}
-
-// OnBrokerE2E implements kgo.HookBrokerE2E.
-func (e *Errors) OnBrokerE2E(_ kgo.BrokerMetadata, key int16, e2e kgo.BrokerE2E) {
-	if err := e2e.Err(); err != nil {
-		e.Count(kmsg.NameForKey(key), err)
-	}
-}
-
-// Describe adds edge_kafka_errors_total to set.
-func (e *Errors) Describe(set *stat.Set) {
-	set.CounterVec("edge_kafka_errors_total", "Errors of Kafka connections, requests and records by operation and code.",
-		[]string{"op", "code"}, func(emit stat.Emit) {
-			e.mu.Lock()
-			defer e.mu.Unlock()
-			// The usual one is there from the start: a rate needs a zero to rise from.
-			if lost := [2]string{"connect", "network"}; e.counts[lost] == 0 {
-				emit(0, lost[0], lost[1])
-			}
-			for k, n := range e.counts {
-				emit(float64(n), k[0], k[1])
-			}
-		})
-}
 
 // logger hands kgo's log to slog. Its INFO is per-connection chatter, hence
 // one level down.

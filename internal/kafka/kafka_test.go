@@ -3,6 +3,8 @@ package kafka
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -19,6 +21,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
+	"github.com/twmb/franz-go/pkg/sasl/plain"
 	"go.uber.org/goleak"
 
 	"edge/internal/stat"
@@ -162,6 +165,8 @@ func TestErrorsAreCountedByCode(t *testing.T) {
 	f(&net.OpError{Op: "dial", Err: errors.New("refused")}, "network")
 	f(net.ErrClosed, "network")
 	f(io.EOF, "network")
+	f(&tls.CertificateVerificationError{Err: x509.UnknownAuthorityError{}}, "tls")
+	f(&net.OpError{Op: "remote error", Err: tls.AlertError(42)}, "tls")
 	f(kgo.ErrClientClosed, "client")
 
 	e.Count("nothing", nil)
@@ -204,6 +209,9 @@ func TestBrokenConnectionsAndRequestsAreCounted(t *testing.T) {
 	}
 	got := map[string]bool{}
 	for _, f := range families {
+		if n := len(f.Metric); n < len(known) || n > len(known)+20 {
+			t.Errorf("got %d series; want the %d known ones and few others", n, len(known))
+		}
 		for _, m := range f.Metric {
 			got[m.Label[1].GetValue()+" "+m.Label[0].GetValue()] = m.Counter.GetValue() > 0
 		}
@@ -213,6 +221,40 @@ func TestBrokenConnectionsAndRequestsAreCounted(t *testing.T) {
 			t.Errorf("%s was not counted: %v", want, got)
 		}
 	}
+}
+
+func TestErrorsStartAtZero(t *testing.T) {
+	var set stat.Set
+	new(Errors).Describe(&set)
+	registry := prometheus.NewPedanticRegistry() // refuses a pair that comes twice
+	registry.MustRegister(&set)
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := len(families[0].Metric); got != len(known) {
+		t.Errorf("got %d series; want %d", got, len(known))
+	}
+	for _, m := range families[0].Metric {
+		if m.Counter.GetValue() != 0 {
+			t.Errorf("got %v; want 0", m)
+		}
+	}
+}
+
+func TestExplain(t *testing.T) {
+	f := func(o Options, err error, want string) {
+		t.Helper()
+		if got := fmt.Sprint(o.Explain(err)); got != want {
+			t.Errorf("got %s; want %s", got, want)
+		}
+	}
+	login := Options{SASL: plain.Auth{User: "u", Pass: "p"}.AsMechanism()}
+	f(login, nil, "<nil>")
+	f(login, kerr.SaslAuthenticationFailed, kerr.SaslAuthenticationFailed.Error())
+	f(Options{}, io.EOF, "EOF")
+	f(login, fmt.Errorf("list topics: %w", io.EOF),
+		"list topics: EOF: the broker closed the connection, as some do when user, password or mechanism (PLAIN) is wrong")
 }
 
 func TestLogger(t *testing.T) {

@@ -1,0 +1,75 @@
+package main
+
+import (
+	"bytes"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"net"
+	"net/http"
+	"strconv"
+	"time"
+)
+
+// self returns the URL of the running server's public listener and a client for
+// it: the same settings say where it is.
+func (c *config) self(timeout time.Duration) (url string, client *http.Client, err error) {
+	host := c.ServerHost
+	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
+		host = "127.0.0.1"
+	}
+	addr := net.JoinHostPort(host, strconv.Itoa(int(c.ServerPort)))
+	_, own, err := c.listenTLS()
+	if err != nil {
+		return "", nil, err
+	}
+	if own == nil {
+		return "http://" + addr, &http.Client{Timeout: timeout}, nil
+	}
+	transport := http.DefaultTransport.(*http.Transport).Clone()
+	transport.TLSClientConfig = &tls.Config{
+		MinVersion: tls.VersionTLS12,
+		// The certificate is for the name that clients use, which is not the
+		// address here. It is verified below instead.
+		InsecureSkipVerify: true,
+		VerifyConnection:   func(s tls.ConnectionState) error { return isSelf(own.current.Load(), s.PeerCertificates) },
+	}
+	return "https://" + addr, &http.Client{Timeout: timeout, Transport: transport}, nil
+}
+
+// isSelf accepts the certificate in our own file, expired or not (a restart
+// would not renew it), and, because a renewed file is read a moment later by the
+// server than by us, one for the same name that the file's chain or the system
+// vouches for.
+func isSelf(own *tls.Certificate, peer []*x509.Certificate) error {
+	if len(peer) == 0 {
+		return errors.New("the server sent no certificate")
+	}
+	if bytes.Equal(peer[0].Raw, own.Certificate[0]) {
+		return nil
+	}
+	roots, err := x509.SystemCertPool()
+	if err != nil {
+		roots = x509.NewCertPool()
+	}
+	for _, raw := range own.Certificate[1:] {
+		if ca, err := x509.ParseCertificate(raw); err == nil {
+			roots.AddCert(ca)
+		}
+	}
+	between := x509.NewCertPool()
+	for _, ca := range peer[1:] {
+		between.AddCert(ca)
+	}
+	var name string
+	switch leaf := own.Leaf; {
+	case len(leaf.DNSNames) > 0:
+		name = leaf.DNSNames[0]
+	case len(leaf.IPAddresses) > 0:
+		name = leaf.IPAddresses[0].String()
+	default:
+		return errors.New("the server has another certificate than SERVER_TLS_CERT")
+	}
+	_, err = peer[0].Verify(x509.VerifyOptions{DNSName: name, Roots: roots, Intermediates: between})
+	return err
+}
