@@ -126,6 +126,7 @@ func TestDocsCommands(t *testing.T) {
 				cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 				cmd.WaitDelay = 5 * time.Second
 				cmd.Env = append(os.Environ(), "PATH="+bin+":"+os.Getenv("PATH"), "CHDB_LIBRARY="+library, "LOG_LEVEL=warn",
+					"CLICKHOUSE_HOST=127.0.0.1", "CLICKHOUSE_PORT="+strings.TrimPrefix(n.engine, "127.0.0.1:"),
 					"EMBEDDED=true", "DATA_DIR="+n.setting("DATA_DIR"), "SERVER_HOST=127.0.0.1", "SERVER_PORT="+n.setting("SERVER_PORT"), "ADMIN_PORT="+n.setting("ADMIN_PORT"))
 				if out, err := cmd.CombinedOutput(); err != nil {
 					t.Errorf("%s: %v\n%s\n%s", b, err, b.text, out)
