@@ -290,7 +290,7 @@ func TestDocsNameWhatThereIs(t *testing.T) {
 			}
 		}
 		for _, m := range regexp.MustCompile("`([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+)`").FindAllStringSubmatch(string(text), -1) {
-			if !strings.Contains(source, m[1]) {
+			if !strings.Contains(source, strings.TrimSuffix(m[1], "_FILE")) { // a secret may come in a file
 				t.Errorf("%s names the setting %s, which is none", name, m[1])
 			}
 		}
