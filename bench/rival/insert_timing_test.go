@@ -149,5 +149,4 @@ func countRows(b *testing.B, pool *clickhouse.Pool) int64 {
 	return int64(n.Row(0))
 }
 
-
 func dateTime(ms int64) string { return time.UnixMilli(ms).UTC().Format("2006-01-02 15:04:05.000") }

@@ -1,0 +1,240 @@
+//go:build linux
+
+package main
+
+import (
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"edge/bench/chart"
+	"edge/bench/ledger"
+	"edge/internal/codec"
+)
+
+func TestMedianAndQuantile(t *testing.T) {
+	f := func(v []float64, want float64) {
+		t.Helper()
+		before := slices.Clone(v)
+		if got := median(v); got != want || !slices.Equal(v, before) {
+			t.Errorf("median of %v: got %v; want %v, and the order left alone", before, got, want)
+		}
+	}
+	f(nil, 0)
+	f([]float64{3}, 3)
+	f([]float64{9, 1, 5}, 5)
+	f([]float64{4, 1, 3, 2}, 2.5)
+	if got := quantile([]float64{5, 1, 4, 2, 3}, 0.99); got != 5 {
+		t.Errorf("p99 of five: got %v; want the largest", got)
+	}
+	if !math.IsNaN(quantile(nil, 0.5)) {
+		t.Error("a quantile of nothing is a number")
+	}
+}
+
+func TestPairComparesNeighbours(t *testing.T) {
+	ours, limit := &target{name: "ours"}, &target{name: "limit"}
+	run := func(name string, rate, cpu float64) *sample {
+		return &sample{Target: name, PerSecond: rate, CPU: map[string]float64{"server": cpu}}
+	}
+	var rates, cpus []float64
+	var last *sample
+	for _, s := range []*sample{run("limit", 100, 2), run("ours", 80, 3), run("peer", 10, 9), run("ours", 60, 4), run("limit", 120, 2)} {
+		pair(last, s, ours, limit, &rates, &cpus)
+		last = s
+	}
+	if !slices.Equal(rates, []float64{0.8, 0.5}) || !slices.Equal(cpus, []float64{1.5, 2}) {
+		t.Errorf("got %v and %v; want 0.8, 0.5 and 1.5, 2: ours beside the peer is no pair with the limit", rates, cpus)
+	}
+	pair(last, run("ours", 1, 1), ours, nil, &rates, &cpus)
+	if len(rates) != 2 {
+		t.Error("a pair without a limit")
+	}
+}
+
+func TestTypicalIsMadeOfMedians(t *testing.T) {
+	all := []sample{
+		{Target: "a", Events: 10, PerSecond: 1, P99: 9, Refused: 1, CPU: map[string]float64{"server": 5, "broker": 1}},
+		{Target: "a", Events: 20, PerSecond: 3, P99: 7, CPU: map[string]float64{"server": 4, "broker": 3}},
+		{Target: "a", Events: 30, PerSecond: 2, P99: 8, CPU: map[string]float64{"server": 6, "broker": 2}},
+	}
+	s := typical(all)
+	if s.PerSecond != 2 || s.P99 != 8 || s.CPU["server"] != 5 || s.CPU["broker"] != 2 || s.Events != 60 || s.Refused != 1 {
+		t.Errorf("got %+v", s)
+	}
+	if typical(nil).PerSecond != 0 {
+		t.Error("nothing is typical of no runs")
+	}
+}
+
+func TestTableIsAlignedMarkdown(t *testing.T) {
+	tb := table{Header: []string{"", "µs"}}
+	tb.row("edge", 1.5)
+	tb.row("n", "12")
+	want := "|      | µs  |\n| ---- | --- |\n| edge | 1.5 |\n| n    | 12  |\n"
+	if got := tb.String(); got != want {
+		t.Errorf("got\n%s; want\n%s", got, want)
+	}
+}
+
+func TestCount(t *testing.T) {
+	f := func(v float64, want string) {
+		t.Helper()
+		if got := count(v); got != want {
+			t.Errorf("%v: got %s; want %s", v, got, want)
+		}
+	}
+	f(0, "0")
+	f(9999, "9999")
+	f(12_345, "12.3 k")
+	f(1_650_000, "1.65 M")
+}
+
+func TestVerdict(t *testing.T) {
+	f := func(must, stretch bool, want string) {
+		t.Helper()
+		if got := verdict(must, stretch); got != want {
+			t.Errorf("%v, %v: got %s; want %s", must, stretch, got, want)
+		}
+	}
+	f(false, false, "missed")
+	f(false, true, "missed")
+	f(true, false, "met")
+	f(true, true, "stretch")
+}
+
+func TestLevels(t *testing.T) {
+	f := func(n int64, want ...int64) {
+		t.Helper()
+		if got := levels(n); !slices.Equal(got, want) {
+			t.Errorf("%d: got %v; want %v", n, got, want)
+		}
+	}
+	f(200_000, 200_000)
+	f(1_000_000, 1_000_000)
+	f(10_000_000, 1_000_000, 3_000_000, 10_000_000)
+	f(100_000_000, 1_000_000, 3_000_000, 10_000_000, 30_000_000, 100_000_000)
+}
+
+func TestBenchmarkLines(t *testing.T) {
+	r := &results{values: map[string]map[string][]float64{}}
+	for _, out := range []string{
+		"goos: linux\nBenchmarkDecode/edge-2    100   200.0 ns/op  1135.00 MB/s  0 B/op  0 allocs/op\nBenchmarkDecode/encoding-json-2  10  2000 ns/op\nPASS\n",
+		"BenchmarkDecode/edge-2  100  100.0 ns/op  0 allocs/op\nBenchmarkDecode/encoding-json-2  10  3000 ns/op\n",
+	} {
+		r.read([]byte(out))
+	}
+	if got := r.median("Decode/edge", "ns/op"); got != 150 {
+		t.Errorf("got %v ns/op; want 150", got)
+	}
+	if got := r.against("Decode/encoding-json", "Decode/edge", "ns/op"); got != "20.00x" { // 10x, then 30x
+		t.Errorf("got %s; want 20.00x", got)
+	}
+	tb := r.table("Decode", "ns/op", "allocs/op")
+	if len(tb.Rows) != 2 || tb.Rows[0][0] != "edge" || tb.Rows[0][3] != "1.00x" {
+		t.Errorf("got %v", tb.Rows)
+	}
+}
+
+func TestOptions(t *testing.T) {
+	edge := filepath.Join(t.TempDir(), "edge")
+	if err := os.WriteFile(edge, nil, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	f := func(want string, env ...string) options {
+		t.Helper()
+		for _, name := range []string{"BENCH_QUICK", "BENCH_SECONDS", "BENCH_SOAK_SECONDS", "BENCH_ROUNDS", "BENCH_EVENTS", "BENCH_ROWS", "BENCH_STAGES", "BENCH_PIN", "BENCH_OUT"} {
+			t.Setenv(name, "")
+		}
+		t.Setenv("BENCH_EDGE", edge)
+		for i := 0; i < len(env); i += 2 {
+			t.Setenv(env[i], env[i+1])
+		}
+		o, err := loadOptions()
+		switch {
+		case want == "" && err != nil:
+			t.Fatalf("%v: %v", env, err)
+		case want != "" && (err == nil || !strings.Contains(err.Error(), want)):
+			t.Errorf("%v: got %v; want an error with %q", env, err, want)
+		}
+		return o
+	}
+	if o := f(""); o.rounds != 5 || o.one != 2*time.Second || !slices.Equal(o.stages, stageNames) || len(stages) != len(stageNames) {
+		t.Errorf("defaults: %+v", o)
+	}
+	if o := f("", "BENCH_QUICK", "1", "BENCH_EVENTS", "1_000"); o.rounds != 1 || o.events != 1000 || slices.Contains(o.stages, "decode") {
+		t.Errorf("quick: %+v", o)
+	}
+	if o := f("", "BENCH_STAGES", "http,sink", "BENCH_SECONDS", "0.5", "BENCH_PIN", "1"); !slices.Equal(o.stages, []string{"http", "sink"}) || o.one != time.Second/2 || o.serverCore() != 1 {
+		t.Errorf("chosen: %+v", o)
+	}
+	f("BENCH_STAGES", "BENCH_STAGES", "http,nosuch")
+	f("BENCH_ROUNDS", "BENCH_ROUNDS", "many")
+	f("BENCH_SECONDS", "BENCH_SECONDS", "-1")
+	f("make bench", "BENCH_EDGE", filepath.Join(t.TempDir(), "none"))
+}
+
+// The made-up events must be events, in each of the three shapes.
+func TestGeneratedEventsAreEvents(t *testing.T) {
+	pool := codec.NewPool(codec.Rules{})
+	f := func(g *generated) {
+		t.Helper()
+		for _, m := range []struct {
+			name     string
+			requests [][]byte
+			events   int
+			decode   func(*codec.Batch, []byte) *codec.Error
+		}{
+			{"single", g.singles(20), 1, func(b *codec.Batch, body []byte) *codec.Error { return b.DecodeOne(body, time.Now()) }},
+			{"lines", g.lines(3, 7), 7, func(b *codec.Batch, body []byte) *codec.Error { return b.DecodeLines(body, time.Now()) }},
+			{"array", g.arrays(3, 7), 7, func(b *codec.Batch, body []byte) *codec.Error { return b.DecodeArray(body, time.Now()) }},
+		} {
+			for _, r := range m.requests {
+				_, body, _ := strings.Cut(string(r), "\r\n\r\n")
+				batch := pool.Get()
+				if err := m.decode(batch, []byte(body)); err != nil || batch.Len() != m.events {
+					t.Errorf("%s: %d events, want %d: %s", m.name, batch.Len(), m.events, body)
+				}
+				batch.Release()
+			}
+		}
+	}
+	f(newGenerated(1))
+	many := newGenerated(2)
+	many.names, many.withID = 10_000, true
+	f(many)
+	if a, b := newGenerated(3).singles(5), newGenerated(3).singles(5); !slices.EqualFunc(a, b, func(x, y []byte) bool { return len(x) == len(y) }) {
+		t.Error("the same seed makes other events")
+	}
+}
+
+func TestReportIsWritten(t *testing.T) {
+	s := section{Stage: "http", Title: "one event a request", Numbers: map[string]float64{"http_memory_cpu_us": 9},
+		Book:   ledger.Book{{What: "run", Where: "log", Promised: 2, Found: 1}},
+		Charts: []chart.Chart{{Name: "plot", Title: "a plot"}}}
+	s.goal(goal{What: "HTTP single", Must: "much", Verdict: "met"})
+	r := report{Sections: []section{s}, Failed: []string{"query: no engine"}}
+	dir := filepath.Join(t.TempDir(), "report")
+	if err := r.write(dir); err != nil {
+		t.Fatal(err)
+	}
+	f := func(name string, want ...string) {
+		t.Helper()
+		text, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, w := range want {
+			if !strings.Contains(string(text), w) {
+				t.Errorf("%s does not say %q:\n%s", name, w, text)
+			}
+		}
+	}
+	f("README.md", "HTTP single", "make bench BENCH_STAGES=http", "VOID", "1 void", "(plot.svg)", "query: no engine")
+	f("report.json", `"http_memory_cpu_us": 9`, `"promised": 2`)
+	f("plot.svg", "<svg")
+}

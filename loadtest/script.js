@@ -1,0 +1,102 @@
+// The load test: 2,000 events/s sustained and a spike of 20,000/s, one event a
+// request, in k6's open model, which starts an iteration when it is due whether
+// or not earlier ones have been answered.
+//
+// make load-test runs it against an edge of its own. By hand, against another:
+//
+//   k6 run -e BASE_URL=http://host:8080 loadtest/script.js
+//
+// dropped_iterations is how many were due while no VU was free. Then it was k6
+// that set the rate and not the script, and the run says nothing about the
+// spike: a request costs k6 about 50 µs of processor time, so it needs a machine
+// of its own, and a few cores of it, to offer 20,000 a second. SPIKE_RATE sets
+// what it can; BULK_RATE is the same number of events in bodies of a hundred.
+
+import http from 'k6/http';
+import exec from 'k6/execution';
+import { Counter } from 'k6/metrics';
+
+const base = __ENV.BASE_URL || 'http://localhost:8080';
+const scale = Number(__ENV.TIME_SCALE || 1); // of all durations
+const steady = Number(__ENV.STEADY_RATE || 2000);
+const peak = Number(__ENV.SPIKE_RATE || 20000);
+const bulk = Number(__ENV.BULK_RATE || 20000) / 100;
+
+const lasts = (n) => Math.max(Math.round(n * scale), 1);
+const seconds = (n) => `${lasts(n)}s`;
+
+// Little's law with a slow answer: rate × 0.2 s × 2, and a little above.
+const vus = (rate) => ({ preAllocatedVUs: Math.ceil(rate * 0.2 * 2 / 10), maxVUs: Math.ceil(rate * 0.2 * 2) });
+
+const spiked = [
+  { target: steady, duration: seconds(10) },
+  { target: steady, duration: seconds(30) },
+  { target: peak, duration: seconds(5) },
+  { target: peak, duration: seconds(30) },
+  { target: steady, duration: seconds(5) },
+  { target: steady, duration: seconds(20) },
+];
+const whole = [10, 30, 5, 30, 5, 20].map(lasts).reduce((a, b) => a + b);
+
+export const options = {
+  discardResponseBodies: true,
+  summaryTrendStats: ['avg', 'med', 'p(95)', 'p(99)', 'p(99.9)', 'max'],
+  scenarios: {
+    single: {
+      executor: 'ramping-arrival-rate', exec: 'single', startRate: Math.ceil(steady / 4), timeUnit: '1s', ...vus(peak), stages: spiked,
+    },
+    bulk: {
+      executor: 'ramping-arrival-rate', exec: 'bulkOf100', startRate: Math.ceil(bulk / 10), timeUnit: '1s', ...vus(bulk),
+      startTime: `${whole + 2}s`,
+      stages: [{ target: bulk, duration: seconds(5) }, { target: bulk, duration: seconds(30) }],
+    },
+  },
+  thresholds: {
+    'http_req_duration{scenario:single}': ['p(95)<100', 'p(99)<200'],
+    'http_req_duration{scenario:bulk}': ['p(95)<100', 'p(99)<200'],
+    http_req_failed: ['rate<0.01'],
+    'dropped_iterations{scenario:single}': ['count>=0'], // named, so that the summary has them
+    'dropped_iterations{scenario:bulk}': ['count>=0'],
+  },
+};
+
+// Events that a 202 promised, for the ledger, and requests that ended undecided.
+const promised = new Counter('events_promised');
+const undecided = new Counter('events_undecided');
+
+const head = '{"event_name":"product_view","channel":"web","campaign_id":"summer_sale_2024","user_id":"user_';
+const tail = ',"tags":["electronics","featured"],"metadata":{"product_id":"SKU-001","page_url":"/products/laptop"}';
+const hex = (n, digits) => n.toString(16).padStart(digits, '0');
+
+// An id of its own for each event, so that a retry anywhere would count once.
+function event(n) {
+  const id = `${hex(exec.vu.idInTest, 8)}-0000-7000-8000-${hex(exec.vu.iterationInInstance * 100 + n, 12)}`;
+  return `${head}${(exec.vu.idInTest * 7919 + n) % 100000}","timestamp":${Date.now()}${tail},"event_id":"${id}"}`;
+}
+
+function count(response, events) {
+  if (response.status === 202) {
+    promised.add(events);
+  } else if (response.status === 0 || response.status >= 500) {
+    undecided.add(events);
+  }
+}
+
+const json = { headers: { 'Content-Type': 'application/json' } };
+const ndjson = { headers: { 'Content-Type': 'application/x-ndjson' } };
+
+export function single() {
+  count(http.post(`${base}/events`, event(0), json), 1);
+}
+
+export function bulkOf100() {
+  let body = '';
+  for (let i = 0; i < 100; i++) {
+    body += event(i) + '\n';
+  }
+  count(http.post(`${base}/events/bulk`, body, ndjson), 100);
+}
+
+export function handleSummary(data) {
+  return { [__ENV.RESULTS || 'results.json']: JSON.stringify(data, null, 2) };
+}
