@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -24,7 +25,13 @@ import (
 	"edge/internal/kafka"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if kind := os.Getenv(brokerEnv); kind != "" {
+		serveBroker(kind)
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
 
 const topic = "events"
 
@@ -60,6 +67,7 @@ func simulateOn(t *testing.T, opts []kfake.Opt, change func(*Config), f func(*si
 			t.Fatal(err)
 		}
 		defer s.cluster.Close()
+		s.watch()
 		cfg := Config{
 			Kafka: s.kafka(), Topic: topic, AckTimeout: 2 * time.Second,
 			Shards: 2, RingBatches: 16, RingBytes: 1 << 20,
@@ -105,6 +113,12 @@ func (s *sim) settled() {
 	synctest.Wait()
 	if n := s.p.inflight.Load(); n != 0 {
 		s.t.Errorf("%d records in flight after Close", n)
+	}
+	if n := s.p.buffered.Load(); n != 0 {
+		s.t.Errorf("%d bytes in batches after Close", n)
+	}
+	if n := s.p.held.Load(); n != 0 {
+		s.t.Errorf("%d bytes of requests are held after Close", n)
 	}
 }
 
@@ -155,6 +169,11 @@ func (s *sim) expect(want error, ids ...string) []string {
 
 // log reads the topic from start to end.
 func (s *sim) log() []*kgo.Record {
+	s.t.Helper()
+	return s.logOf(topic)
+}
+
+func (s *sim) logOf(topic string) []*kgo.Record {
 	s.t.Helper()
 	var want int64
 	for _, p := range s.cluster.PartitionInfos(topic) {

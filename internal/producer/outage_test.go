@@ -145,20 +145,20 @@ func (s *sim) hour() (taken []string, refused int) {
 func (s *sim) checkBounds() {
 	s.t.Helper()
 	c := &s.p.cfg
-	// kgo counts the record too that each shard waits to hand over.
-	if n := s.p.client.BufferedProduceRecords(); n > int64(c.MaxInflight+c.Shards) {
-		s.t.Fatalf("kgo holds %d records; the bound is %d", n, c.MaxInflight)
+	if n := s.p.inflight.Load(); n > int64(c.MaxInflight) {
+		s.t.Fatalf("%d records are in batches; the bound is %d", n, c.MaxInflight)
 	}
-	if n := s.p.client.BufferedProduceBytes(); n > int64(c.MaxInflightBytes+c.Shards<<10) {
-		s.t.Fatalf("kgo holds %d bytes; the bound is %d", n, c.MaxInflightBytes)
+	if n := s.p.buffered.Load(); n > int64(c.MaxInflightBytes) {
+		s.t.Fatalf("%d bytes are in batches; the bound is %d", n, c.MaxInflightBytes)
 	}
-	for _, r := range s.p.shards {
-		if r.Len() > c.RingBatches || r.Bytes() > c.RingBytes {
+	for _, shard := range s.p.shards {
+		if r := shard.ring; r.Len() > c.RingBatches || r.Bytes() > c.RingBytes {
 			s.t.Fatalf("a ring holds %d requests and %d bytes", r.Len(), r.Bytes())
 		}
 	}
-	if n := s.p.held.Load(); n > s.p.maxHeld {
-		s.t.Fatalf("%d bytes of requests are held; the bound is %d", n, s.p.maxHeld)
+	// Full rings, and as much again that their readers popped and cannot place.
+	if n, bound := s.p.held.Load(), 2*int64(c.Shards)*c.RingBytes; n > bound {
+		s.t.Fatalf("%d bytes of requests are held; the bound is %d", n, bound)
 	}
 }
 
@@ -181,9 +181,7 @@ func TestOneStuckPartitionHoldsBoundedMemory(t *testing.T) {
 			} else {
 				all = append(all, r.records)
 			}
-			if n := s.p.held.Load(); n > s.p.maxHeld {
-				t.Fatalf("%d bytes of requests are held; the bound is %d", n, s.p.maxHeld)
-			}
+			s.checkBounds()
 		}
 		if full == 0 {
 			t.Error("no request was refused")

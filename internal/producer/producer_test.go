@@ -175,7 +175,7 @@ func TestFullRingKeepsNothing(t *testing.T) {
 		if got, want := len(requests)-full, 10+1+4; got != want {
 			t.Errorf("%d requests were taken; want %d", got, want)
 		}
-		if n := s.p.full[0].Load(); n != uint64(full) {
+		if n := s.p.shards[0].full.Load(); n != uint64(full) {
 			t.Errorf("%d refusals counted; want %d", n, full)
 		}
 		s.pass(2 * time.Second)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -37,5 +38,29 @@ func TestTopicRecreated(t *testing.T) {
 		if len(s.log()) == 0 {
 			t.Error("the new topic is empty")
 		}
+	})
+}
+
+// A batch without an answer when its topic was replaced: it may have been in the
+// old log, so it must not get into the new one.
+func TestNothingMovesToTheNewTopic(t *testing.T) {
+	simulate(t, nil, func(s *sim) {
+		s.expect(nil, "warm")
+		release := s.block()
+		r := s.request(ids("event", 40)...) // also to partitions that have had nothing yet
+		synctest.Wait()
+		if err := s.cluster.DeleteTopic(topic); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.cluster.CreateTopic(topic, partitions, nil); err != nil {
+			t.Fatal(err)
+		}
+		s.p.metadata.refresh()
+		s.pass(time.Second)
+		release()
+		s.net.cut()
+		s.net.mend()
+		r.expect(ErrTimeout)
+		s.wantLog(s.expect(nil, "event"))
 	})
 }
