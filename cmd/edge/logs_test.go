@@ -31,7 +31,7 @@ func TestLogsHoldNoEvents(t *testing.T) {
 	writeKey, readKey := "write-"+marker, "read-"+marker
 	c := startOwnCluster(t, "logged", "LOG_LEVEL", "debug")
 	n := c.tenant(t, "logged")
-	p := n.start("edge", everything, "LOG_LEVEL", "debug", "WRITE_KEYS", writeKey, "READ_KEYS", readKey, "ACK_TIMEOUT", "200ms", "INSERT_TIMEOUT", "1s")
+	p := n.start("edge", everything, "LOG_LEVEL", "debug", "WRITE_KEYS", writeKey, "READ_KEYS", readKey)
 	logs := []*process{p.process, c.broker, c.engine}
 	post := func(path, body, key string, want int) {
 		t.Helper()

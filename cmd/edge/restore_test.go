@@ -46,6 +46,7 @@ func TestOlderClickHouseIsRestored(t *testing.T) {
 	n.again(p)
 	p.awaitReady()
 	l.more(100)
+	n.rounds = 1
 	n.balance(l)
 	if report, err := p.command("verify"); err != nil {
 		t.Errorf("edge verify after the repair: %v\n%s", err, report)

@@ -66,18 +66,14 @@ func TestRoles(t *testing.T) {
 		t.Helper()
 		l.more(200)
 		server.kill()
-		for _, p := range hit {
-			within(t, 30*time.Second, p.name+" says that "+name+" is away", func() error {
-				if got := p.away(t, needs[p]); !slices.Contains(got, name) {
-					return fmt.Errorf("it says only %v are not ok", got)
+		for _, p := range all {
+			hurt := slices.Contains(hit, p)
+			within(t, 30*time.Second, fmt.Sprintf("%s is right about %s, away: %t", p.name, name, hurt), func() error {
+				if got := p.away(t, needs[p]); hurt != slices.Contains(got, name) || !hurt && len(got) > 0 {
+					return fmt.Errorf("it says that %v are not ok", got)
 				}
 				return nil
 			}, p.process)
-		}
-		for _, p := range all {
-			if got := p.away(t, needs[p]); !slices.Contains(hit, p) && len(got) > 0 {
-				t.Errorf("%s says that %v are not ok while %s is away", p.name, got, name)
-			}
 		}
 		start()
 		for _, p := range all {
@@ -148,6 +144,7 @@ func (p *edgeProcess) wantCalmLog(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	const slack = 2 * time.Second // from making a record to counting it, on a busy machine
 	last := make(map[string]time.Time)
 	for line := range strings.Lines(string(text)) {
 		var r struct {
@@ -165,7 +162,7 @@ func (p *edgeProcess) wantCalmLog(t *testing.T) {
 			continue
 		}
 		kind := fmt.Sprint(r.Level, r.Msg, r.Component, r.Partition)
-		if since := r.Time.Sub(last[kind]); since < logging.Period-100*time.Millisecond {
+		if since := r.Time.Sub(last[kind]); since < logging.Period-slack {
 			t.Errorf("%s logs again after %s: %s", p.name, since, line)
 		}
 		last[kind] = r.Time
