@@ -89,10 +89,11 @@ $(LINT):
 ## lint: the linters, and the imports as DESIGN.md draws them
 lint: $(LINT)
 	$(LINT) run ./...
+	cd bench && GOFLAGS=-mod=mod ../$(LINT) run ./...
 
 ## check: formatting, vet, linters, and a go.mod that is tidy
 check: lint
-	@test -z "$$(gofmt -l cmd internal migrations)" || { gofmt -d cmd internal migrations; exit 1; }
+	@test -z "$$(gofmt -l cmd internal migrations bench)" || { gofmt -d cmd internal migrations bench; exit 1; }
 	$(GO) vet ./...
 	$(GO) mod tidy -diff
 

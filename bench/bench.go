@@ -86,7 +86,7 @@ var stages = map[string]func(*bench, *section, *fleet) error{
 
 var errVoid = errors.New("a ledger does not add up: the numbers of that run mean nothing")
 
-func run(ctx context.Context, _ []string) error {
+func run(ctx context.Context, _ []string) (err error) {
 	o, err := loadOptions()
 	if err != nil {
 		return err
@@ -94,7 +94,7 @@ func run(ctx context.Context, _ []string) error {
 	if o.dir, err = os.MkdirTemp("", "edge-bench-"); err != nil {
 		return err
 	}
-	defer os.RemoveAll(o.dir)
+	defer func() { err = errors.Join(err, os.RemoveAll(o.dir)) }()
 	if o.pinned {
 		var set unix.CPUSet
 		set.Set(runtime.NumCPU() - 1)

@@ -10,7 +10,6 @@ import (
 
 	"github.com/ClickHouse/ch-go"
 	"github.com/ClickHouse/ch-go/proto"
-	"github.com/google/uuid"
 
 	"edge/bench/load"
 	"edge/internal/clickhouse"
@@ -121,7 +120,7 @@ func offsetsByID(ctx context.Context, pool *clickhouse.Pool) (map[int64]int64, e
 		OnResult: func(context.Context, proto.Block) error {
 			for i, o := range offset {
 				var n int64
-				if _, err := fmt.Sscan(trimZeros(uuid.UUID(id[i]).String()[24:]), &n); err != nil {
+				if _, err := fmt.Sscan(trimZeros(id[i].String()[24:]), &n); err != nil {
 					return err
 				}
 				out[n] = int64(o)

@@ -14,13 +14,12 @@ import (
 
 // target is one of the programs that a stage compares.
 type target struct {
-	name    string
-	addr    string
-	server  int            // pid of the program itself
-	others  map[string]int // pids of what it works with: broker, engine
-	count   func() (int64, error)
-	where   string // what count looks at
-	settled time.Duration
+	name   string
+	addr   string
+	server int            // pid of the program itself
+	others map[string]int // pids of what it works with: broker, engine
+	count  func() (int64, error)
+	where  string // what count looks at
 }
 
 // sample is one run of one target.
