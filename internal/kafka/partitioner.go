@@ -2,10 +2,13 @@ package kafka
 
 import "github.com/twmb/franz-go/pkg/kgo"
 
-// ByHash is the partitioner of every producer to the topic of events: it puts a
-// record where its event_id says, so that every copy of an event meets the same
-// partition and thus the same deduplication window. A record brings its hash in
-// its Partition field, see HashPartition.
+// PartitionOf is the partition, out of n, of an event whose event_id has the
+// hash: every copy of an event meets the same partition and thus the same
+// deduplication window.
+func PartitionOf(hash uint64, n int) int { return int(HashPartition(hash)) % n }
+
+// ByHash is PartitionOf for a kgo client that produces to the topic of events. A
+// record brings its hash in its Partition field, see HashPartition.
 type ByHash struct{}
 
 // HashPartition is a hash of an event_id as ByHash wants it in a record.

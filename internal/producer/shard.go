@@ -303,7 +303,7 @@ func (s *shard) place(j *job) bool {
 			refused++ // as kgo does
 			continue
 		}
-		pt := &s.parts[int(kafka.HashPartition(j.batch.Hash(j.placed)))%len(s.view.leaders)]
+		pt := &s.parts[kafka.PartitionOf(j.batch.Hash(j.placed), len(s.view.leaders))]
 		b := pt.last(size, j.since)
 		s.bytes += b.append(value, ms, j.batch.Assigned(j.placed))
 		s.records++
