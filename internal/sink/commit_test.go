@@ -59,6 +59,44 @@ func TestCommitFails(t *testing.T) {
 	t.Log(s.sink.outcomes())
 }
 
+// TestCoordinatorMoves hands the group from broker to broker while the sink
+// inserts, and leaders with it.
+func TestCoordinatorMoves(t *testing.T) {
+	l := newLab(t, 2)
+	for range 2 {
+		if _, _, err := l.cluster.AddNode(-1, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := l.start()
+	l.produce(20)
+	l.settled()
+	stop := l.load()
+	defer stop()
+	coordinators := make(map[int32]bool)
+	for moves := range 6 {
+		was := s.sink.stats.stored.Load() + s.sink.stats.recovered.Load()
+		l.cluster.RehashCoordinators()
+		if moves%3 == 0 {
+			l.cluster.ShufflePartitionLeaders()
+		}
+		coordinators[l.cluster.CoordinatorFor(group)] = true
+		eventually(t, "a commit finds the coordinator", func() error {
+			if s.sink.stats.stored.Load()+s.sink.stats.recovered.Load() == was {
+				return errCut
+			}
+			return nil
+		})
+	}
+	stop()
+	if len(coordinators) < 2 {
+		t.Errorf("coordinators were %v; want several", coordinators)
+	}
+	l.settled()
+	l.exact()
+	t.Log(s.sink.outcomes())
+}
+
 // TestOffsetsMovedBack starts a sink behind what is stored: offsets reset by
 // hand, lost with the group, or overtaken by a commit that was late. The stored
 // rows are recognised, missing ones among them are inserted.
@@ -275,7 +313,6 @@ func TestOrderOfAnInsert(t *testing.T) {
 			order = append(order, what)
 		}
 	}
-	const needle = "a value only these rows have"
 	s.click.watch = func(c *wireConn, p []byte, sent bool) {
 		switch {
 		case sent && bytes.Contains(p, []byte("INSERT INTO \"events\"")), sent && bytes.Contains(p, []byte("INSERT INTO events ")):

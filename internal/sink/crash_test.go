@@ -130,7 +130,6 @@ func TestEngineStandsStill(t *testing.T) {
 	l := newLabOn(t, child, 1)
 	s := l.prepare(func(c *Config) { c.InsertTimeout = 500 * time.Millisecond })
 	var armed atomic.Bool
-	const needle = "a value only these rows have"
 	s.click.watch = func(_ *wireConn, p []byte, sent bool) {
 		if !sent || !bytes.Contains(p, []byte(needle)) || !armed.CompareAndSwap(true, false) {
 			return

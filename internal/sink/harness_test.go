@@ -139,6 +139,12 @@ type memberWatch struct {
 	id string
 }
 
+func (w *memberWatch) name() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.id
+}
+
 func (w *memberWatch) Enabled(context.Context, slog.Level) bool { return true }
 func (w *memberWatch) WithAttrs([]slog.Attr) slog.Handler       { return w }
 func (w *memberWatch) Handle(ctx context.Context, r slog.Record) error {
@@ -245,9 +251,7 @@ func (l *lab) evictDead() {
 	alive := make(map[string]bool)
 	l.mu.Lock()
 	for _, p := range l.running {
-		p.member.mu.Lock()
-		alive[p.member.id] = !p.dead
-		p.member.mu.Unlock()
+		alive[p.member.name()] = !p.dead
 	}
 	l.mu.Unlock()
 	for _, m := range info.Members {
@@ -259,10 +263,7 @@ func (l *lab) evictDead() {
 
 // evict tells the group that the sink is gone, whether it is or not.
 func (p *process) evict() {
-	p.member.mu.Lock()
-	id := p.member.id
-	p.member.mu.Unlock()
-	if id != "" {
+	if id := p.member.name(); id != "" {
 		p.l.evict(id)
 	}
 }

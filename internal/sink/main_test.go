@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"syscall"
 	"testing"
@@ -21,6 +22,9 @@ import (
 
 // childEnv makes the test binary play `edge clickhouse` on the directory it names.
 const childEnv = "EDGE_TEST_SINK_CLICKHOUSE_DIR"
+
+// childMemoryEnv is how many bytes that engine may have.
+const childMemoryEnv = "EDGE_TEST_SINK_CLICKHOUSE_MEMORY"
 
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(childEnv); dir != "" {
@@ -50,6 +54,7 @@ func childMain(dir string) int {
 	defer stop()
 	cfg := engine.Config{Dir: dir, Lifeline: lifeline, Drain: time.Second,
 		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError}))}
+	cfg.MaxMemory, _ = strconv.ParseInt(os.Getenv(childMemoryEnv), 10, 64)
 	if err := engine.Run(ctx, cfg, ln); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
@@ -158,6 +163,8 @@ type wire struct {
 	// writes and reads are bytes to let through before the connection that wants
 	// more is cut, one number a cut. Empty: no limit.
 	writes, reads []int
+	// bandwidth is how many bytes a second go out at most; 0: no bound.
+	bandwidth int
 	// watch sees every write before it is made, and every read (sent false).
 	watch func(c *wireConn, p []byte, sent bool)
 }
@@ -211,6 +218,11 @@ func (w *wire) mend() {
 func (w *wire) freeze() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.freezeLocked()
+}
+
+// freezeLocked is freeze for watch.
+func (w *wire) freezeLocked() {
 	if w.thawed == nil {
 		w.thawed = make(chan struct{})
 	}
@@ -238,6 +250,29 @@ func (w *wire) wait(closed chan struct{}) error {
 	}
 	select {
 	case <-thawed:
+		return nil
+	case <-closed:
+		return net.ErrClosed
+	}
+}
+
+// slow sets the bandwidth.
+func (w *wire) slow(bandwidth int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.bandwidth = bandwidth
+}
+
+// transmit takes the time that n bytes need.
+func (w *wire) transmit(n int, closed chan struct{}) error {
+	w.mu.Lock()
+	bandwidth := w.bandwidth
+	w.mu.Unlock()
+	if bandwidth == 0 {
+		return nil
+	}
+	select {
+	case <-time.After(time.Second * time.Duration(n) / time.Duration(bandwidth)):
 		return nil
 	case <-closed:
 		return net.ErrClosed
@@ -294,6 +329,9 @@ func (c *wireConn) Read(p []byte) (int, error) {
 
 func (c *wireConn) Write(p []byte) (int, error) {
 	if err := c.w.wait(c.closed); err != nil {
+		return 0, err
+	}
+	if err := c.w.transmit(len(p), c.closed); err != nil {
 		return 0, err
 	}
 	c.w.tell(c, p, true)
