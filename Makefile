@@ -210,6 +210,10 @@ docker-down:
 docker-clean:
 	$(COMPOSE) --profile '*' down --volumes
 
+## docker-bench: the k6 script against what docker-up started; the result is JSON
+docker-bench:
+	@$(COMPOSE) --profile bench run --rm k6
+
 ## docker-images: build both images, edge:slim and edge:embedded
 docker-images:
 	docker build -f deploy/docker/Dockerfile --target slim -t edge:slim .
@@ -220,4 +224,4 @@ clean:
 	rm -rf bin $(ENGINE)/node_modules
 
 .PHONY: help run build setup test race lint check vuln notices release-check chaos health ready test-event test-metrics replay kafka test-kafka clean
-.PHONY: docker-up docker-down docker-clean docker-images
+.PHONY: docker-up docker-down docker-clean docker-bench docker-images

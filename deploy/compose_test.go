@@ -104,7 +104,7 @@ func checkCompose(t *testing.T, text string) []string {
 	if err := d.Decode(c.file); err != nil {
 		return []string{err.Error()}
 	}
-	for _, want := range []string{"edge", "redpanda", "console", "clickhouse", "prometheus", "grafana"} {
+	for _, want := range []string{"edge", "redpanda", "console", "clickhouse", "prometheus", "grafana", "k6"} {
 		if c.file.Services[want] == nil {
 			c.bad("there is no service %s", want)
 		}
@@ -158,8 +158,8 @@ func (c *composeCheck) image(name string, s *composeService) {
 
 func repository(s *composeService) string { r, _, _ := strings.Cut(s.Image, ":"); return r }
 
-// environment holds names to whoever reads them. A variable of none of the known
-// names must be read by a file that is mounted.
+// environment holds names to whoever reads them: edge's settings, a published
+// image's documented variables, or else some file that is mounted.
 func (c *composeCheck) environment(name string, s *composeService) {
 	for _, v := range slices.Sorted(maps.Keys(s.Environment)) {
 		if isEdge(s) {
@@ -398,6 +398,9 @@ func TestComposeIsRefused(t *testing.T) {
 	f("ADMIN_HOST: 0.0.0.0", "ADMIN_HOST: 127.0.0.1", "cannot reach ADMIN_HOST")
 	f("${CLICKHOUSE_PASSWORD:-edge}", "${CLICKHOUSE_PASSWORD}", "has no default")
 	f("restart: unless-stopped", "restart: on-failure", "want unless-stopped")
+	f("BASE_URL: http://edge:8080", "BASE_URL: http://edge:8081", "where nobody listens")
+	f("RESULTS: stdout", "OUTPUT: stdout", "nothing reads OUTPUT")
+	f("./loadtest:/loadtest:ro", "./load:/loadtest:ro", "not in the tree")
 	f("  console:\n", "  kafka-ui:\n", "no service console")
 }
 
