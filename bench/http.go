@@ -4,6 +4,8 @@ package main
 
 import (
 	"fmt"
+	"io/fs"
+	"path/filepath"
 	"strconv"
 	"time"
 
@@ -12,7 +14,7 @@ import (
 	"edge/bench/load"
 )
 
-// The connections of the single-event stages: enough for the server never to
+// The connections of a stage: enough for the server never to
 // wait for the generator, and what a broker that fsyncs needs to make batches.
 const (
 	fewConns  = 64
@@ -21,7 +23,7 @@ const (
 
 // of is a target in front of b.
 func (s *server) of(name string, b *broker) *target {
-	return &target{name: name, addr: s.addr, server: s.Pid(), others: map[string]int{"broker": b.Pid()}, count: b.count, where: "log"}
+	return &target{name: name, addr: s.addr, server: s.Pid(), others: map[string]int{"broker": b.Pid()}, count: b.count, where: "log", log: b.dir}
 }
 
 // bare starts the limit.
@@ -220,7 +222,7 @@ func bulkStage(b *bench, s *section, f *fleet) error {
 		name     string
 		requests [][]byte
 	}{{"NDJSON", g.lines(64, size)}, {"array", g.arrays(64, size)}} {
-		out, err := race{ours: ours, peer: peer, load: load.Load{Conns: fewConns, Requests: m.requests, Events: size, Duration: b.o.one}}.run(b)
+		out, err := race{ours: ours, peer: peer, load: load.Load{Conns: manyConns, Requests: m.requests, Events: size, Duration: b.o.one}}.run(b)
 		if err != nil {
 			return err
 		}
@@ -233,7 +235,39 @@ func bulkStage(b *bench, s *section, f *fleet) error {
 			Measured: fmt.Sprintf("%s/s, %.2f µs", count(got.PerSecond), got.CPU["server"]), Ratio: fmt.Sprintf("%.1fx naive sync", out.ToPeer),
 			Verdict: verdict(got.PerSecond >= 1e6 && got.CPU["server"] <= 1, got.PerSecond >= 1.65e6)})
 	}
+	if err := s.sizes(ours, g.lines(64, size), size); err != nil {
+		return err
+	}
 	return b.nullBroker(s, f, g.lines(64, size), size)
+}
+
+// sizes notes the bytes of an event on its way in and in the log.
+func (s *section) sizes(t *target, requests [][]byte, size int) error {
+	var body, log int64
+	for _, r := range requests {
+		body += int64(len(r))
+	}
+	err := filepath.WalkDir(t.log, func(_ string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		info, err := d.Info()
+		if err == nil {
+			log += info.Size()
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	events, err := t.count()
+	if err != nil {
+		return err
+	}
+	s.number("body_bytes", float64(body)/float64(len(requests)*size))
+	s.number("topic_bytes", float64(log)/float64(max(events, 1)))
+	s.note("an event is %.0f bytes as it is sent and %.0f in the log", s.Numbers["body_bytes"], s.Numbers["topic_bytes"])
+	return nil
 }
 
 // nullBroker is the bulk path with a broker that throws away: its ledger is what
@@ -251,7 +285,7 @@ func (b *bench) nullBroker(s *section, f *fleet, requests [][]byte, size int) er
 		count: func() (int64, error) { m, err := srv.metrics(); return int64(m["edge_produce_records_total"]), err }}
 	var samples []sample
 	for range b.o.rounds {
-		m, err := b.measure(t, load.Load{Conns: fewConns, Requests: requests, Events: size, Duration: b.o.one})
+		m, err := b.measure(t, load.Load{Conns: manyConns, Requests: requests, Events: size, Duration: b.o.one})
 		if err != nil {
 			return err
 		}

@@ -20,6 +20,7 @@ type target struct {
 	others map[string]int // pids of what it works with: broker, engine
 	count  func() (int64, error)
 	where  string // what count looks at
+	log    string // directory of its broker
 }
 
 // sample is one run of one target.
