@@ -288,6 +288,9 @@ func TestEverythingEncrypted(t *testing.T) {
 	s.eventually("the broken file is noticed", func() error { return s.metric(`edge_reloads_total{result="error",setting="KEYS_FILE"} 1`) })
 	must("POST", "/events", second, event(8), 202)
 	g.ca.issue("edge.example") // in the same place
+	if err := s.metric(`edge_certificate_expires_timestamp_seconds{setting="SERVER_TLS_CERT"} 1.`); err != nil {
+		t.Error(err)
+	}
 	before := s.serial()
 	if err := syscall.Kill(os.Getpid(), syscall.SIGHUP); err != nil {
 		t.Fatal(err)

@@ -26,6 +26,7 @@ type reload struct {
 	name  string // the setting that names the file, for the log and the metric
 	paths []string
 	load  func() error
+	cert  *certificate // when that is what load loads
 
 	seen    []os.FileInfo
 	ok, bad stat.Counter
@@ -97,6 +98,14 @@ func (rs reloads) Describe(set *stat.Set) {
 				emit(float64(r.bad.Load()), r.name, "error")
 			}
 		})
+	set.GaugeVec("edge_certificate_expires_timestamp_seconds", "When the certificate in use ends, in Unix seconds, by the setting that names it.",
+		[]string{"setting"}, func(emit stat.Emit) {
+			for _, r := range rs {
+				if r.cert != nil {
+					emit(float64(r.cert.current.Load().Leaf.NotAfter.Unix()), r.name)
+				}
+			}
+		})
 }
 
 // followCertificate has own followed; nil is none.
@@ -104,7 +113,7 @@ func (a *app) followCertificate(own *certificate) error {
 	if own == nil {
 		return nil
 	}
-	return a.reloads.add(&reload{name: own.name + "_CERT", paths: []string{own.cert, own.key}, load: own.load})
+	return a.reloads.add(&reload{name: own.name + "_CERT", paths: []string{own.cert, own.key}, load: own.load, cert: own})
 }
 
 // newServer makes the server, with the keys of KEYS_FILE, and returns the

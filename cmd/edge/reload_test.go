@@ -1,13 +1,15 @@
+//go:build linux
+
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -20,11 +22,17 @@ func TestReload(t *testing.T) {
 	path := writeFile(t, filepath.Join(t.TempDir(), "keys"), "one")
 	second := writeFile(t, filepath.Join(t.TempDir(), "second"), "two")
 	synctest.Test(t, func(t *testing.T) {
-		var log bytes.Buffer
-		var loads int
-		var result error
+		var log lockedLog
+		var loads atomic.Int64
+		var broken atomic.Bool
 		var rs reloads
-		r := &reload{name: "KEYS_FILE", paths: []string{path, second}, load: func() error { loads++; return result }}
+		r := &reload{name: "KEYS_FILE", paths: []string{path, second}, load: func() error {
+			loads.Add(1)
+			if broken.Load() {
+				return errors.New("line 3: want scope, id, SHA-256 and perhaps a rate")
+			}
+			return nil
+		}}
 		if err := rs.add(r); err != nil {
 			t.Fatal(err)
 		}
@@ -36,14 +44,14 @@ func TestReload(t *testing.T) {
 		}()
 		f := func(what string, want int, change func()) {
 			t.Helper()
-			loads = 0
+			loads.Store(0)
 			change()
 			for range 5 {
 				<-time.After(reloadEvery)
 				synctest.Wait()
 			}
-			if loads != want {
-				t.Errorf("%s: read %d times; want %d", what, loads, want)
+			if got := loads.Load(); got != int64(want) {
+				t.Errorf("%s: read %d times; want %d", what, got, want)
 			}
 		}
 		check := func(err error) {
@@ -63,9 +71,9 @@ func TestReload(t *testing.T) {
 		f("link", 1, func() { check(os.Remove(path)); check(os.Symlink(second, path)) })
 		f("signal", 1, func() { hangup <- syscall.SIGHUP })
 		if strings.Contains(log.String(), "ERROR") {
-			t.Errorf("got an error in the log:\n%s", &log)
+			t.Errorf("got an error in the log:\n%s", log.String())
 		}
-		result = errors.New("line 3: want scope, id, SHA-256 and perhaps a rate")
+		broken.Store(true)
 		f("broken", 1, func() { writeFile(t, second, "broken") })
 		if got := log.String(); strings.Count(got, "level=ERROR") != 1 || !strings.Contains(got, "setting=KEYS_FILE") || !strings.Contains(got, "line 3") {
 			t.Errorf("want one error that names the setting and says why:\n%s", got)

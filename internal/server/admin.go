@@ -81,6 +81,7 @@ func putLevel(w http.ResponseWriter, r *http.Request, level *slog.LevelVar) {
 func writeJSON(w http.ResponseWriter, status int, v any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
+	w.Header().Set("X-Content-Type-Options", "nosniff")
 	w.WriteHeader(status)
 	// The client is gone if this fails, and nobody is left to tell.
 	_ = json.NewEncoder(w).Encode(v)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/base64"
+	"fmt"
 	"log/slog"
 	"strings"
 	"sync"
@@ -71,6 +72,27 @@ func TestKeyFile(t *testing.T) {
 	bad(shop+" -1", "line 1: the rate must be a number from 0 to 1000000000")
 	bad(shop+" fast", "line 1: the rate must be a number from 0 to 1000000000")
 	bad(grafana+"\n"+shop+"\n"+shop, "line 3: there is another write key of the same id")
+}
+
+// FuzzKeyFile holds that no text is more than an error, and that a line which is
+// taken can be written again.
+func FuzzKeyFile(f *testing.F) {
+	digest := strings.Repeat("0123456789abcdef", 4)
+	f.Add("write shop " + digest + " 250\n# x\nread a " + digest)
+	f.Add("write shop\r\n\x00\xff \u2028 1")
+	f.Fuzz(func(t *testing.T, text string) {
+		file, err := ParseKeyFile([]byte(text))
+		if err != nil {
+			return
+		}
+		for scope, keys := range file.keys {
+			for id, k := range keys {
+				if _, err := ParseKeyFile(fmt.Appendf(nil, "%s %s %x", Scope(scope), id, k.digest)); err != nil || k.rate < defaultRate {
+					t.Errorf("%s %s: rate %d, %v", Scope(scope), id, k.rate, err)
+				}
+			}
+		}
+	})
 }
 
 func TestNewKey(t *testing.T) {

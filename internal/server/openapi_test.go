@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"io"
+	"maps"
 	"net/http"
 	"os"
 	"reflect"
@@ -13,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/getkin/kin-openapi/openapi3"
 	"github.com/getkin/kin-openapi/openapi3filter"
@@ -176,6 +178,40 @@ func TestOpenAPIIsServed(t *testing.T) {
 	}
 	for path := range doc.Paths.Map() {
 		e.do("OPTIONS", path, nil, nil).check(t, 204, "")
+	}
+}
+
+// TestOpenAPIHasEveryParameter holds that the parameters of GET /metrics are
+// those that are read, with the values that are taken.
+func TestOpenAPIHasEveryParameter(t *testing.T) {
+	doc, err := description()
+	if err != nil {
+		t.Fatal(err)
+	}
+	read := make(map[string]bool)
+	ask := func(values map[string]string) error {
+		_, err := query.Parse(func(name string) string { read[name] = true; return values[name] }, time.Unix(1708740000, 0))
+		return err
+	}
+	described := make(map[string]bool)
+	for _, p := range doc.Paths.Value("/metrics").Get.Parameters {
+		described[p.Value.Name] = true
+		for _, value := range p.Value.Schema.Value.Enum {
+			if err := ask(header("event_name", "signup", "from", "1708732800", p.Value.Name, value.(string))); err != nil {
+				t.Errorf("openapi.yaml allows %s=%s: %v", p.Value.Name, value, err)
+			}
+		}
+	}
+	if !maps.Equal(described, read) {
+		t.Errorf("openapi.yaml has the parameters %v; read are %v", described, read)
+	}
+	e := start(t, nil)
+	for _, channel := range doc.Components.Schemas["Event"].Value.Properties["channel"].Value.Enum {
+		raw, err := json.Marshal(channel)
+		if err != nil {
+			t.Fatal(err)
+		}
+		e.do("POST", "/events", nil, []byte(strings.Replace(good, `"web"`, string(raw), 1))).check(t, 202, "accepted")
 	}
 }
 

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"encoding/base64"
 	"io"
 	"net"
 	"strings"
@@ -105,6 +106,54 @@ func TestHandlerDoesNotAllocate(t *testing.T) {
 	}
 }
 
+// TestKeysDoNotAllocate holds the same of a request that brings a key, wherever
+// the key comes from and is found.
+func TestKeysDoNotAllocate(t *testing.T) {
+	if raceEnabled {
+		t.Skip("escape analysis differs under the race detector")
+	}
+	shop, line := newTestKey(t, Write, "shop")
+	s := guardedServer(t, line)
+	f := func(name, value string) {
+		t.Helper()
+		var ctx fasthttp.RequestCtx
+		ctx.Init2(&replay{}, nil, false)
+		ctx.Request.Header.Set(name, value)
+		allocs := testing.AllocsPerRun(1000, func() {
+			if b, err := s.enter(&ctx, Write); err != nil || b == nil {
+				t.Fatal(b, err)
+			}
+		})
+		if allocs != 0 {
+			t.Errorf("%s: got %v allocations; want 0", name, allocs)
+		}
+	}
+	f("X-API-Key", shop)
+	f("X-API-Key", "listed")
+	f("Authorization", "Bearer "+shop)
+	f("Authorization", "Basic "+base64.StdEncoding.EncodeToString([]byte(shop+":")))
+}
+
+// guardedServer is a server in memory with a key listed, and one in a file with
+// ten thousand others.
+func guardedServer(t testing.TB, line string) *Server {
+	t.Helper()
+	lines := []string{line}
+	digest := strings.Fields(line)[2]
+	for i := range 10_000 {
+		lines = append(lines, "write other-"+itoa(i)+" "+digest)
+	}
+	file, err := ParseKeyFile([]byte(strings.Join(lines, "\n")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := Defaults()
+	cfg.Events = codec.NewPool(codec.Rules{})
+	cfg.Publish = func(*codec.Batch) error { return nil }
+	cfg.WriteKeys, cfg.KeyFile, cfg.KeyRate = []string{"listed"}, file, maxKeyRate
+	return New(cfg)
+}
+
 // TestConnectionDoesNotAllocate counts what a request costs with fasthttp's
 // part: one io.LimitedReader of 24 bytes, with which it makes sure that nothing
 // of a streamed body is left.
@@ -160,6 +209,18 @@ func BenchmarkEvent(b *testing.B) {
 	b.Run("edge", func(b *testing.B) {
 		s := atMemory()
 		bench(b, s.http, req)
+		if got := s.stats.Accepted.Load(); got < uint64(b.N) {
+			b.Fatalf("got %d accepted; want %d", got, b.N)
+		}
+	})
+	b.Run("key", func(b *testing.B) {
+		key, line, err := NewKey(Write, "shop")
+		if err != nil {
+			b.Fatal(err)
+		}
+		s := guardedServer(b, line)
+		head, body, _ := strings.Cut(string(req), "\r\n\r\n")
+		bench(b, s.http, []byte(head+"\r\nX-API-Key: "+key+"\r\n\r\n"+body))
 		if got := s.stats.Accepted.Load(); got < uint64(b.N) {
 			b.Fatalf("got %d accepted; want %d", got, b.N)
 		}
