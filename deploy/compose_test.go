@@ -240,6 +240,9 @@ func (c *composeCheck) addresses() {
 		if s == nil || !slices.ContainsFunc(s.Ports, func(p string) bool { return strings.HasPrefix(p, "127.0.0.1:"+port+":") }) {
 			c.bad("%s does not publish %s", service, port)
 		}
+		if service == "redpanda" && s != nil && (strings.Contains(s.command(), "dev-container") || !strings.Contains(s.command(), "--unsafe-bypass-fsync=false")) {
+			c.bad("redpanda: what it acknowledges would not be on disk")
+		}
 		if service == "redpanda" && s != nil && !strings.Contains(s.command(), "external://localhost:"+port) {
 			c.bad("redpanda does not tell clients outside about localhost:%s", port)
 		}
@@ -390,8 +393,9 @@ func TestComposeIsRefused(t *testing.T) {
 	f("prometheus: {condition", "prom: {condition", "which is no service")
 	f(`test: ["CMD", "/edge", "health"]`, `test: ["CMD", "curl", "localhost:8080"]`, "want CMD /edge health")
 	f("    healthcheck:\n      test: [\"CMD\", \"promtool\"", "    health_check:\n      test: [\"CMD\", \"promtool\"", "health_check")
-	f("limits: {cpus: \"2\", memory: 1G}", "limits: {cpus: \"2\"}", "no limit")
-	f("GOMEMLIMIT: 900MiB", "GOMEMLIMIT: 1200MiB", "below the memory limit")
+	f("limits: {cpus: \"2\", memory: 2G}", "limits: {cpus: \"2\"}", "no limit")
+	f("GOMEMLIMIT: 1800MiB", "GOMEMLIMIT: 2400MiB", "below the memory limit")
+	f("--unsafe-bypass-fsync=false", "--mode=dev-container", "would not be on disk")
 	f("stop_grace_period: 30s", "stop_grace_period: 10s", "a stop may take 25s")
 	f("read_only: true", "read_only: false", "read-only root")
 	f("nofile: 65536", "nofile: 1024", "MAX_CONNS is 32768")

@@ -194,6 +194,11 @@ func checkImage(t *testing.T, s *stage) (problems []string) {
 		if name == "DATA_DIR" && s.last("VOLUME") != value {
 			bad("DATA_DIR is %s and the volume %s", value, s.last("VOLUME"))
 		}
+		if name == "DATA_DIR" && !slices.ContainsFunc(s.steps, func(st step) bool {
+			return st.op == "COPY" && strings.Contains(st.args, "--chown="+s.last("USER")+" ")
+		}) {
+			bad("the owner of %s is not its user", value)
+		}
 	}
 	return problems
 }
@@ -219,6 +224,7 @@ func TestDockerfileIsRefused(t *testing.T) {
 	f("COPY go.mod", "COPY deploy/README.md go.mod", "leaves it out")
 	f("--from=engine /engine/libchdb.so /libchdb.so", "--from=chdb /engine/libchdb.so /libchdb.so", "no stage above")
 	f("USER 65532:65532", "USER 0:0", "not root's")
+	f("--chown=65532:65532", "--chown=0:0", "is not its user")
 	f("USER 65532:65532", "USER edge", "not root's")
 	f("ENTRYPOINT [\"/edge\"]", "ENTRYPOINT /edge", "not a list")
 	f("ENTRYPOINT [\"/edge\"]", "ENTRYPOINT [\"/bin/edge\"]", "the binary is /edge")

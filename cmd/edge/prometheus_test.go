@@ -417,7 +417,7 @@ func TestAlertsOfRealFaults(t *testing.T) {
 	}
 	p.fires("EdgeSinkStuck")
 	p.fires("EdgeSinkLagging")
-	engine = startEngine()
+	startEngine()
 	p.resolves("EdgeSinkStuck")
 	p.resolves("EdgeSinkLagging")
 	p.becomes("everything is stored", `sum(edge_sink_rows_total)`, func(v float64) bool { return v == 21 })
