@@ -291,6 +291,12 @@ func TestEverythingEncrypted(t *testing.T) {
 	if err := s.metric(`edge_certificate_expires_timestamp_seconds{setting="SERVER_TLS_CERT"} 1.`); err != nil {
 		t.Error(err)
 	}
+	old := transport.TLSClientConfig.Clone()
+	old.MinVersion, old.MaxVersion = tls.VersionTLS10, tls.VersionTLS11
+	if c, err := tls.Dial("tcp", s.public, old); err == nil {
+		c.Close()
+		t.Error("TLS 1.1 is served")
+	}
 	before := s.serial()
 	if err := syscall.Kill(os.Getpid(), syscall.SIGHUP); err != nil {
 		t.Fatal(err)
@@ -345,7 +351,7 @@ func (s *secured) serial() string {
 func TestReadySaysWhatIsRefused(t *testing.T) {
 	g := startGuarded(t, "PLAIN", nil)
 	stranger := newAuthority(t)
-	f := func(roles, kafka, clickHouse string, pairs ...string) {
+	f := func(roles, kafka, clickHouse string, pairs ...string) (log string) {
 		t.Helper()
 		s := runSecured(t, g.settings("PLAIN", append(pairs, "ROLES", roles)...), http.DefaultClient)
 		s.eventually(fmt.Sprintf("kafka %q, clickhouse %q", kafka, clickHouse), func() error {
@@ -366,6 +372,7 @@ func TestReadySaysWhatIsRefused(t *testing.T) {
 		if text := s.log.String(); strings.Contains(text, "hunter") {
 			t.Errorf("the password is in the log:\n%s", text)
 		}
+		return s.log.String()
 	}
 	const both, loggedIn = "ingest,query", "events_db does not exist"
 	const unknown = "certificate signed by unknown authority"
@@ -376,7 +383,19 @@ func TestReadySaysWhatIsRefused(t *testing.T) {
 	f(both, closed, "Authentication failed", "KAFKA_SASL_PASSWORD", "hunter3", "CLICKHOUSE_PASSWORD", "hunter3")
 	f("sink,query", closed, "Authentication failed", "KAFKA_SASL_USERNAME", "egde", "CLICKHOUSE_USERNAME", "egde")
 	f(both, "(SCRAM-SHA-256) is wrong", loggedIn, "KAFKA_SASL_MECHANISM", "SCRAM-SHA-256")
-	f(both, "TLS", "", "KAFKA_TLS", "false", "KAFKA_TLS_CA", "", "CLICKHOUSE_TLS", "false", "CLICKHOUSE_TLS_CA", "")
+	log := f(both, "TLS", "", "KAFKA_TLS", "false", "KAFKA_TLS_CA", "", "CLICKHOUSE_TLS", "false", "CLICKHOUSE_TLS_CA", "")
+	if !strings.Contains(log, "the password crosses the network as it is") {
+		t.Error("a password in the clear, and no word about it")
+	}
+	mutual := g.ca.server("mutual")
+	mutual.ClientAuth = tls.RequireAndVerifyClientCert
+	wantsCert, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.TLS(mutual))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer wantsCert.Close()
+	f(both, "certificate required", loggedIn, "KAFKA_BROKERS", wantsCert.ListenAddrs()[0],
+		"KAFKA_SASL_MECHANISM", "", "KAFKA_SASL_USERNAME", "", "KAFKA_SASL_PASSWORD", "")
 	g.broker.ControlKey(int16(kmsg.SASLAuthenticate), func(req kmsg.Request) (kmsg.Response, error, bool) {
 		g.broker.KeepControl()
 		resp := req.ResponseKind().(*kmsg.SASLAuthenticateResponse)
