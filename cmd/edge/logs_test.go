@@ -27,6 +27,7 @@ import (
 // an event or of a key in it: a marker stands in every place a client can fill,
 // and the logs of edge, its broker and its engine are searched for it.
 func TestLogsHoldNoEvents(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	const marker = "xyzzy4711"
 	writeKey, readKey := "write-"+marker, "read-"+marker
 	c := startOwnCluster(t, "logged", "LOG_LEVEL", "debug")

@@ -5,11 +5,13 @@ package main
 import (
 	"context"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
 )
 
 // An older copy of ClickHouse comes back under a log and offsets that are
@@ -17,6 +19,7 @@ import (
 // are not there, edge verify does, and putting the offsets back to the start brings the
 // rows back, each once, while new events come in.
 func TestOlderClickHouseIsRestored(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	n := startOwnCluster(t, "restored").tenant(t, "restored")
 	p := n.start("edge", everything, restless...)
 	l := startLoad(t, p.public)
@@ -42,7 +45,9 @@ func TestOlderClickHouseIsRestored(t *testing.T) {
 	}
 
 	p.terminate()
-	n.seekToStart()
+	if err := seekToStart(n.admin, n.name+"-sink", n.name, partitions); err != nil {
+		t.Fatal(err)
+	}
 	n.again(p)
 	p.awaitReady()
 	l.more(100)
@@ -53,19 +58,65 @@ func TestOlderClickHouseIsRestored(t *testing.T) {
 	}
 }
 
+// The same, embedded, when the directory of ClickHouse is lost and the log is
+// not: edge kafka serves the log alone while the offsets are put back.
+func TestLostClickHouseIsFilledFromTheLog(t *testing.T) {
+	t.Parallel()
+	needEngine(t)
+	dir := t.TempDir()
+	p := newNode(t, "DATA_DIR", dir)
+	p.start()
+	p.ready()
+	body := []byte(`{"event_name":"a","user_id":"u1","timestamp":1708732800000,"event_id":"1"}
+{"event_name":"a","user_id":"u2","timestamp":1708732800000,"event_id":"2"}
+{"event_name":"b","user_id":"u1","timestamp":1740355200000,"event_id":"3"}`)
+	for range 2 { // the second time they are duplicates, which leave no row
+		if !postBody("http://"+p.public, body) {
+			t.Fatal("not accepted")
+		}
+	}
+	if r := p.verify(6); len(r.Problems) > 0 {
+		t.Fatal(r.text)
+	}
+	p.terminate()
+	if err := os.RemoveAll(filepath.Join(dir, "clickhouse")); err != nil {
+		t.Fatal(err)
+	}
+	p.start()
+	p.ready()
+	if r := p.verify(0); len(r.Problems) == 0 {
+		t.Errorf("edge verify does not see that everything is gone: %s", r.text)
+	}
+	p.terminate()
+
+	port := freePort(t)
+	broker := spawn(t, "kafka", append(p.settings, "EMBEDDED_KAFKA_LISTEN", "127.0.0.1:"+port), os.Args[0], "kafka")
+	client, err := kgo.NewClient(kgo.SeedBrokers("127.0.0.1:" + port))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	within(t, time.Minute, "the offsets are put back", func() error {
+		return seekToStart(kadm.NewClient(client), "edge-sink", "events", 1)
+	}, broker)
+	broker.terminate()
+	p.start()
+	p.ready()
+	if r := p.verify(6); len(r.Problems) > 0 || r.sum() != 6 || r.Partitions[0].Rows != 3 || r.Mismatched != 0 || r.Users != 0 {
+		t.Errorf("after the repair: %s", r.text)
+	}
+}
+
 // seekToStart is what kafka-consumer-groups --reset-offsets --to-earliest and
 // rpk group seek --to start do: a commit from outside the group.
-func (n *tenant) seekToStart() {
-	n.t.Helper()
+func seekToStart(admin *kadm.Client, group, topic string, partitions int32) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	var start kadm.Offsets
-	for p := range int32(partitions) {
-		start.AddOffset(n.name, p, 0, -1)
+	for p := range partitions {
+		start.AddOffset(topic, p, 0, -1)
 	}
-	if err := n.admin.CommitAllOffsets(ctx, n.name+"-sink", start); err != nil {
-		n.t.Fatal(err)
-	}
+	return admin.CommitAllOffsets(ctx, group, start)
 }
 
 // withoutEngine stops ClickHouse in good order, runs f and starts it again.
