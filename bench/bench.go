@@ -14,8 +14,7 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"edge/bench/child"
 	"edge/bench/ledger"
 	"edge/bench/load"
 )
@@ -25,6 +24,7 @@ type bench struct {
 	o       *options
 	ctx     context.Context
 	command *goBench // compiled once, when the first stage needs it
+	current *section
 }
 
 // report is everything a run found.
@@ -96,9 +96,7 @@ func run(ctx context.Context, _ []string) (err error) {
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(o.dir)) }()
 	if o.pinned {
-		var set unix.CPUSet
-		set.Set(runtime.NumCPU() - 1)
-		if err := unix.SchedSetaffinity(0, &set); err != nil {
+		if err := child.KeepTo(runtime.NumCPU() - 1); err != nil {
 			return fmt.Errorf("keep the generator to one core: %w", err)
 		}
 	}
@@ -144,14 +142,21 @@ func (b *bench) stage(s *section) (err error) {
 	}
 	f := &fleet{o: b.o, ctx: b.ctx, dir: dir}
 	defer func() { err = errors.Join(err, f.stop()) }()
+	b.current = s
 	return stages[s.Stage](b, s, f)
 }
 
+// measure offers l to t and enters what came of it in the book of the stage,
+// whatever the run was for.
 func (b *bench) measure(t *target, l load.Load) (sample, error) {
 	if b.ctx.Err() != nil {
 		return sample{}, b.ctx.Err()
 	}
-	return t.measure(l)
+	m, err := t.measure(l)
+	if err == nil {
+		b.current.take(m, t.rival)
+	}
+	return m, err
 }
 
 // headline is every goal of a run, one row each.

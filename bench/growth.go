@@ -84,7 +84,6 @@ func (g *grown) sweep(b *bench, s *section, points []int, run func(int) (sample,
 			if err != nil {
 				return err
 			}
-			s.ledgers("growth by "+g.what, []string{m.Target}, m)
 			samples[n] = append(samples[n], m)
 		}
 	}
@@ -214,7 +213,6 @@ func growStored(b *bench, s *section, f *fleet) error {
 		if err != nil {
 			return err
 		}
-		s.ledgers("stored", []string{t.name}, m)
 		g.add(int(n), m)
 	}
 	g.finish(s, "stored", fmt.Sprintf("1 M to %s events stored", count(float64(b.o.events))))

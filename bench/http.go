@@ -14,8 +14,8 @@ import (
 	"edge/bench/load"
 )
 
-// The connections of a stage: enough for the server never to
-// wait for the generator, and what a broker that fsyncs needs to make batches.
+// The connections of a stage: enough for the server never to wait for the
+// generator, and what a broker that fsyncs needs to make batches.
 const (
 	fewConns  = 64
 	manyConns = 256
@@ -32,7 +32,7 @@ func (f *fleet) bare() (*target, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &target{name: "bare fasthttp", addr: s.addr, server: s.Pid(), where: "its counter", count: func() (int64, error) {
+	return &target{name: "bare fasthttp", rival: true, addr: s.addr, server: s.Pid(), where: "its counter", count: func() (int64, error) {
 		text, err := get("http://" + s.addr + "/count")
 		if err != nil {
 			return 0, err
@@ -51,7 +51,9 @@ func (f *fleet) naive(mode string, partitions int) (*target, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s.of("naive "+mode, b), nil
+	t := s.of("naive "+mode, b)
+	t.rival = true
+	return t, nil
 }
 
 // ours starts edge's HTTP side in front of a broker of its own.
@@ -109,7 +111,6 @@ func httpStage(b *bench, s *section, f *fleet) error {
 			return err
 		}
 		half.Target = "edge at half load"
-		s.ledgers("http ACK=broker", []string{half.Target}, half)
 		s.Tables[len(s.Tables)-1].Rows = append(s.Tables[len(s.Tables)-1].Rows, httpTable("", []sample{half}, nil).Rows...)
 		s.goal(goal{What: "HTTP single, `ACK=broker`", Must: "≥ 2.2x naive sync, p99 ≤ 10 ms at half load", Stretch: "≥ 0.70 of the limit",
 			Measured: measured + "; at half load p99 " + millis(half.P99) + " ms",
@@ -119,12 +120,11 @@ func httpStage(b *bench, s *section, f *fleet) error {
 	return nil
 }
 
-// race adds a table of medians and the ledgers of every run.
+// race adds a table of medians.
 func (s *section) race(title string, out *outcome, ours string) {
 	var typicals []sample
 	for _, name := range out.order {
 		typicals = append(typicals, out.typical(name))
-		s.ledgers(title, []string{ours}, out.samples[name]...)
 	}
 	s.Tables = append(s.Tables, httpTable(title, typicals, func(m sample) (string, string) {
 		switch {
@@ -178,7 +178,6 @@ func constantStage(b *bench, s *section, f *fleet) error {
 		if err != nil {
 			return err
 		}
-		s.ledgers("constant", []string{ours.name, everything.name}, m)
 		samples = append(samples, m)
 	}
 	s.Tables = append(s.Tables, httpTable("", samples, nil))
@@ -291,7 +290,6 @@ func (b *bench) nullBroker(s *section, f *fleet, requests [][]byte, size int) er
 		}
 		samples = append(samples, m)
 	}
-	s.ledgers("null broker", []string{t.name}, samples...)
 	got := typical(samples)
 	s.Tables = append(s.Tables, httpTable("into a broker that throws away", []sample{got}, nil))
 	s.goal(goal{What: "HTTP bulk of 100 into a null broker", Must: "", Stretch: "≥ 2.5 M events/s",

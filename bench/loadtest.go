@@ -56,7 +56,7 @@ func loadTest(ctx context.Context, _ []string) (err error) {
 	if err := r.k6Ledger(t); err != nil {
 		return err
 	}
-	if err := r.ownSpike(&bench{o: &o, ctx: ctx}, t); err != nil {
+	if err := r.ownSpike(&bench{o: &o, ctx: ctx, current: new(section)}, t); err != nil {
 		return err
 	}
 	problems, err := srv.verify(ctx)

@@ -20,6 +20,7 @@ type target struct {
 	others map[string]int // pids of what it works with: broker, engine
 	count  func() (int64, error)
 	where  string // what count looks at
+	rival  bool   // what it loses is its own affair
 	log    string // directory of its broker
 }
 
@@ -62,17 +63,20 @@ func (t *target) measure(l load.Load) (sample, error) {
 		return sample{}, fmt.Errorf("load %s: %w", t.name, err)
 	}
 	generator := child.Self()
+	// A server that took it into memory is not done: its rate counts until all of
+	// it is where it belongs, or buffers would pass for speed.
 	found, err := awaitCount(t.count, before+res.Accepted, 30*time.Second)
 	if err != nil {
 		return sample{}, fmt.Errorf("count the %s after %s: %w", t.where, t.name, err)
 	}
+	elapsed := time.Since(res.Began)
 	after := t.usage()
 	after["generator"] = generator
 	s := sample{
-		Target: t.name, Events: res.Accepted, PerSecond: res.PerSecond(), CPU: make(map[string]float64),
+		Target: t.name, Events: res.Accepted, PerSecond: float64(res.Accepted) / elapsed.Seconds(), CPU: make(map[string]float64),
 		P50: res.Latency.Quantile(0.5), P99: res.Latency.Quantile(0.99), P999: res.Latency.Quantile(0.999),
 		Refused: res.Refused() + res.Unknown + res.Unsent,
-		Cores:   (after["server"] - used["server"]).Seconds() / res.Elapsed.Seconds(),
+		Cores:   (after["server"] - used["server"]).Seconds() / elapsed.Seconds(),
 		Entry:   ledger.Entry{What: t.name, Where: t.where, Promised: res.Accepted, Doubtful: res.Doubtful, Found: found - before},
 	}
 	_, s.RSS = child.Memory(t.server)

@@ -52,14 +52,20 @@ func (q *queryData) grow(ctx context.Context, n int64) error {
 	return nil
 }
 
-// merge puts the rollups into the state that time would: their parts merged.
+// merge puts the rollups into the state that time would, their parts merged, and
+// waits for the merges of the rows that filling has left behind.
 func (q *queryData) merge(ctx context.Context) error {
 	for _, t := range []string{"events_1m", "events_1h", "events_1d"} {
 		if err := q.pool.Exec(ctx, "OPTIMIZE TABLE "+t+" FINAL"); err != nil {
 			return fmt.Errorf("merge %s: %w", t, err)
 		}
 	}
-	return nil
+	merging := func() (int64, error) {
+		n, err := number(ctx, q.pool, "SELECT toInt64(count()) AS n FROM system.merges")
+		return -n, err
+	}
+	_, err := awaitCount(merging, 0, 30*time.Second)
+	return err
 }
 
 // window is a time range that starts and ends on no boundary, ending a little

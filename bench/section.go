@@ -4,7 +4,6 @@ package main
 
 import (
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -21,6 +20,7 @@ type section struct {
 	Book    ledger.Book        `json:"ledger"`
 	Notes   []string           `json:"notes,omitempty"`
 	Numbers map[string]float64 `json:"numbers,omitempty"` // for the model and for comparing reports
+	Samples []sample           `json:"samples,omitempty"` // every run, those to warm up included
 	Charts  []chart.Chart      `json:"-"`
 	Took    float64            `json:"took_seconds"`
 }
@@ -161,16 +161,13 @@ func ratio(v float64) string {
 	return fmt.Sprintf("%.2f", v)
 }
 
-// ledgers adds the entries of all samples to the book; those of rivals that do
-// not add up become notes: it is their work that is not done, not ours.
-func (s *section) ledgers(stage string, ours []string, samples ...sample) {
-	for _, m := range samples {
-		e := m.Entry
-		e.What = stage + ", " + e.What
-		if e.OK() || slices.Contains(ours, m.Target) {
-			s.Book = append(s.Book, e)
-		} else {
-			s.note("a rival's ledger: %s", e)
-		}
+// take keeps a run and its ledger. That of a rival which does not add up becomes
+// a note: it is its work that is not done, not ours.
+func (s *section) take(m sample, rival bool) {
+	s.Samples = append(s.Samples, m)
+	if rival && !m.Entry.OK() {
+		s.note("a rival's ledger: %s", m.Entry)
+		return
 	}
+	s.Book = append(s.Book, m.Entry)
 }

@@ -49,7 +49,7 @@ func sinkStage(b *bench, s *section, f *fleet) error {
 				return err
 			}
 			samples[m.Target] = append(samples[m.Target], m)
-			s.ledgers("sink", []string{"edge sink", "ch-go, ready blocks"}, m)
+			s.take(m, m.Target == "naive sink")
 			if before != nil {
 				pairNamed(*before, m, "edge sink", "ch-go, ready blocks", &toLimit, nil)
 				pairNamed(*before, m, "edge sink", "naive sink", &toPeer, &cpuToPeer)

@@ -134,6 +134,19 @@ func (p *Process) Await(ctx context.Context, ready func() error) error {
 	}
 }
 
+// KeepTo keeps all threads of this process to one core, and so those to come: a
+// thread inherits where it may run.
+func KeepTo(core int) error {
+	var set unix.CPUSet
+	set.Set(core)
+	threads, err := os.ReadDir("/proc/self/task")
+	for _, t := range threads {
+		tid, notNumber := strconv.Atoi(t.Name())
+		err = errors.Join(err, notNumber, unix.SchedSetaffinity(tid, &set))
+	}
+	return err
+}
+
 // FreePort returns a port that nothing listens on. Somebody else may take it
 // before it is used; then the start of the child fails and says so.
 func FreePort() (string, error) {
