@@ -107,13 +107,15 @@ func duration(t testing.TB, s string) time.Duration {
 	return d
 }
 
+// built is the directory of the program, once a test has asked for it.
+var built string
+
 // build compiles edge once for all tests that need the program itself.
-var build = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "edge-deploy-")
-	if err != nil {
+var build = sync.OnceValues(func() (binary string, err error) {
+	if built, err = os.MkdirTemp("", "edge-deploy-"); err != nil {
 		return "", err
 	}
-	binary := filepath.Join(dir, "edge")
+	binary = filepath.Join(built, "edge")
 	cmd := exec.Command("go", "build", "-trimpath", "-o", binary, "./cmd/edge")
 	cmd.Dir, cmd.Env = root, append(os.Environ(), "CGO_ENABLED=0")
 	if text, err := cmd.CombinedOutput(); err != nil {
@@ -133,8 +135,8 @@ func edge(t testing.TB) string {
 
 func TestMain(m *testing.M) {
 	code := m.Run()
-	if binary, err := build(); err == nil {
-		_ = os.RemoveAll(filepath.Dir(binary))
+	if built != "" {
+		_ = os.RemoveAll(built)
 	}
 	os.Exit(code)
 }
