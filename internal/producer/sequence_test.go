@@ -93,6 +93,7 @@ func TestForgottenWithoutAnAnswer(t *testing.T) {
 		t.Helper()
 		simulate(t, nil, func(s *sim) {
 			warm := s.expect(nil, "event")
+			s.pass(time.Second) // no other answer is on its way
 			lose(s)
 			r := s.request("event")
 			synctest.Wait()
