@@ -160,15 +160,24 @@ func (c *config) clickHouseAddr() string {
 	return net.JoinHostPort(c.ClickHouseHost, strconv.Itoa(int(c.ClickHousePort)))
 }
 
-// loadConfig reads the environment. The error names every bad setting in a
-// sentence of its own.
+// loadConfig reads the environment and the files it names. The error names every
+// bad setting in a sentence of its own.
 func loadConfig(environ map[string]string) (config, error) {
-	var c config
 	environ, err := withSecretFiles(environ)
+	if err != nil {
+		return config{}, err
+	}
+	c, err := parseConfig(environ)
 	if err != nil {
 		return c, err
 	}
-	err = env.ParseWithOptions(&c, env.Options{Environment: environ})
+	return c, c.validate()
+}
+
+// parseConfig reads the environment alone.
+func parseConfig(environ map[string]string) (config, error) {
+	var c config
+	err := env.ParseWithOptions(&c, env.Options{Environment: environ})
 	var several env.AggregateError
 	if errors.As(err, &several) {
 		var errs []error
@@ -183,7 +192,7 @@ func loadConfig(environ map[string]string) (config, error) {
 	if c.DataDir, err = filepath.Abs(c.DataDir); err != nil {
 		return c, fmt.Errorf("DATA_DIR: %w", err)
 	}
-	return c, c.validate()
+	return c, nil
 }
 
 // explain names the variable where the parser names the struct field.

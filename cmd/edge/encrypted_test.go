@@ -287,6 +287,14 @@ func TestEverythingEncrypted(t *testing.T) {
 	file("keys", second)
 	s.eventually("the broken file is noticed", func() error { return s.metric(`edge_reloads_total{result="error",setting="KEYS_FILE"} 1`) })
 	must("POST", "/events", second, event(8), 202)
+	writeFile(t, cert, "no certificate")
+	s.eventually("the broken certificate is noticed", func() error { return s.metric(`edge_reloads_total{result="error",setting="SERVER_TLS_CERT"} 1`) })
+	for name, value := range env {
+		t.Setenv(name, value)
+	}
+	if status := command([]string{"health"}, &out, &out); status != 0 {
+		t.Errorf("with broken files that are not in force edge health says %d, %s", status, &out)
+	}
 	g.ca.issue("edge.example") // in the same place
 	if err := s.metric(`edge_certificate_expires_timestamp_seconds{setting="SERVER_TLS_CERT"} 1.`); err != nil {
 		t.Error(err)

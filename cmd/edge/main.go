@@ -72,8 +72,12 @@ func command(args []string, out, errOut io.Writer) int {
 		return exitUsage
 	}
 	in := &invocation{args: args, out: out}
+	load := loadConfig
+	if name == "health" { // of a process that has its files already
+		load = parseConfig
+	}
 	var err error
-	if in.cfg, err = loadConfig(environ()); err == nil {
+	if in.cfg, err = load(environ()); err == nil {
 		err = in.level.UnmarshalText([]byte(in.cfg.LogLevel))
 		if err != nil {
 			err = fmt.Errorf("LOG_LEVEL is %q; it may be debug, info, warn or error", in.cfg.LogLevel)

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"crypto/x509"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -43,10 +44,11 @@ func replay(in *invocation) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", in.args[0], err)
 	}
-	url, client, err := in.cfg.self(time.Minute)
+	_, own, err := in.cfg.listenTLS()
 	if err != nil {
 		return err
 	}
+	url, client := in.cfg.self(time.Minute, func(peer []*x509.Certificate) error { return isSelf(own.current.Load(), peer) })
 	r := replayer{
 		url:    url + "/events/bulk",
 		client: client,

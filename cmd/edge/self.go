@@ -12,29 +12,25 @@ import (
 )
 
 // self returns the URL of the running server's public listener and a client for
-// it: the same settings say where it is.
-func (c *config) self(timeout time.Duration) (url string, client *http.Client, err error) {
+// it: the same settings say where it is. The certificate is for the name that
+// clients use, which is not the address here, so verify says whose it may be; nil
+// is anybody's.
+func (c *config) self(timeout time.Duration, verify func([]*x509.Certificate) error) (url string, client *http.Client) {
 	host := c.ServerHost
 	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
 		host = "127.0.0.1"
 	}
 	addr := net.JoinHostPort(host, strconv.Itoa(int(c.ServerPort)))
-	_, own, err := c.listenTLS()
-	if err != nil {
-		return "", nil, err
+	if c.ServerTLSCert == "" {
+		return "http://" + addr, &http.Client{Timeout: timeout}
 	}
-	if own == nil {
-		return "http://" + addr, &http.Client{Timeout: timeout}, nil
+	conf := &tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: true}
+	if verify != nil {
+		conf.VerifyConnection = func(s tls.ConnectionState) error { return verify(s.PeerCertificates) }
 	}
 	transport := http.DefaultTransport.(*http.Transport).Clone()
-	transport.TLSClientConfig = &tls.Config{
-		MinVersion: tls.VersionTLS12,
-		// The certificate is for the name that clients use, which is not the
-		// address here. It is verified below instead.
-		InsecureSkipVerify: true,
-		VerifyConnection:   func(s tls.ConnectionState) error { return isSelf(own.current.Load(), s.PeerCertificates) },
-	}
-	return "https://" + addr, &http.Client{Timeout: timeout, Transport: transport}, nil
+	transport.TLSClientConfig = conf
+	return "https://" + addr, &http.Client{Timeout: timeout, Transport: transport}
 }
 
 // isSelf accepts the certificate in our own file, expired or not (a restart
