@@ -126,7 +126,7 @@ func (p *Process) Await(ctx context.Context, ready func() error) error {
 		}
 		select {
 		case <-p.done:
-			return fmt.Errorf("%s ended before it was ready: %w: %s", p.Name, p.err, p.Tail())
+			return fmt.Errorf("%s ended before it was ready: %s: %s", p.Name, p.cmd.ProcessState, p.Tail())
 		case <-ctx.Done():
 			return fmt.Errorf("%s is not ready: %w: %s", p.Name, errors.Join(err, ctx.Err()), p.Tail())
 		case <-tick.C:

@@ -12,7 +12,6 @@ import (
 type Histogram struct {
 	counts [buckets]uint64
 	n      uint64
-	sum    time.Duration
 	max    time.Duration
 }
 
@@ -45,18 +44,7 @@ func (h *Histogram) Add(d time.Duration) {
 	d = max(d, 0)
 	h.counts[bucket(uint64(d))]++
 	h.n++
-	h.sum += d
 	h.max = max(h.max, d)
-}
-
-// Merge adds what o counted.
-func (h *Histogram) Merge(o *Histogram) {
-	for i, n := range o.counts {
-		h.counts[i] += n
-	}
-	h.n += o.n
-	h.sum += o.sum
-	h.max = max(h.max, o.max)
 }
 
 // Count is how many durations were added.
@@ -64,14 +52,6 @@ func (h *Histogram) Count() uint64 { return h.n }
 
 // Max is the longest.
 func (h *Histogram) Max() time.Duration { return h.max }
-
-// Mean is their average.
-func (h *Histogram) Mean() time.Duration {
-	if h.n == 0 {
-		return 0
-	}
-	return h.sum / time.Duration(h.n)
-}
 
 // Quantile is the least bucket limit that at least the part q of all durations
 // stays under: never better than the truth, at most 1/128 worse.

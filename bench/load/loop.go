@@ -31,6 +31,7 @@ type loop struct {
 
 // conn is one keep-alive connection, with at most one request out.
 type conn struct {
+	index    int32 // in conns
 	fd       int
 	number   int64
 	intended time.Time
@@ -47,8 +48,8 @@ func newLoop(l *Load) (*loop, error) {
 	if lp.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
 		return nil, fmt.Errorf("epoll: %w", err)
 	}
-	for range l.Conns {
-		c := &conn{fd: -1, in: make([]byte, 0, 4096)}
+	for i := range l.Conns {
+		c := &conn{index: int32(i), fd: -1, in: make([]byte, 0, 4096)}
 		lp.conns = append(lp.conns, c)
 		if err := lp.open(c); err != nil {
 			lp.close()
@@ -88,7 +89,7 @@ func (lp *loop) open(c *conn) error {
 		err = unix.SetNonblock(fd, true)
 	}
 	if err == nil {
-		err = unix.EpollCtl(lp.epoll, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(lp.indexOf(c))})
+		err = unix.EpollCtl(lp.epoll, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: c.index})
 	}
 	if err != nil {
 		_ = unix.Close(fd)
@@ -96,15 +97,6 @@ func (lp *loop) open(c *conn) error {
 	}
 	c.fd, c.in, c.out, c.busy, c.wantsOut = fd, c.in[:0], nil, false, false
 	return nil
-}
-
-func (lp *loop) indexOf(c *conn) int {
-	for i, other := range lp.conns {
-		if other == c {
-			return i
-		}
-	}
-	return -1
 }
 
 func (lp *loop) run() (*Result, error) {
@@ -221,7 +213,7 @@ func (lp *loop) register(c *conn, writable bool) {
 	if writable {
 		want |= unix.EPOLLOUT
 	}
-	_ = unix.EpollCtl(lp.epoll, unix.EPOLL_CTL_MOD, c.fd, &unix.EpollEvent{Events: want, Fd: int32(lp.indexOf(c))})
+	_ = unix.EpollCtl(lp.epoll, unix.EPOLL_CTL_MOD, c.fd, &unix.EpollEvent{Events: want, Fd: c.index})
 }
 
 // wait handles what happens within d, and reports whether a request was
