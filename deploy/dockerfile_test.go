@@ -41,7 +41,7 @@ func stages(text string) (out []stage, problems []string) {
 				continue
 			}
 			out = append(out, stage{name: f[2], base: f[0]})
-		case "WORKDIR", "COPY", "RUN", "ARG", "ENV", "VOLUME", "USER", "EXPOSE", "HEALTHCHECK", "ENTRYPOINT", "CMD":
+		case "WORKDIR", "SHELL", "COPY", "RUN", "ARG", "ENV", "VOLUME", "USER", "EXPOSE", "HEALTHCHECK", "ENTRYPOINT", "CMD":
 			if len(out) == 0 {
 				bad("%s before the first FROM", op)
 				continue

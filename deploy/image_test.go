@@ -48,7 +48,7 @@ func rootfs(t *testing.T, stageName, binary, lib string) string {
 				continue
 			}
 			line := regexp.MustCompile(`/(out|rootfs)\b`).ReplaceAllString(st.args, dir+"/$1")
-			if out, err := exec.Command("sh", "-ec", line).CombinedOutput(); err != nil {
+			if out, err := exec.Command("/bin/bash", "-o", "pipefail", "-c", line).CombinedOutput(); err != nil {
 				t.Fatalf("%s: %v\n%s", line, err, out)
 			}
 		}
