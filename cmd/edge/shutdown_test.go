@@ -8,22 +8,41 @@ import (
 	"time"
 )
 
-// SIGTERM under load: what was promised is stored, the process ends by itself
-// with status 0, and the next start has nothing to recover.
+// SIGTERM under load: /ready says so at once, requests are served for the
+// PRESTOP_DELAY that a load balancer needs, what was promised is stored, the
+// process ends by itself with status 0, and the next start has nothing to recover.
 func TestSIGTERM(t *testing.T) {
 	needEngine(t)
-	p := newNode(t, "DATA_DIR", t.TempDir())
+	p := newNode(t, "DATA_DIR", t.TempDir(), "PRESTOP_DELAY", "1s")
 	p.start()
 	p.ready()
 	l := &promises{promised: make(map[string]struct{})}
 	stop := make(chan struct{})
 	wg := l.load(func() string { return "http://" + p.public }, 4, stop)
-	within(t, time.Minute, "events are accepted", func() error {
+	accepted := func() int {
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		return atLeast(len(l.promised), 2000)
+		return len(l.promised)
+	}
+	within(t, time.Minute, "events are accepted", func() error { return atLeast(accepted(), 2000) }, p.process)
+	p.signal(syscall.SIGTERM)
+	began := time.Now()
+	within(t, time.Second, "not ready any more", func() error {
+		if p.isReady() == nil {
+			return errStillReady
+		}
+		return nil
 	}, p.process)
-	p.terminate()
+	before := accepted()
+	within(t, time.Second, "events are accepted still", func() error { return atLeast(accepted(), before+1) }, p.process)
+	select {
+	case <-p.done:
+	case <-time.After(time.Minute):
+		t.Fatal("edge did not stop within a minute")
+	}
+	if took := time.Since(began); took < time.Second || took > 25*time.Second {
+		t.Errorf("edge stopped after %s; want between PRESTOP_DELAY and SHUTDOWN_TIMEOUT, 25 s", took)
+	}
 	close(stop)
 	wg.Wait()
 	if status := p.cmd.ProcessState.ExitCode(); status != 0 {

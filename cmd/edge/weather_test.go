@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -193,6 +194,7 @@ type front struct {
 	*instance
 	cluster *kfake.Cluster
 	weather []*weather // of each broker
+	pad     string     // makes each event this much larger
 	ids     atomic.Int64
 
 	mu       sync.Mutex
@@ -205,11 +207,9 @@ const frontTopic = "events"
 // startFront runs that with settings.
 func startFront(t *testing.T, brokers int, settings ...string) *front {
 	t.Helper()
-	f := &front{promised: make(map[string]bool), refused: make(map[string]bool)}
-	f.startBrokers(t, brokers)
-	env := map[string]string{
-		"ROLES": "ingest", "KAFKA_BROKERS": strings.Join(f.cluster.ListenAddrs(), ","), "KAFKA_TOPIC": frontTopic, "LOG_LEVEL": "error", "SHARDS": "1",
-	}
+	f := newFront(t, brokers)
+	env := make(map[string]string)
+	settings = append(f.settings(), settings...)
 	for i := 0; i < len(settings); i += 2 {
 		env[settings[i]] = settings[i+1]
 	}
@@ -217,8 +217,26 @@ func startFront(t *testing.T, brokers int, settings ...string) *front {
 	return f
 }
 
-func (f *front) startBrokers(t *testing.T, brokers int) {
+// spawnFront runs it as a process of its own, for what only that shows.
+func spawnFront(t *testing.T, settings ...string) (*front, *edgeProcess) {
 	t.Helper()
+	f := newFront(t, 1)
+	public, admin := freePort(t), freePort(t)
+	f.instance = &instance{t: t, public: "127.0.0.1:" + public, admin: "127.0.0.1:" + admin}
+	settings = append(append(f.settings(), "SERVER_HOST", "127.0.0.1", "SERVER_PORT", public, "ADMIN_PORT", admin), settings...)
+	p := &edgeProcess{settings: settings, public: f.public, admin: f.admin, process: spawn(t, "edge", settings, os.Args[0], "serve")}
+	p.awaitReady()
+	return f, p
+}
+
+func (f *front) settings() []string {
+	return []string{"ROLES", "ingest", "KAFKA_BROKERS", strings.Join(f.cluster.ListenAddrs(), ","), "KAFKA_TOPIC", frontTopic, "LOG_LEVEL", "error", "SHARDS", "1"}
+}
+
+// newFront starts the brokers.
+func newFront(t *testing.T, brokers int) *front {
+	t.Helper()
+	f := &front{promised: make(map[string]bool), refused: make(map[string]bool)}
 	listen := func(network, address string) (net.Listener, error) {
 		ln, err := net.Listen(network, address)
 		if err != nil {
@@ -234,6 +252,7 @@ func (f *front) startBrokers(t *testing.T, brokers int) {
 		t.Fatal(err)
 	}
 	t.Cleanup(f.cluster.Close)
+	return f
 }
 
 // answered is what a request got.
@@ -252,7 +271,7 @@ func (f *front) send(events int) answered {
 	for range events {
 		id := fmt.Sprintf("event-%d", f.ids.Add(1))
 		ids = append(ids, id)
-		fmt.Fprintf(&body, `{"event_name":"a","user_id":"u","timestamp":1708732800000,"event_id":%q,"metadata":{"said":%q}}`+"\n", id, id)
+		fmt.Fprintf(&body, `{"event_name":"a","user_id":"u","timestamp":1708732800000,"event_id":%q,"metadata":{"said":%q,"pad":%q}}`+"\n", id, id, f.pad)
 	}
 	began := time.Now()
 	resp, err := clients.Post("http://"+f.public+"/events/bulk", "application/x-ndjson", strings.NewReader(body.String()))
@@ -306,15 +325,20 @@ func (f *front) accepting() time.Duration {
 	})
 }
 
-// checkLog closes edge, which drains it, and holds the log to the ledger: every
-// promise is in it, no refusal, nothing twice, and every record is as it was
-// sent.
+// checkLog closes edge, which drains it, and holds the log to the ledger.
 func (f *front) checkLog() {
 	f.t.Helper()
 	// One that the client dialed and had no use for would hold the server for
 	// its read timeout.
 	clients.CloseIdleConnections()
 	f.close()
+	f.logIsLedger()
+}
+
+// logIsLedger wants every promise in the log and no refusal, nothing twice, and
+// every record as it was sent.
+func (f *front) logIsLedger() {
+	f.t.Helper()
 	var want int64
 	for _, p := range f.cluster.PartitionInfos(frontTopic) {
 		want += p.HighWatermark
