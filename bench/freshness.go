@@ -18,11 +18,11 @@ import (
 // freshnessStage is how long after its POST an event is in the answers, for
 // every one of a thousand events a second.
 //
-// Nothing is asked per event. One connection counts the rows, and what the
-// minute rollup has of them, about every two milliseconds; the topic has one
-// partition, so the row with offset o is there when the count exceeds o; and
-// after the run the table says which offset each event_id got. An event is
-// visible when rows and rollup have it, at the first count that shows it.
+// Nothing is asked per event. One connection counts the rows, and what each
+// rollup has of them, about every two milliseconds; the topic has one partition,
+// so the row with offset o is there when the count exceeds o; and after the run
+// the table says which offset each event_id got. An event is visible when rows
+// and rollups have it, at the first count that shows it.
 func freshnessStage(b *bench, s *section, f *fleet) error {
 	const rate = 1000
 	s.Title = "POST to visible, 1,000 single events/s"
@@ -52,9 +52,10 @@ func freshnessStage(b *bench, s *section, f *fleet) error {
 	}
 	var sights []sight
 	watched := make(chan error, 1)
+	visible := storedCount(pool)
 	go func() {
 		watched <- poll(ctx, 2*time.Millisecond, func() error {
-			n, err := number(b.ctx, pool, "SELECT assumeNotNull(least(toInt64((SELECT count() FROM events)), (SELECT sum(n) FROM events_1m))) AS n")
+			n, err := visible()
 			if len(sights) == 0 || sights[len(sights)-1].n != n {
 				sights = append(sights, sight{time.Now(), n})
 			}
@@ -65,7 +66,7 @@ func freshnessStage(b *bench, s *section, f *fleet) error {
 		Stamp:    func(n int64, buf []byte) { copy(buf[len(buf)-14:], fmt.Sprintf("%012d", n)) },
 		Answered: func(n int64, intended time.Time, status int) { posted[n] = intended }})
 	if err == nil {
-		_, err = awaitCount(storedCount(pool), res.Accepted, 30*time.Second)
+		_, err = awaitCount(visible, res.Accepted, 30*time.Second)
 	}
 	<-time.After(10 * time.Millisecond) // the watcher sees the last count too
 	cancel()
