@@ -164,7 +164,7 @@ func freeBytes(dir string) (int64, error) {
 	if err := unix.Statfs(dir, &st); err != nil {
 		return 0, fmt.Errorf("free space of %s: %w", dir, err)
 	}
-	return int64(st.Bavail) * st.Bsize, nil
+	return int64(st.Bavail * uint64(st.Bsize)), nil
 }
 
 // sizeBytes is what the file system under dir holds when it is full.
@@ -173,5 +173,5 @@ func sizeBytes(dir string) (int64, error) {
 	if err := unix.Statfs(dir, &st); err != nil {
 		return 0, fmt.Errorf("size of %s: %w", dir, err)
 	}
-	return int64(st.Blocks) * st.Bsize, nil
+	return int64(st.Blocks * uint64(st.Bsize)), nil
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"edge/internal/stat"
@@ -111,7 +112,7 @@ func (d *door) Close() error {
 
 // dial makes a socket pair and passes one end through the gate to the broker.
 func (d *door) dial(ctx context.Context) (net.Conn, error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	fds, err := socketPair()
 	if err != nil {
 		return nil, fmt.Errorf("dial the embedded broker: %w", err)
 	}
@@ -137,6 +138,20 @@ func (d *door) dial(ctx context.Context) (net.Conn, error) {
 	ours.Close()
 	theirs.Close()
 	return nil, fmt.Errorf("dial the embedded broker: %w", err)
+}
+
+// socketPair keeps both ends from a child that is started at this moment. Linux
+// does that in the call itself; macOS cannot, so it takes the lock that a fork
+// waits for.
+func socketPair() ([2]int, error) {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+	if err == nil {
+		unix.CloseOnExec(fds[0])
+		unix.CloseOnExec(fds[1])
+	}
+	return fds, err
 }
 
 // fdConn takes ownership of fd.
