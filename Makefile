@@ -101,16 +101,17 @@ check: lint
 notices:
 	$(GO) run ./internal/notices > THIRD_PARTY_NOTICES.new && mv THIRD_PARTY_NOTICES.new THIRD_PARTY_NOTICES
 
-GORELEASER := .tools/bin/goreleaser-2.17.0
+GORELEASER := .tools/bin/goreleaser-2.16.0
 
 $(GORELEASER):
 	@mkdir -p $(@D)
-	GOBIN=$(CURDIR)/$(@D) nice $(GO) install github.com/goreleaser/goreleaser/v2@v2.17.0
+	GOBIN=$(CURDIR)/$(@D) nice $(GO) install github.com/goreleaser/goreleaser/v2@v2.16.0
 	@mv $(@D)/goreleaser $@
 
-## release-check: .goreleaser.yaml by goreleaser's own check (builds it first, minutes)
+## release-check: .goreleaser.yaml by goreleaser's own check, and that edge builds for macOS (minutes)
 release-check: $(GORELEASER)
 	$(GORELEASER) check
+	GOOS=darwin CGO_ENABLED=0 $(GO) build -o /dev/null ./cmd/edge
 
 VULN := .tools/bin/govulncheck-1.9.0
 
