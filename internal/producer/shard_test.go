@@ -1,0 +1,95 @@
+package producer
+
+import (
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"edge/internal/stat"
+)
+
+// Partitions with full batches share a request only up to its bound; the others
+// go with the next.
+func TestRequestIsBounded(t *testing.T) {
+	const count = 40
+	p := newProducer(Config{Shards: 1, RingBatches: 1, RingBytes: 1}, nil)
+	defer p.cancel()
+	s := p.shards[0]
+	p.metadata.view.Store(&view{leaders: make([]int32, count)})
+	s.look()
+	s.adopt(identity{id: 1})
+	noise := make([]byte, 900_000) // which no codec makes smaller
+	random := rand.New(rand.NewPCG(1, 2))
+	for i := range noise {
+		noise[i] = byte(random.Uint32())
+	}
+	for i := range s.parts {
+		s.parts[i].last(len(noise), time.Now()).append(noise, 0, false)
+	}
+	sent := 0
+	for sent < count {
+		for i := range s.parts {
+			if pt := &s.parts[i]; s.may(pt) {
+				s.load(pt)
+			}
+		}
+		if len(s.open) != 1 {
+			t.Fatalf("%d requests to one leader", len(s.open))
+		}
+		r := s.open[0]
+		if n := len(r.AppendTo(nil)); n > maxRequestBytes+1000 || n < maxRequestBytes/2 && sent+len(r.partitions()) < count {
+			t.Errorf("a request of %d bytes; the bound is %d", n, maxRequestBytes)
+		}
+		for _, sp := range r.partitions() {
+			pt := &s.parts[sp.Partition]
+			pt.flight = nil
+			pt.take(0).free()
+			sent++
+		}
+		s.open = s.open[:0]
+	}
+}
+
+// Brokers older than topic ids, or some of them, do not make it another topic.
+func TestTopicIsAnother(t *testing.T) {
+	none, a, b := [16]byte{}, [16]byte{1}, [16]byte{2}
+	f := func(want int, ids ...[16]byte) {
+		t.Helper()
+		changes := stat.Counter{}
+		m := &metadata{changed: changes.Inc}
+		for _, id := range ids {
+			m.take(&kmsg.MetadataResponseTopic{TopicID: id, Partitions: []kmsg.MetadataResponseTopicPartition{{Partition: 0, Leader: 7}}})
+		}
+		if v := m.view.Load(); v.topics != want || m.recreated.Load() != (want > 0) || changes.Load() != uint64(len(ids)) {
+			t.Errorf("ids %v: %d topics before this, recreated %t, %d changes; want %d", ids, v.topics, m.recreated.Load(), changes.Load(), want)
+		}
+	}
+	f(0, a)
+	f(0, a, a)
+	f(0, none, none)
+	f(0, none, a)
+	f(0, a, none, a)
+	f(1, a, b)
+	f(1, a, none, b)
+	f(2, a, b, a)
+}
+
+func TestLeadersOfAView(t *testing.T) {
+	m := &metadata{changed: func() {}}
+	m.take(&kmsg.MetadataResponseTopic{}) // not yet
+	if m.view.Load() != nil {
+		t.Error("a topic without partitions is taken")
+	}
+	m.take(&kmsg.MetadataResponseTopic{Partitions: []kmsg.MetadataResponseTopicPartition{
+		{Partition: 2, Leader: 5}, {Partition: 0, Leader: 4}, {Partition: 9, Leader: 3}, {Partition: -1, Leader: 3},
+	}})
+	got := m.view.Load().leaders
+	want := []int32{4, -1, 5, -1}
+	for i := range want {
+		if len(got) != len(want) || got[i] != want[i] {
+			t.Fatalf("got leaders %v; want %v", got, want)
+		}
+	}
+}
