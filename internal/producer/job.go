@@ -6,8 +6,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/twmb/franz-go/pkg/kerr"
-
 	"edge/internal/codec"
 )
 
@@ -115,17 +113,13 @@ func (j *job) wait(timeout time.Duration) error {
 	return nil
 }
 
-// verdict tells the broker's word from ours, that there is none (too late, no
-// connection, Close): the latter leaves the outcome as open as a timeout does.
+// verdict tells the broker's word from ours, that there is none: too late, or
+// Close. The latter leaves the outcome as open as a timeout does.
 func verdict(err error) error {
-	var refused *kerr.Error
-	switch {
-	case errors.Is(err, ErrTimeout):
+	if errors.Is(err, ErrTimeout) {
 		return err
-	case errors.As(err, &refused):
-		return fmt.Errorf("the broker refused: %w", err)
 	}
-	return fmt.Errorf("%w: %w", ErrTimeout, err)
+	return fmt.Errorf("the broker refused: %w", err)
 }
 
 func (j *job) release() {
