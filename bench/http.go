@@ -23,7 +23,7 @@ const (
 
 // of is a target in front of b.
 func (s *server) of(name string, b *broker) *target {
-	return &target{name: name, addr: s.addr, server: s.Pid(), others: map[string]int{"broker": b.Pid()}, count: b.count, where: "log", log: b.dir}
+	return &target{name: name, addr: s.addr, server: s.Pid(), others: map[string]int{"broker": b.Pid()}, count: b.count, where: "log", log: b.dir, admin: s.admin}
 }
 
 // bare starts the limit.
@@ -283,7 +283,7 @@ func (b *bench) nullBroker(s *section, f *fleet, requests [][]byte, size int) er
 	if err != nil {
 		return err
 	}
-	t := &target{name: "edge, null broker", addr: srv.addr, server: srv.Pid(), others: map[string]int{"broker": null.Pid()}, where: "the producer's acknowledgements",
+	t := &target{name: "edge, null broker", addr: srv.addr, server: srv.Pid(), admin: srv.admin, others: map[string]int{"broker": null.Pid()}, where: "the producer's acknowledgements",
 		count: func() (int64, error) { m, err := srv.metrics(); return int64(m["edge_produce_records_total"]), err }}
 	var samples []sample
 	for range b.o.rounds {

@@ -21,6 +21,7 @@ type target struct {
 	count  func() (int64, error)
 	where  string // what count looks at
 	rival  bool   // what it loses is its own affair
+	admin  string // of edge, which tells its allocations; empty: unknown
 	log    string // directory of its broker
 }
 
@@ -31,6 +32,7 @@ type sample struct {
 	PerSecond float64            `json:"per_second"` // promised events
 	CPU       map[string]float64 `json:"cpu_us"`     // µs per event: server, broker, engine, generator
 	Cores     float64            `json:"cores"`      // of the server
+	Allocs    float64            `json:"allocs"`     // of the server, per event; below 0: unknown
 	P50       time.Duration      `json:"p50_ns"`
 	P99       time.Duration      `json:"p99_ns"`
 	P999      time.Duration      `json:"p999_ns"`
@@ -55,6 +57,7 @@ func (t *target) measure(l load.Load) (sample, error) {
 	if err != nil {
 		return sample{}, fmt.Errorf("count the %s before %s: %w", t.where, t.name, err)
 	}
+	mallocs := t.mallocs()
 	child.ForgetPeak(t.server)
 	used := t.usage()
 	l.Addr = t.addr
@@ -80,10 +83,27 @@ func (t *target) measure(l load.Load) (sample, error) {
 		Entry:   ledger.Entry{What: t.name, Where: t.where, Promised: res.Accepted, Doubtful: res.Doubtful, Found: found - before},
 	}
 	_, s.RSS = child.Memory(t.server)
+	s.Allocs = -1
+	if mallocs > 0 {
+		s.Allocs = (t.mallocs() - mallocs) / float64(max(res.Accepted, 1))
+	}
 	for name := range after {
 		s.CPU[name] = perEvent(after[name]-used[name], res.Accepted)
 	}
 	return s, nil
+}
+
+// mallocs is how many objects the server has allocated so far; 0 when it does
+// not say.
+func (t *target) mallocs() float64 {
+	if t.admin == "" {
+		return 0
+	}
+	m, err := (&server{admin: t.admin}).metrics()
+	if err != nil {
+		return 0
+	}
+	return m["go_memstats_mallocs_total"]
 }
 
 func perEvent(d time.Duration, events int64) float64 {
@@ -202,6 +222,7 @@ func typical(all []sample) sample {
 	s := sample{Target: all[0].Target, CPU: make(map[string]float64)}
 	s.PerSecond = field(func(s *sample) float64 { return s.PerSecond })
 	s.Cores = field(func(s *sample) float64 { return s.Cores })
+	s.Allocs = field(func(s *sample) float64 { return s.Allocs })
 	s.P50 = time.Duration(field(func(s *sample) float64 { return float64(s.P50) }))
 	s.P99 = time.Duration(field(func(s *sample) float64 { return float64(s.P99) }))
 	s.P999 = time.Duration(field(func(s *sample) float64 { return float64(s.P999) }))

@@ -121,14 +121,17 @@ func (t table) String() string {
 // httpTable shows samples of programs that take events over HTTP.
 func httpTable(title string, samples []sample, ratios func(sample) (string, string)) table {
 	t := table{Title: title, Header: []string{"", "events/s", "server µs/event", "broker", "engine", "generator", "server cores",
-		"p50 ms", "p99 ms", "p99.9 ms", "peak RSS MB", "not 202", "events/s to ours", "server CPU to ours"}}
+		"allocs/event", "p50 ms", "p99 ms", "p99.9 ms", "peak RSS MB", "not 202", "events/s to ours", "server CPU to ours"}}
 	for _, s := range samples {
-		rate, cpu := "", ""
+		rate, cpu, allocs := "", "", ""
+		if s.Allocs >= 0 {
+			allocs = fmt.Sprintf("%.2f", s.Allocs)
+		}
 		if ratios != nil {
 			rate, cpu = ratios(s)
 		}
 		t.row(s.Target, count(s.PerSecond), micros(s.CPU, "server"), micros(s.CPU, "broker"), micros(s.CPU, "engine"), micros(s.CPU, "generator"),
-			fmt.Sprintf("%.2f", s.Cores), millis(s.P50), millis(s.P99), millis(s.P999), fmt.Sprintf("%.0f", float64(s.RSS)/1e6), s.Refused, rate, cpu)
+			fmt.Sprintf("%.2f", s.Cores), allocs, millis(s.P50), millis(s.P99), millis(s.P999), fmt.Sprintf("%.0f", float64(s.RSS)/1e6), s.Refused, rate, cpu)
 	}
 	return t
 }

@@ -69,7 +69,7 @@ func (f *fleet) everything(name string, s *server) (*target, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &target{name: name, addr: s.addr, server: s.Pid(), others: map[string]int{}, count: storedCount(pool), where: "events and rollups"}
+	t := &target{name: name, addr: s.addr, server: s.Pid(), admin: s.admin, others: map[string]int{}, count: storedCount(pool), where: "events and rollups"}
 	for _, pid := range child.Children(s.Pid()) {
 		t.others["engine"] = pid
 	}

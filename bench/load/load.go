@@ -4,8 +4,8 @@
 // not depend on how the server is doing, and its latency counts from that time.
 // A generator that waits for an answer before it asks again measures a stalled
 // server once per connection and calls the rest fast; here everything that was
-// due during the stall is late, and says so. Saturate is the closed loop, for
-// the one question it answers: how much goes through.
+// due during the stall is late, and says so. Without a schedule the loop is
+// closed, for the one question that answers: how much goes through.
 //
 // One thread, one epoll set, raw sockets, requests written as bytes that were
 // made beforehand: on the two cores that the server shares with it, a generator
