@@ -138,6 +138,11 @@ func checkDockerfile(t *testing.T, text string) []string {
 		}
 		problems = append(problems, checkImage(t, s)...)
 	}
+	for _, m := range regexp.MustCompile(`-X main\.(\w+)=`).FindAllStringSubmatch(text, -1) {
+		if !strings.Contains(read(t, "cmd/edge/main.go"), "\nvar "+m[1]+" = ") {
+			bad("the linker is told main.%s, which is no variable", m[1])
+		}
+	}
 	if len(all) > 0 && all[len(all)-1].name != "slim" {
 		bad("the last stage is %s; a build without --target should make slim", all[len(all)-1].name)
 	}
@@ -234,6 +239,7 @@ func TestDockerfileIsRefused(t *testing.T) {
 	f("ENV EMBEDDED=true", "ENV EMBED=true", "EMBED is no setting")
 	f("VOLUME /data", "VOLUME /var/lib/edge", "the volume /var/lib/edge")
 	f("FROM scratch AS embedded", "FROM build AS embedded", "no shell to break into")
+	f("main.version=", "main.release=", "main.release, which is no variable")
 	f("AS slim", "AS tiny", "no stage slim")
 }
 
