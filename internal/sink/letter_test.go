@@ -28,6 +28,8 @@ var poison = []string{
 	`{"event_name":"a","user_id":"u","timestamp":"soon","event_id":"x","received_at":1}`,
 	`{"event_name":7,"user_id":"u","timestamp":1,"event_id":"x","received_at":1}`,
 	`{"event_name":"a","user_id":"u","timestamp":1708732800000,"event_id":"x","received_at":1} trailing`,
+	`{"event_name":"a","user_id":"u","timestamp":1708732800000,"event_id":"x","received_at":`, // cut off
+	`{"version":2,"event":{"name":"a","user":"u"}}`,                                           // of an edge to come
 	strings.Repeat("[", 1000),
 	strings.Repeat("garbage", 70_000),
 }
@@ -85,6 +87,34 @@ func TestPoisonMessage(t *testing.T) {
 	}
 	if len(got) > 0 {
 		t.Errorf("%d letters nobody wrote", len(got))
+	}
+}
+
+// TestInflatedPoison has a batch of a few kilobytes that is 10 MiB, in one record
+// and in a hundred, in front of good ones.
+func TestInflatedPoison(t *testing.T) {
+	l := newLab(t, 1)
+	client, err := l.kafka.Client(kgo.DefaultProduceTopic(topic), kgo.ProducerBatchMaxBytes(16<<20), kgo.ProducerBatchCompression(kgo.ZstdCompression()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	s := l.start()
+	bomb := []*kgo.Record{{Value: make([]byte, 10<<20)}}
+	for range 100 {
+		bomb = append(bomb, &kgo.Record{Value: bytes.Repeat([]byte(" "), 100<<10)})
+	}
+	if err := client.ProduceSync(t.Context(), bomb...).FirstErr(); err != nil {
+		t.Fatal(err)
+	}
+	l.produce(50)
+	l.settled()
+	l.exact()
+	if got := len(l.letters()); got != len(bomb) {
+		t.Errorf("%d dead letters; want %d", got, len(bomb))
+	}
+	if s.sink.stats.disowned.Load() > 0 {
+		t.Error("the sink lost its partition over it")
 	}
 }
 
