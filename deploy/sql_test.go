@@ -37,21 +37,23 @@ func TestDashboardsSQL(t *testing.T) {
 		t.Errorf("the dashboards have %d statements; they had more", len(queries))
 	}
 	for where, q := range queries {
-		r, err := ask(conn, expand(q.RawSQL))
-		switch {
-		case err != nil:
-			t.Errorf("%s: %v", where, err)
-		case r.rows == 0:
-			t.Errorf("%s: no rows of 600 events", where)
-		case q.Format == 0 && (r.names[0] != "time" || !strings.HasPrefix(r.types[0], "DateTime")):
-			t.Errorf("%s: the first column of a time series is %s %s; want time", where, r.names[0], r.types[0])
+		for _, all := range []bool{true, false} {
+			r, err := ask(conn, expand(q.RawSQL, all))
+			switch {
+			case err != nil:
+				t.Errorf("%s, all events %v: %v", where, all, err)
+			case r.rows == 0:
+				t.Errorf("%s, all events %v: no rows of 600 events", where, all)
+			case q.Format == 0 && (r.names[0] != "time" || !strings.HasPrefix(r.types[0], "DateTime")):
+				t.Errorf("%s: the first column of a time series is %s %s; want time", where, r.names[0], r.types[0])
+			}
 		}
 	}
 	// A renamed column must be noticed, or this test shows nothing.
 	exec("ALTER TABLE events_1h RENAME COLUMN u TO users")
 	failed := 0
 	for _, q := range queries {
-		if _, err := ask(conn, expand(q.RawSQL)); err != nil {
+		if _, err := ask(conn, expand(q.RawSQL, true)); err != nil {
 			failed++
 		}
 	}
@@ -61,13 +63,19 @@ func TestDashboardsSQL(t *testing.T) {
 }
 
 // expand does to a statement what Grafana and its plugin do: the macros, over
-// the last day by the minute, and the variable with all its values.
-func expand(sql string) string {
+// the last day by the minute, and the variable with all its values, of which the
+// plugin makes no condition, or with two of them.
+func expand(sql string, all bool) string {
 	to := time.Now()
 	from := to.Add(-24 * time.Hour)
 	at := func(t time.Time) string { return fmt.Sprintf("toDateTime(%d)", t.Unix()) }
 	sql = regexp.MustCompile(`\$__timeFilter\((\w+)\)`).ReplaceAllString(sql, "$1 >= "+at(from)+" AND $1 <= "+at(to))
 	sql = regexp.MustCompile(`\$__timeInterval\((\w+)\)`).ReplaceAllString(sql, "toStartOfInterval(toDateTime($1), INTERVAL 60 second)")
+	condition := "$1"
+	if all {
+		condition = "1=1"
+	}
+	sql = regexp.MustCompile(`\$__conditionalAll\((.*?\)), \$event\)`).ReplaceAllString(sql, condition)
 	return strings.NewReplacer("$__fromTime", at(from), "$__toTime", at(to), "$__interval_s", "60",
 		"${event:singlequote}", `'sign\'up','view'`).Replace(sql)
 }
