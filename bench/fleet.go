@@ -37,14 +37,17 @@ type fleet struct {
 	n     int // children so far, for names of files
 }
 
-// stop ends all children; what they say at the end belongs to the stage.
-func (f *fleet) stop() (err error) {
+// end ends all children; what they say at the end belongs to the stage.
+func (f *fleet) end() (err error) {
 	for i := len(f.stops) - 1; i >= 0; i-- {
 		err = errors.Join(err, f.stops[i]())
 	}
 	f.stops = nil
-	return errors.Join(err, os.RemoveAll(f.dir))
+	return err
 }
+
+// stop ends the fleet and what it has written.
+func (f *fleet) stop() error { return errors.Join(f.end(), os.RemoveAll(f.dir)) }
 
 func (f *fleet) atEnd(stop func() error) { f.stops = append(f.stops, stop) }
 

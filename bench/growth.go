@@ -3,6 +3,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
@@ -15,15 +16,8 @@ import (
 func growthStage(b *bench, s *section, f *fleet) error {
 	s.Title = "cost per event as everything grows"
 	for _, part := range []func(*bench, *section, *fleet) error{growNames, growConnections, growPartitions, growStored} {
-		g := &fleet{o: f.o, ctx: f.ctx, dir: f.dir, n: f.n}
-		err := part(b, s, g)
-		for i := len(g.stops) - 1; i >= 0; i-- {
-			if stopErr := g.stops[i](); err == nil {
-				err = stopErr
-			}
-		}
-		f.n = g.n
-		if err != nil {
+		// Each part has the machine for itself.
+		if err := errors.Join(part(b, s, f), f.end()); err != nil {
 			return err
 		}
 	}

@@ -10,12 +10,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
 	"runtime"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -147,13 +149,21 @@ func KeepTo(core int) error {
 	return err
 }
 
-// FreePort returns a port that nothing listens on. Somebody else may take it
-// before it is used; then the start of the child fails and says so.
+// lastPort is the port handed out last. They lie below the range that the kernel
+// takes the near ends of connections from: with thousands of those about, a port
+// of that range that is free now may not be when its listener is opened.
+var lastPort atomic.Int32
+
+func init() { lastPort.Store(20_000 + rand.Int32N(8000)) }
+
+// FreePort returns a port that nothing listens on, and never the same twice.
 func FreePort() (string, error) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
+	for range 1000 {
+		port := strconv.Itoa(int(lastPort.Add(1)))
+		ln, err := net.Listen("tcp", "127.0.0.1:"+port)
+		if err == nil {
+			return port, ln.Close()
+		}
 	}
-	defer ln.Close()
-	return strconv.Itoa(ln.Addr().(*net.TCPAddr).Port), nil
+	return "", fmt.Errorf("no free port below %d", lastPort.Load())
 }

@@ -95,3 +95,14 @@ func TestChildren(t *testing.T) {
 	}
 	<-p.Ended()
 }
+
+func TestFreePortIsNeverTheSame(t *testing.T) {
+	seen := make(map[string]bool)
+	for range 20 {
+		port, err := FreePort()
+		if err != nil || seen[port] {
+			t.Fatalf("port %s again, or %v", port, err)
+		}
+		seen[port] = true
+	}
+}
