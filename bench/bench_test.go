@@ -212,6 +212,20 @@ func TestGeneratedEventsAreEvents(t *testing.T) {
 	}
 }
 
+// Ours voids the run; a rival that loses events only gets a note.
+func TestTakeKeepsTheBook(t *testing.T) {
+	lost := sample{Target: "x", Entry: ledger.Entry{What: "x", Where: "log", Promised: 2, Found: 1}}
+	var s section
+	s.take(lost, true)
+	if len(s.Book) != 0 || len(s.Notes) != 1 {
+		t.Errorf("a rival: book %v, notes %v; want a note", s.Book, s.Notes)
+	}
+	s.take(lost, false)
+	if len(s.Book.Void()) != 1 || len(s.Notes) != 1 || len(s.Samples) != 2 {
+		t.Errorf("ours: book %v, notes %v; want a void entry", s.Book, s.Notes)
+	}
+}
+
 func TestReportIsWritten(t *testing.T) {
 	s := section{Stage: "http", Title: "one event a request", Numbers: map[string]float64{"http_memory_cpu_us": 9},
 		Book:   ledger.Book{{What: "run", Where: "log", Promised: 2, Found: 1}},
