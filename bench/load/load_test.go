@@ -12,6 +12,7 @@ import (
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -233,13 +234,16 @@ func TestRunCountsBrokenConnections(t *testing.T) {
 
 func TestSaturateStopsAndStamps(t *testing.T) {
 	var bad atomic.Int64
-	seen := make(chan string, 1<<20)
+	var mu sync.Mutex
+	bodies := make(map[string]bool)
 	addr := server(t, func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
 		if len(body) != 8 {
 			bad.Add(1)
 		}
-		seen <- string(body)
+		mu.Lock()
+		bodies[string(body)] = true
+		mu.Unlock()
 		w.WriteHeader(http.StatusAccepted)
 	})
 	req := Post(addr, "/", "text/plain", []byte("00000000"))
@@ -248,11 +252,8 @@ func TestSaturateStopsAndStamps(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	close(seen)
-	bodies := make(map[string]bool)
-	for b := range seen {
-		bodies[b] = true
-	}
+	mu.Lock()
+	defer mu.Unlock()
 	if res.Sent == 0 || int64(len(bodies)) != res.Sent || res.Accepted != res.Sent || bad.Load() != 0 {
 		t.Errorf("sent %d, accepted %d, the server saw %d different bodies, %d of the wrong length", res.Sent, res.Accepted, len(bodies), bad.Load())
 	}
