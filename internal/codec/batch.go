@@ -45,8 +45,8 @@ func (p *Pool) Get() *Batch {
 // A Batch is the memory of one request: an arena of encoded records, where
 // they lie in it, and what was rejected. It is filled once by one of the
 // Decode methods, then only read until the last reference is released. The
-// broker client reads record bytes until its promise fires, possibly long
-// after the request was answered, so whoever hands records on retains first.
+// producer reads record bytes until it has copied them, possibly after the
+// request was answered, so whoever hands records on retains first.
 type Batch struct {
 	refs     atomic.Int32
 	pool     *Pool

@@ -40,7 +40,7 @@ func (o Options) Client(opts ...kgo.Opt) (*kgo.Client, error) {
 		kgo.DialTimeout(5 * time.Second),
 		// A broker that is gone is asked again soon: the caller's own deadline
 		// says how long that may go on.
-		kgo.RetryBackoffFn(backoff),
+		kgo.RetryBackoffFn(Backoff),
 		// A leader that moved is found again within this, not within seconds.
 		kgo.MetadataMinAge(250 * time.Millisecond),
 		// A batch that inflates to more than this is an attack, not events.
@@ -74,10 +74,10 @@ func (o Options) Explain(err error) error {
 	return fmt.Errorf("%w: the broker closed the connection, as some do when user, password or mechanism (%s) is wrong", err, o.SASL.Name())
 }
 
-// backoff grows from 100 ms at the first retry to 2 s at the sixth: a broker
+// Backoff is how long to wait before another try. It grows from 100 ms at the first retry to 2 s at the sixth: a broker
 // restart is noticed within the two seconds a request waits, and a dead one is
 // not hammered.
-func backoff(tries int) time.Duration {
+func Backoff(tries int) time.Duration {
 	return min(50*time.Millisecond<<min(max(tries, 0), 6), 2*time.Second)
 }
 
@@ -144,7 +144,7 @@ func EnsureTopics(ctx context.Context, cl *kgo.Client, topics ...Topic) (map[str
 		select {
 		case <-ctx.Done():
 			return nil, err
-		case <-time.After(backoff(tries)):
+		case <-time.After(Backoff(tries)):
 		}
 	}
 }

@@ -285,8 +285,8 @@ func TestLogger(t *testing.T) {
 func TestBackoff(t *testing.T) {
 	f := func(tries int, want time.Duration) {
 		t.Helper()
-		if got := backoff(tries); got != want {
-			t.Errorf("backoff(%d): got %v; want %v", tries, got, want)
+		if got := Backoff(tries); got != want {
+			t.Errorf("Backoff(%d): got %v; want %v", tries, got, want)
 		}
 	}
 	f(1, 100*time.Millisecond)

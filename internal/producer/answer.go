@@ -6,6 +6,8 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"edge/internal/kafka"
 )
 
 // How answers reach a shard, and what it makes of them.
@@ -127,7 +129,7 @@ func (s *shard) retry(pt *partition, r *produce) {
 	}
 	pt.tries++
 	pt.tried = r.leader
-	pause := retryAfter(pt.tries)
+	pause := kafka.Backoff(pt.tries)
 	if r.err == nil { // the broker is there, it only cannot yet
 		pause = min(pause, maxAnsweredPause)
 	}

@@ -8,6 +8,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"edge/internal/kafka"
 )
 
 const (
@@ -63,7 +65,7 @@ func (m *metadata) run(ctx context.Context) {
 		pause := minViewAge
 		if err := m.fetch(ctx); err != nil {
 			tries++
-			pause = retryAfter(tries)
+			pause = kafka.Backoff(tries)
 			m.refresh()
 		} else {
 			tries = 0
@@ -126,11 +128,4 @@ func (m *metadata) take(r *kmsg.MetadataResponseTopic) {
 	}
 	m.view.Store(v)
 	m.changed()
-}
-
-// retryAfter grows from 100 ms at the first retry to 2 s at the sixth: a broker
-// restart is noticed within the two seconds a request waits, and a dead one is
-// not hammered.
-func retryAfter(tries int) time.Duration {
-	return min(50*time.Millisecond<<min(tries, 6), 2*time.Second)
 }

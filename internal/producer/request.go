@@ -9,6 +9,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"edge/internal/kafka"
 )
 
 // produceTimeoutMs is how long the broker may wait for its replicas before it
@@ -90,7 +92,7 @@ func newIdentity(ctx context.Context, client *kgo.Client, count func(string, err
 		select {
 		case <-ctx.Done():
 			return nobody, ctx.Err()
-		case <-time.After(retryAfter(tries)):
+		case <-time.After(kafka.Backoff(tries)):
 		}
 	}
 }
