@@ -1,3 +1,5 @@
+//go:build linux
+
 // Package child runs the programs that are measured, each a process of its own,
 // so that what one costs is what the kernel says it used and not a guess.
 //

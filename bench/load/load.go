@@ -1,3 +1,5 @@
+//go:build linux
+
 // Package load offers HTTP requests at a stated rate and says what came back.
 //
 // Open loop. Request n has an intended time, At(n) of the schedule, that does
