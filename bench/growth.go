@@ -199,6 +199,7 @@ func growStored(b *bench, s *section, f *fleet) error {
 		if err := data.grow(b.ctx, n); err != nil {
 			return err
 		}
+		t.counted = false // what was laid down is nobody's promise
 		// What the filling left to merge is not what an event costs.
 		if err := data.merge(b.ctx); err != nil {
 			return err

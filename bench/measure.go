@@ -23,6 +23,11 @@ type target struct {
 	rival  bool   // what it loses is its own affair
 	admin  string // of edge, which tells its allocations; empty: unknown
 	log    string // directory of its broker
+
+	// What the run before left: the next one starts its sum there, so that an
+	// event which turns up between two runs is in a ledger too.
+	counted         bool
+	found, doubtful int64
 }
 
 // sample is one run of one target.
@@ -57,6 +62,9 @@ func (t *target) measure(l load.Load) (sample, error) {
 	if err != nil {
 		return sample{}, fmt.Errorf("count the %s before %s: %w", t.where, t.name, err)
 	}
+	if t.counted {
+		before = t.found
+	}
 	mallocs := t.mallocs()
 	child.ForgetPeak(t.server)
 	used := t.usage()
@@ -80,8 +88,10 @@ func (t *target) measure(l load.Load) (sample, error) {
 		P50: res.Latency.Quantile(0.5), P99: res.Latency.Quantile(0.99), P999: res.Latency.Quantile(0.999),
 		Refused: res.Refused() + res.Unknown + res.Unsent,
 		Cores:   (after["server"] - used["server"]).Seconds() / elapsed.Seconds(),
-		Entry:   ledger.Entry{What: t.name, Where: t.where, Promised: res.Accepted, Doubtful: res.Doubtful, Found: found - before},
+		Entry:   ledger.Entry{What: t.name, Where: t.where, Promised: res.Accepted, Doubtful: res.Doubtful + t.doubtful, Found: found - before},
 	}
+	t.counted, t.found = true, found
+	t.doubtful = max(s.Entry.Promised+s.Entry.Doubtful-s.Entry.Found, 0)
 	_, s.RSS = child.Memory(t.server)
 	s.Allocs = -1
 	if mallocs > 0 {
@@ -110,8 +120,7 @@ func perEvent(d time.Duration, events int64) float64 {
 	return float64(d.Nanoseconds()) / 1e3 / float64(max(events, 1))
 }
 
-// awaitCount waits until count has reached want, and a moment longer for what
-// should not come.
+// awaitCount waits until count has reached want.
 func awaitCount(count func() (int64, error), want int64, patience time.Duration) (int64, error) {
 	deadline := time.Now().Add(patience)
 	for {
