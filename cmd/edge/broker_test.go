@@ -171,20 +171,20 @@ func TestNetworkCutMidRequest(t *testing.T) {
 	f.accepting()
 	w := f.weather[0]
 	for i := range 8 {
-		w.limit([]int{1 + i*90}, nil)
+		w.limit(1+i*90, noCut)
 		for range 3 {
 			if a := f.send(5); a.status != http.StatusAccepted {
 				t.Errorf("a cut after %d bytes of requests: answered %d", 1+i*90, a.status)
 			}
 		}
-		w.limit(nil, []int{i * 9})
+		w.limit(noCut, i*9)
 		for range 3 {
 			if a := f.send(5); a.status != http.StatusAccepted {
 				t.Errorf("a cut after %d bytes of answers: answered %d", i*9, a.status)
 			}
 		}
 	}
-	w.limit(nil, nil)
+	w.limit(noCut, noCut)
 	if w.cuts < 14 {
 		t.Errorf("%d cuts; want 16 or nearly", w.cuts)
 	}

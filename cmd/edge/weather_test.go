@@ -32,10 +32,12 @@ type weather struct {
 	thawed  chan struct{} // not nil: what arrives waits for it
 	conns   map[*weatherConn]struct{}
 	// requests and answers are bytes to let through before the connection that
-	// wants more is cut, one number a cut. Empty: no limit.
-	requests, answers []int
+	// wants more is cut; noCut: all.
+	requests, answers int
 	cuts              int
 }
+
+const noCut = -1
 
 var errWeather = errors.New("the test cut the connection")
 
@@ -95,28 +97,27 @@ func (w *weather) freeze() (thaw func()) {
 	})
 }
 
-// limit arms cuts: see the fields.
-func (w *weather) limit(requests, answers []int) {
+// limit arms one cut: see the fields.
+func (w *weather) limit(requests, answers int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.requests, w.answers = requests, answers
 }
 
-// allow takes n bytes off the first limit and says how many may pass.
-func (w *weather) allow(limits *[]int, n int) (int, bool) {
+// pass returns how many of n bytes get through, and whether the connection does.
+func (w *weather) pass(limit *int, n int) (int, bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if len(*limits) == 0 {
+	switch left := *limit; {
+	case left == noCut:
 		return n, true
+	case left < n:
+		*limit = noCut
+		w.cuts++
+		return left, false
 	}
-	if (*limits)[0] >= n {
-		(*limits)[0] -= n
-		return n, true
-	}
-	n = (*limits)[0]
-	*limits = (*limits)[1:]
-	w.cuts++
-	return n, false
+	*limit -= n
+	return n, true
 }
 
 // weatherConn is the broker's end of a connection.
@@ -145,9 +146,9 @@ func (c *weatherConn) Read(p []byte) (int, error) {
 			return 0, net.ErrClosed
 		}
 	}
-	if allowed, ok := c.w.allow(&c.w.requests, n); !ok {
+	if passed, ok := c.w.pass(&c.w.requests, n); !ok {
 		c.Conn.Close()
-		return allowed, errWeather
+		return passed, errWeather
 	}
 	return n, err
 }
@@ -171,7 +172,7 @@ func (c *weatherConn) deliver() {
 		select {
 		case d := <-c.sent:
 			<-time.After(time.Until(d.due))
-			n, ok := c.w.allow(&c.w.answers, len(d.bytes))
+			n, ok := c.w.pass(&c.w.answers, len(d.bytes))
 			if _, err := c.Conn.Write(d.bytes[:n]); err != nil || !ok {
 				c.Conn.Close()
 			}
@@ -242,7 +243,7 @@ func newFront(t *testing.T, brokers int) *front {
 		if err != nil {
 			return nil, err
 		}
-		w := &weather{Listener: ln, conns: make(map[*weatherConn]struct{})}
+		w := &weather{Listener: ln, conns: make(map[*weatherConn]struct{}), requests: noCut, answers: noCut}
 		f.weather = append(f.weather, w)
 		return w, nil
 	}

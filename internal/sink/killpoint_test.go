@@ -80,7 +80,8 @@ func TestSIGKILLAtC7ToC15(t *testing.T) {
 		s.run()
 		select {
 		case <-d.struck:
-		case <-t.Context().Done():
+		case <-time.After(30 * time.Second):
+			t.Error("the step at which it is to die does not come")
 		}
 		s.kill()
 		if remove != nil {
