@@ -93,7 +93,7 @@ lint: $(LINT)
 
 ## check: formatting, vet, linters, and a go.mod that is tidy
 check: lint
-	@test -z "$$(gofmt -l cmd internal migrations bench)" || { gofmt -d cmd internal migrations bench; exit 1; }
+	@test -z "$$(gofmt -l cmd internal migrations bench deploy)" || { gofmt -d cmd internal migrations bench deploy; exit 1; }
 	$(GO) vet ./...
 	$(GO) mod tidy -diff
 

@@ -92,4 +92,6 @@ func TestBrokenRulesFailTheirCases(t *testing.T) {
 	f("EdgeBrokerRefusing", "edge_broker_refusing > 0", "edge_broker_refusing > 1")
 	f("EdgeEngineRestarting", "> 2.5", "> 1.5")
 	f("EdgePanics", "edge_http_panics_total[1h]) > 0", "edge_http_panics_total[1h]) > 2")
+	f("EdgeReloadFailed", `result="error"}[15m]`, `result="ok"}[15m]`)
+	f("EdgeCertificateExpires", "7 * 86400", "30 * 86400")
 }
