@@ -110,12 +110,12 @@ func (a *asker) bare(from, to int64, group string) (reply, error) {
 	if to-from < 3*86400 {
 		table, column, at = "events_1h", "h", func(s int64) string { return fmt.Sprint(s / 3600 * 3600) }
 	}
-	return a.ask("sum(n)", "uniqCombined64Merge(u)", table, column+" >= "+at(from)+" AND "+column+" < "+at(to), group)
+	return a.ask("sum(n)", "uniqCombined64Merge(14)(u)", table, column+" >= "+at(from)+" AND "+column+" < "+at(to), group)
 }
 
 // raw is the same question to the rows.
 func (a *asker) raw(from, to int64, group string) (reply, error) {
-	return a.ask("toInt64(count())", "uniqCombined64(user_id)", "events", fmt.Sprintf("ts >= %d AND ts < %d", from, to), group)
+	return a.ask("toInt64(count())", "uniqCombined64(14)(user_id)", "events", fmt.Sprintf("ts >= %d AND ts < %d", from, to), group)
 }
 
 func (a *asker) ask(total, users, table, where, group string) (reply, error) {

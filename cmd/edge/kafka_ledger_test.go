@@ -303,11 +303,11 @@ func (n *tenant) checkRollups() {
 		if r.table == "events_1m" {
 			continue
 		}
-		// At exactly 4096 users a state is a set or already a sketch.
+		// At exactly 512 users a state is a set or already a sketch.
 		for _, wrong := range n.stored(fmt.Sprintf("SELECT (cell, name, channel, x, y) AS s"+
-			" FROM (SELECT "+cell+", toInt64(uniqCombined64Merge(u)) AS x FROM %s GROUP BY ALL) AS a"+
-			" FULL JOIN (SELECT "+cell+", toInt64(uniqCombined64(user_id)) AS y FROM events GROUP BY ALL) AS b USING (cell, name, channel)"+
-			" WHERE x != y AND NOT ((x = 4096 OR y = 4096) AND abs(x - y) < 82)", r.key, r.table, r.cell)) {
+			" FROM (SELECT "+cell+", toInt64(uniqCombined64Merge(14)(u)) AS x FROM %s GROUP BY ALL) AS a"+
+			" FULL JOIN (SELECT "+cell+", toInt64(uniqCombined64(14)(user_id)) AS y FROM events GROUP BY ALL) AS b USING (cell, name, channel)"+
+			" WHERE x != y AND NOT ((x = 512 OR y = 512) AND abs(x - y) < 26)", r.key, r.table, r.cell)) {
 			n.t.Errorf("users of a cell of %s, there and in the rows: %s", r.table, wrong)
 		}
 	}

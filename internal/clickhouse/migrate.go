@@ -183,10 +183,17 @@ func (r runner) pending(ctx context.Context, files []migration) ([]migration, er
 // applyTTL makes the tables' TTL what the settings say. It is not a migration:
 // it follows a setting that may change at any start.
 func (r runner) applyTTL(ctx context.Context) error {
+	// A bucket is as old as the last event in it, not the first. Days stay as
+	// long as the widest bucket that holds them, whose counts are compared with
+	// theirs.
+	const day, longest = 24 * time.Hour, 256 * 24 * time.Hour
 	for _, t := range []struct {
 		table, column string
-		width         time.Duration // a bucket is as old as the last event in it, not the first
-	}{{"events", "ts", 0}, {"events_1m", "m", time.Minute}, {"events_1h", "h", time.Hour}, {"events_1d", "d", 24 * time.Hour}} {
+		width         time.Duration
+	}{
+		{"events", "ts", 0}, {"events_1m", "m", time.Minute}, {"events_1h", "h", time.Hour}, {"events_1d", "d", longest + day},
+		{"events_users", "at", longest}, {"events_channel_users", "at", longest},
+	} {
 		table := t.table
 		ddl, err := r.Strings(ctx, "SELECT engine_full FROM system.tables WHERE database = currentDatabase() AND name = "+Quote(table))
 		if err != nil {

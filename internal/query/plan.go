@@ -1,100 +1,104 @@
 package query
 
-// table is one place the answer can be read from, ordered from fine to coarse.
-type table uint8
+// grain is a width of buckets that an answer can be put together from, ordered
+// from fine to coarse.
+type grain uint8
 
 const (
-	rawTable table = iota
-	minuteTable
-	hourTable
-	dayTable
-	tables
+	rowGrain    grain = iota // rows of events; a request's edges are whole seconds
+	minuteGrain              // has no users
+	fiveGrain                // five minutes; not by channel
+	hourGrain
+	dayGrain
+	longGrain   // 16 days
+	longerGrain // 256 days
+	grains
 )
 
-// grain is the width in seconds of one row's bucket. Raw rows carry
-// milliseconds, but a request's edges are whole seconds.
-func (t table) grain() int64 { return [tables]int64{1, 60, 3600, 86400}[t] }
+// seconds is the width. The two long ones are multiples of days since 1970 and
+// not months and years: every width divides the next, which is all that cutting
+// a range needs, and a range is never far from being a multiple of sixteen.
+func (g grain) seconds() int64 {
+	return [grains]int64{1, 60, 300, 3600, 86400, 16 * 86400, 256 * 86400}[g]
+}
 
-// String is the value of the source label.
-func (t table) String() string { return [tables]string{"raw", "minute", "hour", "day"}[t] }
+// grainSet is a set of grains. Rows are always in it: they are what is left.
+type grainSet uint16
 
-// tableSet is a set of tables. Raw is always available: it is what is left.
-type tableSet uint8
+func (s grainSet) has(g grain) bool { return g == rowGrain || s&(1<<g) != 0 }
 
-func (s tableSet) has(t table) bool { return t == rawTable || s&(1<<t) != 0 }
-
-// piece is a part [from, to) of the range and the table that answers it. Both
-// ends are multiples of the table's grain.
+// piece is a part [from, to) of the range and the grain that answers it. Both
+// ends are multiples of the grain.
 type piece struct {
-	table    table
+	grain    grain
 	from, to int64
 }
 
 // rawSpan is the range below which raw rows alone answer faster than rollups
-// plus ragged edges: with less than two hours, the edges are at least as many
-// rows as the whole hour between them could save. The rule is for distinct
+// plus ragged edges: with less than ten minutes, the edges are at least as many
+// rows as the five minutes between them could save. The rule is for distinct
 // users; counts by the minute are cheap at any length.
-//
-// Above it, rollups are not always the faster source: merging a state costs
-// about what counting its distinct users from rows would, until it is full at
-// some thousand users. So they lose by a factor of up to two while users hardly
-// come again within a day, when there are few rows and either is cheap, and win
-// without bound as the rows grow.
-const rawSpan = 2 * 3600
+const rawSpan = 2 * 300
 
-// usable says which rollups can answer r.
+// plan cuts the range of r into pieces that together are the range.
+func plan(r *Request, zone offsets) []piece { return cut(r.From, r.To, usable(r, zone)) }
+
+// usable says which grains can answer r.
 //
 //   - No rollup knows campaigns.
 //   - Groups need buckets that do not cross a group's edge: hours cannot come
 //     from days, nor days of Berlin from days of UTC, nor those of Kathmandu
 //     from hours.
-//   - Distinct users need states, which minutes do not carry. With users asked
-//     for, the minutes are no help for the counts either: the rows below an
-//     hour must be read for their users, and counting them on the way is free.
-func usable(r *Request, zone offsets) tableSet {
+//   - Minutes have no users. With users asked for they are no help for the
+//     counts either: the rows must be read for their users, and counting them
+//     on the way is free.
+//   - Five minutes are of all channels together.
+func usable(r *Request, zone offsets) grainSet {
 	if r.GroupBy == "campaign_id" || r.CampaignID != "" {
 		return 0
 	}
 	if !r.CountsOnly && r.To-r.From < rawSpan {
 		return 0
 	}
-	var s tableSet
-	for t := minuteTable; t < tables; t++ {
-		if width := bucketSeconds(r.GroupBy); width != 0 && (t.grain() > width || !zone.align(t.grain())) {
-			continue
+	var s grainSet
+	width := bucketSeconds(r.GroupBy)
+	for g := minuteGrain; g < grains; g++ {
+		switch {
+		case g == minuteGrain && !r.CountsOnly, g == fiveGrain && byChannel(r):
+		case width == 0, g.seconds() <= width && zone.align(g.seconds()):
+			s |= 1 << g
 		}
-		if t == minuteTable && !r.CountsOnly {
-			continue
-		}
-		s |= 1 << t
 	}
 	return s
 }
 
-// plan covers [from, to) with pieces in ascending order, disjoint and without
-// a gap: whole days, around them whole hours, around those whole minutes, and
-// raw rows at the ragged ends. That makes at most seven pieces, and at most
-// 23 hours, 59 minutes and 59 seconds at either end, however long the range.
-func plan(from, to int64, use tableSet) []piece {
-	return cut(make([]piece, 0, 2*tables-1), piece{dayTable, from, to}, use)
+// byChannel says that r asks for one channel, or for each.
+func byChannel(r *Request) bool { return r.Channel != "" || r.GroupBy == "channel" }
+
+// cut covers [from, to) with pieces in ascending order, disjoint and without a
+// gap: the widest buckets first, around them those of the next finer grain, and
+// rows at the ragged ends. At either end that makes fewer buckets of a grain
+// than one of the next has, however long the range.
+func cut(from, to int64, use grainSet) []piece {
+	return appendCut(make([]piece, 0, 2*grains-1), piece{grains - 1, from, to}, use)
 }
 
-// cut appends the cover of p: its whole buckets from p.table, the rest from
-// the finer tables.
-func cut(dst []piece, p piece, use tableSet) []piece {
+// appendCut appends the cover of p: its whole buckets of p.grain, the rest from
+// the finer ones.
+func appendCut(dst []piece, p piece, use grainSet) []piece {
 	switch {
 	case p.from >= p.to:
 		return dst
-	case p.table == rawTable:
+	case p.grain == rowGrain:
 		return append(dst, p)
 	}
-	finer := p.table - 1
-	g := p.table.grain()
+	finer := p.grain - 1
+	g := p.grain.seconds()
 	lo, hi := (p.from+g-1)/g*g, p.to/g*g
-	if !use.has(p.table) || lo >= hi {
-		return cut(dst, piece{finer, p.from, p.to}, use)
+	if !use.has(p.grain) || lo >= hi {
+		return appendCut(dst, piece{finer, p.from, p.to}, use)
 	}
-	dst = cut(dst, piece{finer, p.from, lo}, use)
-	dst = append(dst, piece{p.table, lo, hi})
-	return cut(dst, piece{finer, hi, p.to}, use)
+	dst = appendCut(dst, piece{finer, p.from, lo}, use)
+	dst = append(dst, piece{p.grain, lo, hi})
+	return appendCut(dst, piece{finer, hi, p.to}, use)
 }

@@ -18,7 +18,7 @@ type statement struct {
 // build writes one SELECT that answers with one row: total, users and, when
 // groups are asked for, an array per key of the data list. Three levels:
 //
-//	pieces   one SELECT per table, UNION ALL: counts and mergeable states
+//	tables   one SELECT per table, UNION ALL: counts and mergeable states
 //	groups   GROUP BY g: one count and one state per group
 //	answer   the groups as sorted arrays, their counts summed and their states
 //	         merged once more into the total
@@ -28,18 +28,18 @@ type statement struct {
 // Raw rows alone come out of their SELECT grouped and skip the second level.
 func build(r *Request, zone offsets, pieces []piece) statement {
 	b := &builder{r: r, zone: zone}
-	b.Grow(1024)
+	b.Grow(2048)
 	b.WriteString("SELECT sum(total) AS events")
-	b.users(", uniqCombined64Merge(users) AS distinct_users")
+	b.users(", " + sketch("Merge") + "(users) AS distinct_users")
 	b.arrays()
 	b.WriteString("\nFROM (\n")
-	if r.GroupBy == "" || len(pieces) == 1 && pieces[0].table == rawTable {
-		b.pieces(pieces)
+	if r.GroupBy == "" || len(pieces) == 1 && pieces[0].grain == rowGrain {
+		b.tables(pieces)
 	} else {
 		b.WriteString("SELECT g, sum(total) AS total")
-		b.users(", uniqCombined64MergeState(users) AS users")
+		b.users(", " + sketch("MergeState") + "(users) AS users")
 		b.WriteString("\nFROM (\n")
-		b.pieces(pieces)
+		b.tables(pieces)
 		// A rollup's counts may have been corrected down to nothing.
 		b.WriteString(")\nGROUP BY g\nHAVING total != 0\n")
 	}
@@ -88,8 +88,43 @@ func (b *builder) arrays() {
 	b.users(", list.3 AS users_per_group")
 }
 
+// sketch is the aggregate function of users, whose precision is part of the
+// type of every state in the schema.
+func sketch(combinator string) string { return "uniqCombined64" + combinator + "(14)" }
+
+// table is a place that pieces can be read from.
+type table uint8
+
+const (
+	rawTable table = iota
+	minuteTable
+	hourTable
+	dayTable
+	userTable        // all channels, from five minutes to 256 days
+	channelUserTable // by channel, 16 and 256 days
+	tables
+)
+
+// table is the one that has the buckets of g as r needs them.
+func (g grain) table(r *Request) table {
+	switch {
+	case g == rowGrain:
+		return rawTable
+	case g == minuteGrain:
+		return minuteTable
+	case !byChannel(r):
+		return userTable
+	case g == hourGrain:
+		return hourTable
+	case g == dayGrain:
+		return dayTable
+	}
+	return channelUserTable
+}
+
 // columns are the names that differ from table to table.
 type columns struct {
+	label      string // of the metric
 	name, time string
 	literal    string // a Unix second as a constant of the time column's type
 	unit       int64  // seconds per step of that constant
@@ -97,22 +132,30 @@ type columns struct {
 }
 
 var schema = [tables]columns{
-	rawTable:    {"events", "ts", "toDateTime64(%, 3, 'UTC')", 1, "toUnixTimestamp(ts)"},
-	minuteTable: {"events_1m", "m", "%", 1, "toUnixTimestamp(m)"},
-	hourTable:   {"events_1h", "h", "%", 1, "toUnixTimestamp(h)"},
-	dayTable:    {"events_1d", "d", "toDate(%)", 86400, "toUnixTimestamp(d, 'UTC')"},
+	rawTable:         {"raw", "events", "ts", "toDateTime64(%, 3, 'UTC')", 1, "toUnixTimestamp(ts)"},
+	minuteTable:      {"minute", "events_1m", "m", "%", 1, "toUnixTimestamp(m)"},
+	hourTable:        {"hour", "events_1h", "h", "%", 1, "toUnixTimestamp(h)"},
+	dayTable:         {"day", "events_1d", "d", "toDate(%)", 86400, "toUnixTimestamp(d, 'UTC')"},
+	userTable:        {"users", "events_users", "at", "%", 1, "toUnixTimestamp(at)"},
+	channelUserTable: {"channel_users", "events_channel_users", "at", "%", 1, "toUnixTimestamp(at)"},
 }
 
-// pieces writes one SELECT per table that occurs, fine tables first.
-func (b *builder) pieces(pieces []piece) {
+// from returns the pieces that t answers.
+func (t table) from(r *Request, pieces []piece) []piece {
+	var own []piece
+	for _, p := range pieces {
+		if p.grain.table(r) == t {
+			own = append(own, p)
+		}
+	}
+	return own
+}
+
+// tables writes one SELECT per table that has a piece.
+func (b *builder) tables(pieces []piece) {
 	first := true
 	for t := range tables {
-		var own []piece
-		for _, p := range pieces {
-			if p.table == t {
-				own = append(own, p)
-			}
-		}
+		own := t.from(b.r, pieces)
 		if len(own) == 0 {
 			continue
 		}
@@ -131,7 +174,7 @@ func (b *builder) selectFrom(t table, own []piece) {
 	}
 	if t == rawTable {
 		b.WriteString("toInt64(count()) AS total")
-		b.users(", uniqCombined64State(user_id) AS users")
+		b.users(", " + sketch("State") + "(user_id) AS users")
 	} else {
 		b.WriteString("n AS total")
 		b.users(", u AS users")
@@ -143,7 +186,13 @@ func (b *builder) selectFrom(t table, own []piece) {
 	if b.r.CampaignID != "" {
 		b.WriteString(" AND campaign_id = {campaign:String}")
 	}
-	b.ranges(t, own)
+	b.WriteString("\n  AND (")
+	if t >= userTable {
+		b.buckets(own)
+	} else {
+		b.ranges(t, own)
+	}
+	b.WriteByte(')')
 	if t == rawTable && b.r.GroupBy != "" {
 		b.WriteString(" GROUP BY g")
 	}
@@ -153,11 +202,8 @@ func (b *builder) selectFrom(t table, own []piece) {
 // groupKey is the group of one row of t: a name, or a bucket in seconds.
 func (b *builder) groupKey(t table) string {
 	width := bucketSeconds(b.r.GroupBy)
-	switch {
-	case width == 0:
+	if width == 0 {
 		return b.r.GroupBy
-	case t.grain() == width && t != rawTable:
-		return "toInt64(" + schema[t].seconds + ")"
 	}
 	return "toInt64(" + b.zone.key(schema[t].seconds, width) + ")"
 }
@@ -168,13 +214,40 @@ func (b *builder) ranges(t table, own []piece) {
 		return strings.Replace(c.literal, "%", strconv.FormatInt(sec/c.unit, 10), 1)
 	}
 	for i, p := range own {
-		if i == 0 {
-			b.WriteString("\n  AND (")
-		} else {
+		if i > 0 {
 			b.WriteString(" OR ")
 		}
 		b.WriteString(c.time + " >= " + at(p.from) + " AND " + c.time + " < " + at(p.to))
 	}
+}
+
+// maxListed bounds the buckets of one piece that are named one by one: no
+// piece has more of them but the widest ones of its request.
+const maxListed = 300
+
+// buckets writes the condition for buckets of several widths. They are listed:
+// of a list the primary key finds the granules by binary search, whereas ranges
+// in so many alternatives make it evaluate each of them at every mark.
+func (b *builder) buckets(own []piece) {
+	var list []byte
+	for _, p := range own {
+		width := p.grain.seconds()
+		if (p.to-p.from)/width > maxListed {
+			b.WriteString("width = " + strconv.FormatInt(width, 10) +
+				" AND at >= " + strconv.FormatInt(p.from, 10) + " AND at < " + strconv.FormatInt(p.to, 10) + " OR ")
+			continue
+		}
+		for at := p.from; at < p.to; at += width {
+			list = append(list, ",("...)
+			list = append(strconv.AppendInt(list, width, 10), ',')
+			list = append(strconv.AppendInt(list, at, 10), ')')
+		}
+	}
+	if list == nil {
+		list = []byte(",(0,0)") // no bucket
+	}
+	b.WriteString("(width, at) IN (")
+	b.Write(list[1:])
 	b.WriteByte(')')
 }
 

@@ -16,7 +16,7 @@ func TestBuild(t *testing.T) {
 			t.Fatal(err)
 		}
 		o := zoneOffsets(zone, r.From, r.To)
-		s := build(&r, o, plan(r.From, r.To, usable(&r, o)))
+		s := build(&r, o, plan(&r, o))
 		if d := cmp.Diff(want, "\n"+s.text); d != "" {
 			t.Errorf("build(%+v): -want +got\n%s", r, d)
 		}
@@ -29,12 +29,12 @@ func TestBuild(t *testing.T) {
 
 	// Everything at once: both ragged ends, hours, days.
 	f(Request{EventName: "view", From: midnight - hour - 1, To: midnight + 2*day + hour + 1, GroupBy: "channel"}, `
-SELECT sum(total) AS events, uniqCombined64Merge(users) AS distinct_users,
+SELECT sum(total) AS events, uniqCombined64Merge(14)(users) AS distinct_users,
   (groupArraySorted(10001)((-total, CAST(g, 'String'), finalizeAggregation(users))) AS list).2 AS labels, arrayMap(x -> -x, list.1) AS totals, list.3 AS users_per_group
 FROM (
-SELECT g, sum(total) AS total, uniqCombined64MergeState(users) AS users
+SELECT g, sum(total) AS total, uniqCombined64MergeState(14)(users) AS users
 FROM (
-SELECT channel AS g, toInt64(count()) AS total, uniqCombined64State(user_id) AS users FROM events
+SELECT channel AS g, toInt64(count()) AS total, uniqCombined64State(14)(user_id) AS users FROM events
 WHERE event_name = {event:String}
   AND (ts >= toDateTime64(1704149999, 3, 'UTC') AND ts < toDateTime64(1704150000, 3, 'UTC') OR ts >= toDateTime64(1704330000, 3, 'UTC') AND ts < toDateTime64(1704330001, 3, 'UTC')) GROUP BY g
 UNION ALL
@@ -52,19 +52,48 @@ HAVING total != 0
 
 	// No groups, and a channel.
 	f(Request{EventName: "view", From: midnight, To: midnight + day, Channel: "web"}, `
-SELECT sum(total) AS events, uniqCombined64Merge(users) AS distinct_users
+SELECT sum(total) AS events, uniqCombined64Merge(14)(users) AS distinct_users
 FROM (
 SELECT n AS total, u AS users FROM events_1d
 WHERE event_name = {event:String} AND channel = {channel:String}
   AND (d >= toDate(19724) AND d < toDate(19725))
 )`, event, proto.Parameter{Key: "channel", Value: "'web'"})
 
+	// All channels together, with buckets of every width.
+	const wide = 79 * 256 * day
+	f(Request{EventName: "view", From: wide - 17*day - hour - 5*minute - 1, To: wide + 256*day + 16*day}, `
+SELECT sum(total) AS events, uniqCombined64Merge(14)(users) AS distinct_users
+FROM (
+SELECT toInt64(count()) AS total, uniqCombined64State(14)(user_id) AS users FROM events
+WHERE event_name = {event:String}
+  AND (ts >= toDateTime64(1745880899, 3, 'UTC') AND ts < toDateTime64(1745880900, 3, 'UTC'))
+UNION ALL
+SELECT n AS total, u AS users FROM events_users
+WHERE event_name = {event:String}
+  AND ((width, at) IN ((300,1745880900),(3600,1745881200),(86400,1745884800),(1382400,1745971200),(22118400,1747353600),(1382400,1769472000)))
+)`, event)
+
+	// More buckets than are listed.
+	f(Request{EventName: "view", From: midnight, To: midnight + 13*day + 5*minute, GroupBy: "hour", CountsOnly: true}, `
+SELECT sum(total) AS events,
+  (groupArraySorted(11000)((g, total)) AS list).1 AS labels, list.2 AS totals
+FROM (
+SELECT g, sum(total) AS total
+FROM (
+SELECT toInt64(intDiv(toUnixTimestamp(at), 3600) * 3600) AS g, n AS total FROM events_users
+WHERE event_name = {event:String}
+  AND (width = 3600 AND at >= 1704153600 AND at < 1705276800 OR (width, at) IN ((300,1705276800)))
+)
+GROUP BY g
+HAVING total != 0
+)`, event)
+
 	// Campaigns are in raw rows only.
 	f(Request{EventName: "view", From: midnight, To: midnight + 9*day, GroupBy: "day", CampaignID: "it's"}, `
-SELECT sum(total) AS events, uniqCombined64Merge(users) AS distinct_users,
+SELECT sum(total) AS events, uniqCombined64Merge(14)(users) AS distinct_users,
   (groupArraySorted(11000)((g, total, finalizeAggregation(users))) AS list).1 AS labels, list.2 AS totals, list.3 AS users_per_group
 FROM (
-SELECT toInt64(intDiv(toUnixTimestamp(ts), 86400) * 86400) AS g, toInt64(count()) AS total, uniqCombined64State(user_id) AS users FROM events
+SELECT toInt64(intDiv(toUnixTimestamp(ts), 86400) * 86400) AS g, toInt64(count()) AS total, uniqCombined64State(14)(user_id) AS users FROM events
 WHERE event_name = {event:String} AND campaign_id = {campaign:String}
   AND (ts >= toDateTime64(1704153600, 3, 'UTC') AND ts < toDateTime64(1704931200, 3, 'UTC')) GROUP BY g
 )`, event, proto.Parameter{Key: "campaign", Value: `'it\\\'s'`})
@@ -80,7 +109,7 @@ SELECT toInt64(intDiv(toUnixTimestamp(ts), 60) * 60) AS g, toInt64(count()) AS t
 WHERE event_name = {event:String}
   AND (ts >= toDateTime64(1704153601, 3, 'UTC') AND ts < toDateTime64(1704153660, 3, 'UTC')) GROUP BY g
 UNION ALL
-SELECT toInt64(toUnixTimestamp(m)) AS g, n AS total FROM events_1m
+SELECT toInt64(intDiv(toUnixTimestamp(m), 60) * 60) AS g, n AS total FROM events_1m
 WHERE event_name = {event:String}
   AND (m >= 1704153660 AND m < 1704157200)
 )
@@ -109,7 +138,7 @@ func TestTheTextHoldsNoneOfTheCallersStrings(t *testing.T) {
 			plain.CampaignID = "x"
 		}
 		o := zoneOffsets(mustZone(t, r.Zone), r.From, r.To)
-		pieces := plan(r.From, r.To, usable(&r, o))
+		pieces := plan(&r, o)
 		if got, want := build(&r, o, pieces).text, build(&plain, o, pieces).text; got != want {
 			t.Fatalf("got\n%s\nwant\n%s", got, want)
 		}

@@ -105,7 +105,7 @@ func (o offsets) key(x string, width int64) string {
 	switch {
 	case o.align(width):
 		return "intDiv(" + x + ", " + w + ") * " + w
-	case width == dayTable.grain():
+	case width == dayGrain.seconds():
 		return "intDiv(" + o.shift(x, width) + ", " + w + ") * " + w + " - " + w
 	}
 	return x + " - (" + o.shift(x, width) + ") % " + w

@@ -289,22 +289,6 @@ func (r *Report) problem(format string, args ...any) {
 	}
 }
 
-// comparison is one rollup against the next finer table.
-type comparison struct {
-	rollup, key     string // its name and time column
-	from, cell      string // the finer table, and the rollup's time from its columns
-	count, finer    string // how the finer table counts, and its time column
-	users, allUsers string // distinct users in the rollup and in the rows; empty: none there
-}
-
-var comparisons = []comparison{
-	{rollup: "events_1m", key: "m", from: "events", cell: "toStartOfMinute(ts)", count: "toInt64(count())", finer: "ts"},
-	{rollup: "events_1h", key: "h", from: "events_1m", cell: "toStartOfHour(m)", count: "sum(n)", finer: "m",
-		users: "uniqCombined64Merge(u)", allUsers: "toStartOfHour(ts)"},
-	{rollup: "events_1d", key: "d", from: "events_1h", cell: "toDate(h)", count: "sum(n)", finer: "h",
-		users: "uniqCombined64Merge(u)", allUsers: "toDate(ts)"},
-}
-
 // rollups compares month by month. A sink that writes meanwhile makes rows and
 // rollups differ for the moment between two parts of one insert, so only what
 // differs in the same way again and again counts.
@@ -313,27 +297,69 @@ func (a *Audit) rollups(ctx context.Context, r *Report) error {
 	if err != nil {
 		return err
 	}
+	oldest, err := a.oldest(ctx)
+	if err != nil {
+		return fmt.Errorf("read the TTL of events: %w", err)
+	}
+	slices.SortFunc(months, func(x, y span) int { return x.from.Compare(y.from) })
+	compared := make(map[int64]time.Time) // by width, up to where
 	for _, month := range months {
-		for _, c := range comparisons {
-			diff, err := a.lasting(ctx, c.countDiff(month))
-			if err != nil {
-				return fmt.Errorf("compare %s with %s: %w", c.rollup, c.from, err)
-			}
-			for _, d := range diff {
-				r.Mismatched += d.n
-				r.problem("%s differs from %s by %d rows at %s", c.rollup, c.from, d.n, d.cell)
-			}
-			if c.users == "" {
-				continue
-			}
-			if diff, err = a.lasting(ctx, c.userDiff(month)); err != nil {
-				return fmt.Errorf("compare the users of %s with events: %w", c.rollup, err)
-			}
-			for _, d := range diff {
-				r.Users++
-				r.problem("%s has other distinct users than events, by %d at %s", c.rollup, d.n, d.cell)
+		var all []comparison
+		if kept := (span{later(month.from, oldest), month.to}); kept.from.Before(kept.to) {
+			all = comparisons(kept)
+		}
+		for _, width := range []int64{long, longer} {
+			if wide := month.widen(width, compared[width]); wide.from.Before(wide.to) {
+				all = append(all, wideComparisons(width, wide)...)
+				compared[width] = wide.to
 			}
 		}
+		for _, c := range all {
+			if err := a.compare(ctx, r, c); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// oldest is the first day of which no row can have expired. Rows and their
+// rollups expire one after the other, days and wider buckets much later.
+func (a *Audit) oldest(ctx context.Context) (time.Time, error) {
+	ttl, err := a.ClickHouse.Strings(ctx, `SELECT toString(toStartOfDay(now('UTC') - toIntervalSecond(toUInt32(seconds))) + toIntervalDay(1)) AS s
+		FROM (SELECT extract(engine_full, 'TTL .* toIntervalSecond\\((\\d+)\\)') AS seconds FROM system.tables
+			WHERE database = currentDatabase() AND name = 'events') WHERE seconds != ''`)
+	if err != nil || len(ttl) == 0 {
+		return time.Time{}, err
+	}
+	return time.Parse(time.DateTime, ttl[0])
+}
+
+func later(x, y time.Time) time.Time {
+	if x.After(y) {
+		return x
+	}
+	return y
+}
+
+func (a *Audit) compare(ctx context.Context, r *Report, c comparison) error {
+	diff, err := a.lasting(ctx, c.counts, "diff != 0")
+	if err != nil {
+		return fmt.Errorf("compare %s with %s: %w", c.rollup, c.from, err)
+	}
+	for _, d := range diff {
+		r.Mismatched += d.n
+		r.problem("%s differs from %s by %d rows at %s", c.rollup, c.from, d.n, d.cell)
+	}
+	if c.users == nil {
+		return nil
+	}
+	if diff, err = a.lasting(ctx, c.users, otherUsers); err != nil {
+		return fmt.Errorf("compare the users of %s with %s: %w", c.rollup, c.from, err)
+	}
+	for _, d := range diff {
+		r.Users++
+		r.problem("%s has other distinct users than %s, by %d at %s", c.rollup, c.from, d.n, d.cell)
 	}
 	return nil
 }
@@ -343,9 +369,15 @@ type span struct{ from, to time.Time }
 
 func (s span) of(column string) string {
 	if column == "d" {
-		return fmt.Sprintf("d >= toDate(%d) AND d < toDate(%d)", s.from.Unix()/86400, s.to.Unix()/86400)
+		return fmt.Sprintf("d >= toDate(%d) AND d < toDate(%d)", s.from.Unix()/aDay, s.to.Unix()/aDay)
 	}
 	return fmt.Sprintf("%[1]s >= toDateTime(%[2]d, 'UTC') AND %[1]s < toDateTime(%[3]d, 'UTC')", column, s.from.Unix(), s.to.Unix())
+}
+
+// widen returns the buckets of a width that s touches, from a time on.
+func (s span) widen(width int64, after time.Time) span {
+	from, to := s.from.Unix()/width*width, (s.to.Unix()+width-1)/width*width
+	return span{time.Unix(max(from, after.Unix()), 0).UTC(), time.Unix(to, 0).UTC()}
 }
 
 // months returns the spans to compare: whole months of data, or the days that
@@ -359,15 +391,15 @@ func (a *Audit) months(ctx context.Context) ([]span, error) {
 			UNION DISTINCT SELECT toDate(concat(substring(partition, 1, 4), '-', substring(partition, 5, 2), '-01')) FROM system.parts
 				WHERE database = currentDatabase() AND table = 'events' AND active
 		) ORDER BY month`)
-		return spansOf(starts, func(t time.Time) time.Time { return t.AddDate(0, 1, 0) }), err
+		return parseSpans(starts, func(t time.Time) time.Time { return t.AddDate(0, 1, 0) }), err
 	}
 	const mostDays = 62
 	starts, err := a.ClickHouse.Strings(ctx, fmt.Sprintf(`SELECT DISTINCT toString(toUnixTimestamp(toStartOfDay(ts))) AS s FROM events
 		WHERE received_at >= toDateTime64(%d, 3, 'UTC') ORDER BY s DESC LIMIT %d`, a.Since.Unix(), mostDays))
-	return spansOf(starts, func(t time.Time) time.Time { return t.AddDate(0, 0, 1) }), err
+	return parseSpans(starts, func(t time.Time) time.Time { return t.AddDate(0, 0, 1) }), err
 }
 
-func spansOf(starts []string, end func(time.Time) time.Time) []span {
+func parseSpans(starts []string, end func(time.Time) time.Time) []span {
 	var out []span
 	for _, s := range starts {
 		var unix int64
@@ -379,38 +411,20 @@ func spansOf(starts []string, end func(time.Time) time.Time) []span {
 	return out
 }
 
-func (c comparison) countDiff(s span) string {
-	return fmt.Sprintf(`SELECT toString((cell, event_name, channel)) AS cell_text, sum(n) AS diff FROM (
-		SELECT toDateTime(%s, 'UTC') AS cell, event_name, channel, %s AS n FROM %s WHERE %s GROUP BY cell, event_name, channel
-		UNION ALL SELECT toDateTime(%s, 'UTC') AS cell, event_name, channel, -sum(n) AS n FROM %s WHERE %s GROUP BY cell, event_name, channel
-	) GROUP BY cell, event_name, channel HAVING diff != 0 ORDER BY cell_text LIMIT 1000`,
-		c.cell, c.count, c.from, s.of(c.finer), c.key, c.rollup, s.of(c.key))
-}
-
-// exactUsers is up to how many users uniqCombined64 keeps a set, 2^(17-5). At
-// exactly this many a state is still a set, or already a sketch when it met a
-// user of the set once more: rows and rollup may say two numbers for the same
-// users.
-const exactUsers = 4096
-
-func (c comparison) userDiff(s span) string {
-	return fmt.Sprintf(`SELECT toString((cell, event_name, channel)) AS cell_text, sum(n) AS diff FROM (
-		SELECT toDateTime(%s, 'UTC') AS cell, event_name, channel, toInt64(uniqCombined64(user_id)) AS n FROM events WHERE %s GROUP BY cell, event_name, channel
-		UNION ALL SELECT toDateTime(%s, 'UTC') AS cell, event_name, channel, -toInt64(%s) AS n FROM %s WHERE %s GROUP BY cell, event_name, channel
-	) GROUP BY cell, event_name, channel HAVING diff != 0 AND NOT ((max(n) = %[7]d OR min(n) = -%[7]d) AND abs(diff) <= %[7]d / 50)
-	ORDER BY cell_text LIMIT 1000`,
-		c.allUsers, s.of("ts"), c.key, c.users, c.rollup, s.of(c.key), exactUsers)
-}
-
 // difference is one cell that does not add up.
 type difference struct {
 	cell string
 	n    int64
 }
 
-// lasting runs a query of differences until one round finds nothing, and
-// returns those that three rounds in a row agree on.
-func (a *Audit) lasting(ctx context.Context, sql string) ([]difference, error) {
+// lasting asks for the differences until one round finds nothing, and returns those that three rounds in a row agree on.
+func (a *Audit) lasting(ctx context.Context, sides []cells, having string) ([]difference, error) {
+	var selects []string
+	for _, c := range sides {
+		selects = append(selects, c.sql("1"))
+	}
+	sql := "SELECT toString((w, cell, event_name, ch)) AS cell_text, sum(c) AS diff FROM (" + strings.Join(selects, " UNION ALL ") +
+		") GROUP BY w, cell, event_name, ch HAVING " + having + " ORDER BY cell_text LIMIT 1000"
 	const rounds = 3
 	var agreed map[string]int64
 	for round := range rounds {

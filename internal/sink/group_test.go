@@ -79,7 +79,7 @@ func TestRepairBesideOtherSinks(t *testing.T) {
 	l := newLab(t, 1)
 	l.exec("DROP VIEW events_1h_mv")
 	l.exec(`CREATE MATERIALIZED VIEW events_1h_mv TO events_1h AS
-		SELECT toStartOfHour(ts) AS h, event_name, channel, toInt64(count() + max(sleepEachRow(0.005))) AS n, uniqCombined64State(user_id) AS u
+		SELECT toStartOfHour(ts) AS h, event_name, channel, toInt64(count() + max(sleepEachRow(0.005))) AS n, uniqCombined64State(14)(user_id) AS u
 		FROM events GROUP BY h, event_name, channel`)
 	const other = "events2"
 	if err := l.cluster.CreateTopic(other, 1, nil); err != nil {

@@ -446,24 +446,33 @@ func some(places []place) string {
 	return fmt.Sprint(places[:min(len(places), 5)])
 }
 
+// rollupsAreRaw compares every bucket of every rollup with the rows.
 func (l *lab) rollupsAreRaw() {
 	l.t.Helper()
-	for _, r := range []struct{ table, key, cell string }{
-		{"events_1m", "m", "toStartOfMinute(ts)"}, {"events_1h", "h", "toStartOfHour(ts)"}, {"events_1d", "d", "toDate(ts)"},
+	for _, r := range []struct{ table, key, cell, channel, where string }{
+		{"events_1m", "m", "toStartOfMinute(ts)", "channel", "1"},
+		{"events_1h", "h", "toStartOfHour(ts)", "channel", "1"},
+		{"events_1d", "d", "toDate(ts)", "channel", "1"},
+		{"events_users", "at", floor("ts", fiveMinutes), "''", "width = 300"},
+		{"events_users", "at", floor("ts", anHour), "''", "width = 3600"},
+		{"events_users", "at", floor("ts", aDay), "''", "width = 86400"},
+		{"events_users", "at", floor("ts", long), "''", "width = 1382400"},
+		{"events_users", "at", floor("ts", longer), "''", "width = 22118400"},
+		{"events_channel_users", "at", floor("ts", long), "channel", "width = 1382400"},
+		{"events_channel_users", "at", floor("ts", longer), "channel", "width = 22118400"},
 	} {
-		l.none(r.table+" against events", fmt.Sprintf(`SELECT CAST(concat(toString(cell), ' ', event_name, ' ', channel, ' ', toString(c)) AS String) FROM (
-			SELECT cell, event_name, channel, sum(x) AS c FROM (
-				SELECT %s AS cell, event_name, channel, toInt64(count()) AS x FROM events GROUP BY cell, event_name, channel
-				UNION ALL SELECT %s AS cell, event_name, channel, -sum(n) AS x FROM %s GROUP BY cell, event_name, channel)
-			GROUP BY cell, event_name, channel HAVING c != 0)`, r.cell, r.key, r.table))
+		name := r.table + " where " + r.where
+		raw := fmt.Sprintf("SELECT toDateTime(%s, 'UTC') AS cell, event_name, toString(%s) AS ch, %%s FROM events GROUP BY cell, event_name, ch", r.cell, r.channel)
+		rolled := fmt.Sprintf("SELECT toDateTime(%s, 'UTC') AS cell, event_name, toString(%s) AS ch, %%s FROM %s WHERE %s GROUP BY cell, event_name, ch", r.key, r.channel, r.table, r.where)
+		l.none(name+" against events", fmt.Sprintf(`SELECT CAST(concat(toString(cell), ' ', event_name, ' ', ch, ' ', toString(c)) AS String) FROM (
+			SELECT cell, event_name, ch, sum(x) AS c FROM (`+raw+` UNION ALL `+rolled+`)
+			GROUP BY cell, event_name, ch HAVING c != 0)`, "toInt64(count()) AS x", "-sum(n) AS x"))
 		if r.table == "events_1m" {
 			continue
 		}
-		l.none("users of "+r.table, fmt.Sprintf(`SELECT CAST(concat(toString(cell), ' ', event_name) AS String) FROM (
-			SELECT %s AS cell, event_name, channel, uniqCombined64(user_id) AS x FROM events GROUP BY cell, event_name, channel) AS a
-			FULL JOIN (SELECT %s AS cell, event_name, channel, uniqCombined64Merge(u) AS y FROM %s GROUP BY cell, event_name, channel) AS b
-			USING (cell, event_name, channel) WHERE x != y AND NOT ((x = %[4]d OR y = %[4]d) AND abs(toInt64(x) - toInt64(y)) <= %[4]d / 50)`,
-			r.cell, r.key, r.table, exactUsers))
+		l.none("users of "+name, fmt.Sprintf(`SELECT CAST(concat(toString(cell), ' ', event_name) AS String) FROM (`+raw+`) AS a FULL JOIN (`+rolled+`) AS b
+			USING (cell, event_name, ch) WHERE x != y AND NOT ((x = %[3]d OR y = %[3]d) AND abs(toInt64(x) - toInt64(y)) <= %[3]d / 20)`,
+			"uniqCombined64(14)(user_id) AS x", "uniqCombined64Merge(14)(u) AS y", exactUsers))
 	}
 }
 

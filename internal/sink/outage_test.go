@@ -110,7 +110,8 @@ func (l *lab) refuseInserts(s *process, code int, spoil string) {
 	l.produce(40, twoMonths)
 	eventually(l.t, fmt.Sprintf("inserts fail with %d", code), func() error { return s.failedWith(code, 1) })
 	at := l.committed()
-	for _, stored := range []string{"count() FROM events", "sum(n) FROM events_1m", "sum(n) FROM events_1h", "sum(n) FROM events_1d"} {
+	for _, stored := range []string{"count() FROM events", "sum(n) FROM events_1m", "sum(n) FROM events_1h", "sum(n) FROM events_1d",
+		"sum(n) FROM events_users WHERE width = 300", "sum(n) FROM events_channel_users WHERE width = 1382400"} {
 		if got, err := strconv.ParseInt(l.value("SELECT "+stored), 10, 64); err != nil || got < at {
 			l.t.Errorf("the group is past %d records; %s is %d, %v", at, stored, got, err)
 		}

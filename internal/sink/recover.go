@@ -258,9 +258,9 @@ func (t *session) missing(ctx context.Context, f *flight) (*flight, error) {
 
 // touched is what of the tables a set of rows concerns.
 type touched struct {
-	hours, days spans
-	named       string // condition on event_name
-	rows        string // condition that selects the rows in events
+	hours, days, long, longer spans
+	named                     string // condition on event_name
+	rows                      string // condition that selects the rows in events
 }
 
 // touches returns what f's rows concern.
@@ -270,9 +270,14 @@ func (t *session) touches(f *flight) touched {
 		b := f.batches[id]
 		batches = append(batches, fmt.Sprintf("(_part = %d AND _offset BETWEEN %d AND %d)", id, b.first, b.last))
 	}
+	seconds := make([]int64, len(f.block.ts.Data))
+	for i, ms := range f.block.ts.Data {
+		seconds[i] = int64(ms) / 1000
+	}
 	return touched{
-		hours: f.block.spans(time.Hour), days: f.block.spans(24 * time.Hour), named: f.block.named(),
-		rows: fmt.Sprintf("_src = %d AND (%s) AND toYYYYMM(ts) IN (%s)", t.source.id, strings.Join(batches, " OR "), f.block.months()),
+		hours: spansOf(seconds, anHour), days: spansOf(seconds, aDay), long: spansOf(seconds, long), longer: spansOf(seconds, longer),
+		named: f.block.named(),
+		rows:  fmt.Sprintf("_src = %d AND (%s) AND toYYYYMM(ts) IN (%s)", t.source.id, strings.Join(batches, " OR "), f.block.months()),
 	}
 }
 
@@ -291,44 +296,53 @@ func (b *block) months() string {
 // contains more, says which rows to compare.
 const maxListed = 1000
 
-// spans are the UTC hours or days that rows fall into, by their starts in Unix
-// seconds, ascending.
+// The widths in seconds of the buckets in events_users. Those wider than a day
+// are also in events_channel_users.
+const (
+	fiveMinutes = 300
+	anHour      = 3600
+	aDay        = 86400
+	long        = 16 * aDay
+	longer      = 256 * aDay
+)
+
+var widths = []int64{fiveMinutes, anHour, aDay, long, longer}
+
+// floor is the start, in Unix seconds, of the bucket that holds a time.
+func floor(column string, width int64) string {
+	return fmt.Sprintf("intDiv(toUnixTimestamp(toDateTime(%s, 'UTC')), %[2]d) * %[2]d", column, width)
+}
+
+// spans are the buckets of one width that rows fall into, by their starts in
+// Unix seconds, ascending.
 type spans struct {
 	starts []int64
-	grain  time.Duration
+	width  int64
 }
 
-func (b *block) spans(grain time.Duration) spans {
-	g := grain.Milliseconds()
+// spansOf returns the buckets that hold the given Unix seconds.
+func spansOf(seconds []int64, width int64) spans {
 	seen := make(map[int64]struct{})
-	for _, ms := range b.ts.Data {
-		seen[int64(ms)/g*g/1000] = struct{}{}
+	for _, s := range seconds {
+		seen[s/width*width] = struct{}{}
 	}
-	return spans{slices.Sorted(maps.Keys(seen)), grain}
+	return spans{slices.Sorted(maps.Keys(seen)), width}
 }
 
-// within is the condition that a time column lies in one of s. The range around
-// them comes first: it is what the primary key can use.
+// within is the condition that a time column lies in one of s, whole days of it
+// for the Date column d. The range around them comes first: it is what the
+// primary key can use.
 func (s spans) within(column string) string {
-	first, last := s.starts[0], s.starts[len(s.starts)-1]
-	seconds := int64(s.grain.Seconds())
-	cond := fmt.Sprintf("%[1]s >= toDateTime(%[2]d, 'UTC') AND %[1]s < toDateTime(%[3]d, 'UTC')", column, first, last+seconds)
-	if len(s.starts) <= maxListed {
-		cond += fmt.Sprintf(" AND intDiv(toUnixTimestamp(toDateTime(%s, 'UTC')), %d) * %[2]d IN (%s)", column, seconds, list(s.starts))
-	}
-	return cond
-}
-
-// withinDates is within for a Date column.
-func (s spans) withinDates(column string) string {
-	day := func(unix int64) string { return "'" + time.Unix(unix, 0).UTC().Format(time.DateOnly) + "'" }
-	cond := fmt.Sprintf("%[1]s BETWEEN %[2]s AND %[3]s", column, day(s.starts[0]), day(s.starts[len(s.starts)-1]))
-	if len(s.starts) <= maxListed {
-		days := make([]string, len(s.starts))
-		for i, u := range s.starts {
-			days[i] = day(u)
+	at := func(unix int64) string {
+		if column == "d" { // a Date has no zone, and as a DateTime would get the server's
+			return fmt.Sprintf("toDate(%d)", unix/aDay)
 		}
-		cond += fmt.Sprintf(" AND %s IN (%s)", column, strings.Join(days, ","))
+		return fmt.Sprintf("toDateTime(%d, 'UTC')", unix)
+	}
+	first, last := s.starts[0], s.starts[len(s.starts)-1]
+	cond := fmt.Sprintf("%[1]s >= %[2]s AND %[1]s < %[3]s", column, at(first), at(last+s.width))
+	if len(s.starts) <= maxListed {
+		cond += fmt.Sprintf(" AND %s IN (%s)", floor(column, s.width), list(s.starts))
 	}
 	return cond
 }

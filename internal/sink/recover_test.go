@@ -46,9 +46,12 @@ func (l *lab) uncount(table, key, cell, where string) {
 	// the others.
 	states := ""
 	if table != "events_1m" {
-		states = ", uniqCombined64State(user_id) AS u"
+		states = ", uniqCombined64State(14)(user_id) AS u"
 	}
 	l.exec("TRUNCATE TABLE " + table)
+	if table == "events_1d" {
+		l.exec("TRUNCATE TABLE events_channel_users") // its view fills it again
+	}
 	columns := key + ", event_name, channel, n"
 	if states != "" {
 		columns += ", u"
@@ -61,6 +64,26 @@ func (l *lab) uncountAll(where string) {
 	l.uncount("events_1m", "m", "toStartOfMinute(ts)", where)
 	l.uncount("events_1h", "h", "toStartOfHour(ts)", where)
 	l.uncount("events_1d", "d", "toDate(ts)", where)
+	l.uncountUsers(where)
+}
+
+// uncountUsers is uncount of the table that has all widths, and uncountWide of
+// the one that has those beyond a day by channel.
+func (l *lab) uncountUsers(where string) {
+	l.t.Helper()
+	l.exec("TRUNCATE TABLE events_users")
+	l.exec("INSERT INTO events_users (width, at, event_name, n, u) " + wideCounts("event_name", widths, where))
+}
+
+func (l *lab) uncountWide(where string) {
+	l.t.Helper()
+	l.exec("TRUNCATE TABLE events_channel_users")
+	l.exec("INSERT INTO events_channel_users (width, at, event_name, channel, n, u) " + wideCounts("event_name, channel", []int64{long, longer}, where))
+}
+
+func wideCounts(key string, widths []int64, where string) string {
+	return fmt.Sprintf(`SELECT width, toDateTime(intDiv(toUnixTimestamp(ts), width) * width, 'UTC') AS cell, %[1]s, toInt64(count()), uniqCombined64State(14)(user_id)
+		FROM events ARRAY JOIN [%[2]s] AS width WHERE NOT (%[3]s) GROUP BY width, cell, %[1]s`, key, list(widths), where)
 }
 
 // preparedStates are what a dead sink or a dead ClickHouse can leave of a
@@ -84,6 +107,8 @@ var preparedStates = []struct {
 	{"rows without minutes", func(l *lab, declared string) { l.uncount("events_1m", "m", "toStartOfMinute(ts)", declared) }, "repaired"},
 	{"rows without hours", func(l *lab, declared string) { l.uncount("events_1h", "h", "toStartOfHour(ts)", declared) }, "repaired"},
 	{"rows without days", func(l *lab, declared string) { l.uncount("events_1d", "d", "toDate(ts)", declared) }, "repaired"},
+	{"rows without users", func(l *lab, declared string) { l.uncountUsers(declared) }, "repaired"},
+	{"rows without the wide buckets of channels", func(l *lab, declared string) { l.uncountWide(declared) }, "repaired"},
 	{"rows without rollups", func(l *lab, declared string) { l.uncountAll(declared) }, "repaired"},
 	{"rows without one month of a rollup", func(l *lab, declared string) {
 		l.uncount("events_1h", "h", "toStartOfHour(ts)", declared+" AND toYYYYMM(ts) = 202401")
@@ -99,8 +124,12 @@ var preparedStates = []struct {
 		l.lose("events", declared+" AND toYYYYMM(ts) = 202402")
 	}, "repaired"},
 	{"a rollup counted twice", func(l *lab, declared string) {
-		l.exec(`INSERT INTO events_1h (h, event_name, channel, n, u) SELECT toStartOfHour(ts) AS h, event_name, channel, toInt64(count()) AS n, uniqCombined64State(user_id) AS u
+		l.exec(`INSERT INTO events_1h (h, event_name, channel, n, u) SELECT toStartOfHour(ts) AS h, event_name, channel, toInt64(count()) AS n, uniqCombined64State(14)(user_id) AS u
 			FROM events WHERE ` + declared + ` GROUP BY h, event_name, channel`)
+	}, "repaired"},
+	{"days counted twice", func(l *lab, declared string) {
+		l.exec(`INSERT INTO events_1d (d, event_name, channel, n, u) SELECT toDate(ts) AS d, event_name, channel, toInt64(count()) AS n, uniqCombined64State(14)(user_id) AS u
+			FROM events WHERE ` + declared + ` GROUP BY d, event_name, channel`)
 	}, "repaired"},
 	{"a few rows of the batch", func(l *lab, declared string) {
 		l.uncountAll(declared + " AND _offset % 3 = 0")

@@ -3,6 +3,8 @@ package sink
 import (
 	"context"
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/ClickHouse/ch-go"
 )
@@ -45,11 +47,84 @@ type repair struct {
 	lock   string // the log_comment of our lock
 }
 
-// step is one rollup against the next finer table.
+// step is a rollup against the finer table that it sums up.
 type step struct {
-	rollup, key, cell        string // the table, its time column, and that column from the finer table
-	from, count              string // the finer table and how it counts
-	fromWithin, rollupWithin string
+	rollup, key string // the table and the columns that name a row
+	cell        string // the same from the difference's columns
+	finer, own  []cells
+}
+
+// cells are the counts of one table by cell of the rollup: what the finer table
+// says of them, or the rollup itself. A rollup without
+// widths has width 0, and one of all channels an empty channel.
+type cells struct {
+	width                int64
+	cell, channel, count string
+	table, touched       string // from where, and which of its rows
+}
+
+func (c cells) sql(named string) string {
+	return fmt.Sprintf(`SELECT toUInt32(%d) AS w, toDateTime(%s, 'UTC') AS cell, event_name, %s AS ch, %s AS c FROM %s WHERE %s AND (%s) GROUP BY cell, event_name, ch`,
+		c.width, c.cell, c.channel, c.count, c.table, named, c.touched)
+}
+
+// steps are in an order in which each finer table is right when its turn comes.
+// The widest buckets are compared with days because a TTL leaves days alone
+// until the bucket that holds them is gone.
+func (w touched) steps() []step {
+	const (
+		n, minus  = "sum(n)", "-sum(n)"
+		each, all = "channel", "''"
+		users     = "events_users"
+		channels  = "events_channel_users"
+	)
+	hours, days := w.hours, w.days
+	is := func(width int64, s spans) string { return fmt.Sprintf("width = %d AND %s", width, s.within("at")) }
+	return []step{
+		{
+			"events_1m", "m, event_name, channel", "cell, event_name, ch",
+			[]cells{{0, "toStartOfMinute(ts)", each, "toInt64(count())", "events", hours.within("ts")}},
+			[]cells{{0, "m", each, minus, "events_1m", hours.within("m")}},
+		},
+		{
+			"events_1h", "h, event_name, channel", "cell, event_name, ch",
+			[]cells{{0, "toStartOfHour(m)", each, n, "events_1m", hours.within("m")}},
+			[]cells{{0, "h", each, minus, "events_1h", hours.within("h")}},
+		},
+		{
+			"events_1d", "d, event_name, channel", "cell, event_name, ch",
+			[]cells{{0, "toDate(h)", each, n, "events_1h", days.within("h")}},
+			[]cells{{0, "d", each, minus, "events_1d", days.within("d")}},
+		},
+		{
+			users, "width, at, event_name", "w, cell, event_name",
+			[]cells{
+				{fiveMinutes, "toStartOfFiveMinutes(m)", all, n, "events_1m", hours.within("m")},
+				{anHour, "h", all, n, "events_1h", hours.within("h")},
+				{aDay, "d", all, n, "events_1d", days.within("d")},
+				{long, floor("d", long), all, n, "events_1d", w.long.within("d")},
+				{longer, floor("d", longer), all, n, "events_1d", w.longer.within("d")},
+			},
+			[]cells{
+				{fiveMinutes, "at", all, minus, users, is(fiveMinutes, hours)},
+				{anHour, "at", all, minus, users, is(anHour, hours)},
+				{aDay, "at", all, minus, users, is(aDay, days)},
+				{long, "at", all, minus, users, is(long, w.long)},
+				{longer, "at", all, minus, users, is(longer, w.longer)},
+			},
+		},
+		{
+			channels, "width, at, event_name, channel", "w, cell, event_name, ch",
+			[]cells{
+				{long, floor("d", long), each, n, "events_1d", w.long.within("d")},
+				{longer, floor("d", longer), each, n, "events_1d", w.longer.within("d")},
+			},
+			[]cells{
+				{long, "at", each, minus, channels, is(long, w.long)},
+				{longer, "at", each, minus, channels, is(longer, w.longer)},
+			},
+		},
+	}
 }
 
 // repairRollups compares each rollup with the next finer table over what w
@@ -68,15 +143,11 @@ func (t *session) repairRollups(ctx context.Context, f *flight, w touched) (bool
 	defer conn.Close()
 	r := &repair{t, f, conn, lock}
 	repaired := false
-	for _, s := range []step{
-		{"events_1m", "m", "toStartOfMinute(ts)", "events", "toInt64(count())", w.hours.within("ts"), w.hours.within("m")},
-		{"events_1h", "h", "toStartOfHour(m)", "events_1m", "sum(n)", w.hours.within("m"), w.hours.within("h")},
-		{"events_1d", "d", "toDate(h)", "events_1h", "sum(n)", w.days.within("h"), w.days.withinDates("d")},
-	} {
+	for _, s := range w.steps() {
 		differed, err := r.equal(ctx, s, w.named)
 		repaired = repaired || differed
 		if err != nil {
-			return repaired, fmt.Errorf("compare %s with %s: %w", s.rollup, s.from, err)
+			return repaired, fmt.Errorf("compare %s with %s: %w", s.rollup, s.finer[0].table, err)
 		}
 	}
 	return repaired, t.insertStates(ctx, f, w)
@@ -85,13 +156,12 @@ func (t *session) repairRollups(ctx context.Context, f *flight, w touched) (bool
 // equal makes a rollup equal to the finer table and reports whether it was not.
 // It ends with a measuring that found no difference.
 func (r *repair) equal(ctx context.Context, s step, named string) (differed bool, err error) {
-	diff := fmt.Sprintf(`SELECT cell, event_name, channel, sum(c) AS n FROM (
-		SELECT %s AS cell, event_name, channel, %s AS c FROM %s WHERE %s AND %s GROUP BY cell, event_name, channel
-		UNION ALL
-		SELECT %s AS cell, event_name, channel, -sum(n) AS c FROM %s WHERE %s AND %s GROUP BY cell, event_name, channel
-	) GROUP BY cell, event_name, channel HAVING n != 0`,
-		s.cell, s.count, s.from, named, s.fromWithin,
-		s.key, s.rollup, named, s.rollupWithin)
+	var sides []string
+	for _, c := range slices.Concat(s.finer, s.own) {
+		sides = append(sides, c.sql(named))
+	}
+	diff := "SELECT w, cell, event_name, ch, sum(c) AS n FROM (" + strings.Join(sides, " UNION ALL ") +
+		") GROUP BY w, cell, event_name, ch HAVING n != 0"
 	for try := 0; ; try++ {
 		n, still, err := r.measure(ctx, diff)
 		switch {
@@ -141,8 +211,8 @@ func (r *repair) measure(ctx context.Context, diff string) (rows string, still b
 // then another sink may have measured the same.
 func (r *repair) correct(ctx context.Context, s step) error {
 	return r.conn.Do(ctx, ch.Query{
-		Body: fmt.Sprintf(`INSERT INTO %s (%s, event_name, channel, n) SELECT cell, event_name, channel, n FROM difference
-			WHERE (SELECT count() FROM system.processes WHERE Settings['log_comment'] = '%s') > 0`, s.rollup, s.key, r.lock),
+		Body: fmt.Sprintf(`INSERT INTO %s (%s, n) SELECT %s, n FROM difference
+			WHERE (SELECT count() FROM system.processes WHERE Settings['log_comment'] = '%s') > 0`, s.rollup, s.key, s.cell, r.lock),
 		Settings: r.insertSettings(r.flight),
 	})
 }
@@ -150,7 +220,8 @@ func (r *repair) correct(ctx context.Context, s step) error {
 // mark is a number that any committed part raises.
 func (r *repair) mark(ctx context.Context) (string, error) {
 	return r.one(ctx, `SELECT toString(sum(m)) FROM (SELECT max(max_block_number) AS m FROM system.parts
-		WHERE database = currentDatabase() AND table IN ('events', 'events_1m', 'events_1h', 'events_1d') GROUP BY table, partition_id)`)
+		WHERE database = currentDatabase() 
+		AND table IN ('events', 'events_1m', 'events_1h', 'events_1d', 'events_users', 'events_channel_users') GROUP BY table, partition_id)`)
 }
 
 func (r *repair) one(ctx context.Context, sql string) (string, error) {
@@ -158,12 +229,22 @@ func (r *repair) one(ctx context.Context, sql string) (string, error) {
 }
 
 // insertStates inserts the distinct users of w's rows into the rollups again.
+// What goes into events_1d goes into events_channel_users by its view.
 func (t *session) insertStates(ctx context.Context, f *flight, w touched) error {
-	for _, s := range [][3]string{{"events_1h", "h", "toStartOfHour(ts)"}, {"events_1d", "d", "toDate(ts)"}} {
-		err := t.exec(ctx, f, fmt.Sprintf(`INSERT INTO %s (%s, event_name, channel, n, u)
-			SELECT %s AS cell, event_name, channel, 0, uniqCombined64State(user_id) FROM events
-			WHERE %s GROUP BY cell, event_name, channel`, s[0], s[1], s[2], w.rows))
-		if err != nil {
+	byChannel := func(key, cell string) string {
+		return fmt.Sprintf(`(%s, event_name, channel, n, u)
+			SELECT %s AS cell, event_name, channel, 0, uniqCombined64State(14)(user_id) FROM events
+			WHERE %s GROUP BY cell, event_name, channel`, key, cell, w.rows)
+	}
+	for _, s := range [][2]string{
+		{"events_1h", byChannel("h", "toStartOfHour(ts)")},
+		{"events_1d", byChannel("d", "toDate(ts)")},
+		{"events_users", fmt.Sprintf(`(width, at, event_name, n, u)
+			SELECT width, toDateTime(intDiv(toUnixTimestamp(t), width) * width, 'UTC') AS cell, event_name, 0, uniqCombined64MergeState(14)(s)
+			FROM (SELECT event_name, toStartOfFiveMinutes(ts) AS t, uniqCombined64State(14)(user_id) AS s FROM events WHERE %s GROUP BY event_name, t)
+			ARRAY JOIN [%s] AS width GROUP BY width, cell, event_name`, w.rows, list(widths))},
+	} {
+		if err := t.exec(ctx, f, "INSERT INTO "+s[0]+" "+s[1]); err != nil {
 			return fmt.Errorf("insert user states into %s: %w", s[0], err)
 		}
 	}

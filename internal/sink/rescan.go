@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"maps"
-	"slices"
 	"strconv"
 	"time"
 
@@ -144,17 +143,14 @@ func (t *session) compareRollups(ctx context.Context, id int32, first, end int64
 	if err != nil || len(starts) == 0 {
 		return false, err
 	}
-	hours, days := make(map[int64]struct{}), make(map[int64]struct{})
-	for _, s := range starts {
-		hour, err := strconv.ParseInt(s, 10, 64)
-		if err != nil {
+	hours := make([]int64, len(starts))
+	for i, s := range starts {
+		if hours[i], err = strconv.ParseInt(s, 10, 64); err != nil {
 			return false, fmt.Errorf("BUG: an hour is %q: %w", s, err)
 		}
-		hours[hour] = struct{}{}
-		days[hour/86400*86400] = struct{}{}
 	}
 	return t.repairRollups(ctx, f, touched{
-		hours: spans{slices.Sorted(maps.Keys(hours)), time.Hour}, days: spans{slices.Sorted(maps.Keys(days)), 24 * time.Hour},
+		hours: spansOf(hours, anHour), days: spansOf(hours, aDay), long: spansOf(hours, long), longer: spansOf(hours, longer),
 		named: "1", rows: rows,
 	})
 }
