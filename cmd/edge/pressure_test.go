@@ -91,7 +91,8 @@ func TestOOMPressure(t *testing.T) {
 }
 
 // Test10kIdleConnections keeps ten thousand connections open that have sent one
-// event each: they cost less than 200 MB, and the next client is served.
+// event each: the process takes less than 200 MB, with a GOMEMLIMIT of nine
+// tenths of that, and serves the next client.
 func Test10kIdleConnections(t *testing.T) {
 	noRace(t)
 	const n = 10_000
