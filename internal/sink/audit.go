@@ -25,8 +25,8 @@ import (
 //	coverage   per log and partition the batches [first,last] follow each other
 //	           without gap or overlap, each has the rows it says it has, every
 //	           offset is there once, and rows + duplicates + dead = length
-//	rollups    minute, hour and day counts and distinct users equal those of
-//	           the rows, per event name and channel
+//	rollups    the counts and distinct users of every bucket of every width
+//	           equal those of what it is made of, in the end the rows
 type Audit struct {
 	ClickHouse *clickhouse.Pool
 	// Since limits the audit to what was received from then on; zero: all.
