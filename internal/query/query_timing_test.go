@@ -36,7 +36,7 @@ func fillBench(b *testing.B) (pool *clickhouse.Pool, end int64) {
 	}
 	for i := range int64(benchRows / benchBlock) {
 		half := int64(benchRows / benchBlock / 2)
-		from, width := dataFrom+i*benchSpan/half, int64(benchSpan/half)
+		from, width := dataFrom+i*benchSpan/half, benchSpan/half
 		if i >= half {
 			width = 7 * day / half
 			from = end - 7*day + (i-half)*width
