@@ -212,7 +212,7 @@ func (r *sinkRuns) ours() (sample, error) {
 		done, began := errors.New("all stored"), time.Now()
 		// ClickHouse is asked and not edge: a scrape costs edge as much as
 		// thousands of rows.
-		err = poll(ctx, 20*time.Millisecond, func() error {
+		err = poll(ctx, 50*time.Millisecond, func() error {
 			var err error
 			if rows, err = number(ctx, pool, "SELECT toInt64(count()) AS n FROM events"); err != nil {
 				return err
