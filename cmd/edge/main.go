@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -64,11 +65,14 @@ func command(args []string, out, errOut io.Writer) int {
 	}
 	run, ok := commands[name]
 	switch {
-	case name == "help", name == "-h", name == "--help":
+	case name == "help", isHelp(name), slices.ContainsFunc(args, isHelp):
 		fmt.Fprint(out, usage)
 		return 0
 	case !ok:
 		fmt.Fprintf(errOut, "edge: unknown command %q\n\n%s", name, usage)
+		return exitUsage
+	case len(args) > 0 && !slices.Contains([]string{"replay", "replay-dlq", "key"}, name):
+		fmt.Fprintf(errOut, "edge: %s takes no argument, and got %q\n", name, args[0])
 		return exitUsage
 	}
 	in := &invocation{args: args, out: out}
@@ -111,6 +115,8 @@ func command(args []string, out, errOut io.Writer) int {
 	}
 	return 0
 }
+
+func isHelp(arg string) bool { return arg == "-h" || arg == "--help" }
 
 // invocation is what every subcommand gets.
 type invocation struct {

@@ -1,0 +1,26 @@
+package main
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+)
+
+func TestArguments(t *testing.T) {
+	f := func(line string, status int, out, errOut string) {
+		t.Helper()
+		var stdout, stderr bytes.Buffer
+		if got := command(strings.Fields(line), &stdout, &stderr); got != status || !strings.HasPrefix(stdout.String(), out) || !strings.HasPrefix(stderr.String(), errOut) {
+			t.Errorf("edge %s: status %d, %q, %q; want %d, %q, %q", line, got, stdout.String(), stderr.String(), status, out, errOut)
+		}
+	}
+	const help = "edge ingests events"
+	f("help", 0, help, "")
+	f("--help", 0, help, "")
+	f("kafka -h", 0, help, "") // and does not start a broker
+	f("serve --help", 0, help, "")
+	f("clickhouse now", exitUsage, "", `edge: clickhouse takes no argument, and got "now"`)
+	f("verify --fast", exitUsage, "", `edge: verify takes no argument`)
+	f("serv", exitUsage, "", `edge: unknown command "serv"`)
+	f("replay", exitUsage, "", "edge: ")
+}
