@@ -171,7 +171,7 @@ func (f *fleet) pool(addr, database string) (*clickhouse.Pool, error) {
 // settings are what makes edge use e's database.
 func (e *engine) settings(database string) []string {
 	_, port, _ := net.SplitHostPort(e.addr)
-	return []string{"CLICKHOUSE_HOST=" + host, "CLICKHOUSE_PORT=" + port, "CLICKHOUSE_DATABASE=" + database}
+	return []string{"CLICKHOUSE_HOST=" + host, "CLICKHOUSE_PORT=" + port, "CLICKHOUSE_DATABASE=" + database, "CLICKHOUSE_COMPRESS=false"}
 }
 
 // migrate lays down the schema in a database of e.
