@@ -30,6 +30,7 @@ func isPlan(req kmsg.Request) bool {
 // with every error a coordinator has; REQUEST_TIMED_OUT is answered after the
 // commit was applied.
 func TestCommitFails(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	l := newLab(t, 2)
 	s := l.start()
 	l.produce(20)
@@ -197,6 +198,7 @@ func TestPlanRoundTrip(t *testing.T) {
 // TestPlanBeforeTheLog finds a plan whose records retention has removed, partly
 // and wholly, with and without a record behind it.
 func TestPlanBeforeTheLog(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	l := newLab(t, 1)
 	l.produce(30)
 	trim := func(to int64) {

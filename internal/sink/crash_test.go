@@ -126,6 +126,7 @@ func TestClickHouseRestartsMidInsert(t *testing.T) {
 // for longer than an insert may take, and lets it go on: the rows must not be
 // sent again while the first ones are still to be read.
 func TestEngineStandsStill(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	child := ownEngine(t)
 	l := newLabOn(t, child, 1)
 	s := l.prepare(func(c *Config) { c.InsertTimeout = 500 * time.Millisecond })
@@ -206,6 +207,7 @@ func TestConnectionsDroppedUnderLoad(t *testing.T) {
 // insert, for N over all of it, in either direction; then again during the
 // recovery that follows, which has to start over.
 func TestInsertCutAtEveryStep(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	l := newLab(t, 2)
 	s := l.start()
 	l.produce(50, twoMonths)

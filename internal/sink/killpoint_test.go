@@ -66,6 +66,7 @@ func (d *death) onCommit(plans, applied bool) (remove func()) {
 // recovers it at each step of the recovery; a third finds everything once. What
 // ClickHouse's own death leaves, C10 to C13, is TestEngineKilledAtEveryCall.
 func TestSIGKILLAtC7ToC15(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	l := newLab(t, 2)
 	l.declare(20, func(*lab, string) {}) // history in the same hours
 	marked := func(i int, ev *codec.Event) {

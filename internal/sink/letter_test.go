@@ -200,6 +200,7 @@ func (l *lab) one(partition int32, change ...func(i int, ev *codec.Event)) {
 }
 
 func TestDuplicateSDKRetries(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	l := newLab(t, 2)
 	small := func(c *Config) { c.DedupIDs = 200 } // 100 a partition
 

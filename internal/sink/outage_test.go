@@ -19,6 +19,7 @@ import (
 // blocks and no more, the lag and the time it is stuck are reported, and it
 // goes on by itself.
 func TestClickHouseDown(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	l := newLab(t, 2)
 	s := l.start(func(c *Config) { c.FlushRows = 100 })
 	l.produce(50)

@@ -138,6 +138,7 @@ var preparedStates = []struct {
 }
 
 func TestRecoveryFromEveryPreparedState(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	l := newLab(t, 2)
 	l.declare(30, func(*lab, string) {}) // history that recovery must leave alone
 	for _, c := range preparedStates {

@@ -9,6 +9,7 @@ import (
 // The topic is deleted and created again under a running sink: what is stored of
 // the old one stays, the new one is another log, and nothing needs a restart.
 func TestTopicRecreated(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	l := newLab(t, 1)
 	l.start()
 	l.produce(100)
