@@ -350,3 +350,34 @@ func TestLargeAndOddFlights(t *testing.T) {
 		t.Errorf("%d flights for a megabyte; want one per 20 kB or so", got)
 	}
 }
+
+// A ClickHouse that takes connections and answers nothing holds the sink at its
+// first question, before it has seen a record. The lag has to show all the same.
+func TestClickHouseHangsBeforeTheFirstRecord(t *testing.T) {
+	t.Parallel() // it waits more than it works
+	l := newLab(t, 1)
+	s := l.start()
+	eventually(t, "the sink has joined", func() error { return s.sink.Ready(time.Hour) })
+	s.click.freeze()
+	l.produce(5)
+	eventually(t, "the lag is noticed", func() error {
+		if stuck, _ := s.sink.Stuck(); stuck == 0 {
+			return errors.New("not stuck")
+		}
+		return nil
+	})
+	if err := s.sink.Ready(0); err == nil {
+		t.Error("a sink that stores nothing is ready")
+	}
+	s.sink.state.mu.Lock()
+	if at := s.sink.state.partitions[0]; at.high-at.stored != 5 || at.oldest.IsZero() {
+		t.Errorf("the lag is %d, the oldest of %v; want 5 and a time", at.high-at.stored, at.oldest)
+	}
+	s.sink.state.mu.Unlock()
+	s.click.thaw()
+	l.settled()
+	l.exact()
+	if stuck, err := s.sink.Stuck(); stuck != 0 {
+		t.Errorf("still stuck for %s: %v", stuck, err)
+	}
+}

@@ -218,8 +218,11 @@ func (s *Sink) session(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	var watch sync.WaitGroup
+	watch.Go(t.watchEnds)
 	err = t.run(ctx)
 	t.close(err)
+	watch.Wait()
 	return err
 }
 
@@ -298,10 +301,6 @@ func (t *session) poll(ctx context.Context) kgo.Fetches {
 // room returns when the filling block can take more: with a full block and an
 // insert under way there is nothing to poll for. Rebalances go on meanwhile.
 func (t *session) room(ctx context.Context) {
-	// Nothing is fetched meanwhile that would tell how far the log goes.
-	const endsEvery = 5 * time.Second
-	tick := time.NewTicker(endsEvery)
-	defer tick.Stop()
 	for {
 		t.mu.Lock()
 		f := t.flying
@@ -316,8 +315,6 @@ func (t *session) room(ctx context.Context) {
 		}
 		select {
 		case <-f.landed:
-		case <-tick.C:
-			t.readEnds(ctx)
 		case <-ctx.Done():
 			return
 		case <-t.ctx.Done():
@@ -326,13 +323,33 @@ func (t *session) room(ctx context.Context) {
 	}
 }
 
-// readEnds asks where the log ends now, for the lag.
+// watchEnds asks where the log ends, for the lag, until the session does. It is
+// apart from run, which may wait for a ClickHouse that does not answer and sees
+// nothing of the log meanwhile.
+func (t *session) watchEnds() {
+	tick := time.NewTicker(endsEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-t.ctx.Done():
+			return
+		case <-tick.C:
+			t.readEnds(t.ctx)
+		}
+	}
+}
+
+// endsEvery is how late a lag is noticed at most.
+const endsEvery = 5 * time.Second
+
 func (t *session) readEnds(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, endsEvery)
 	defer cancel()
 	ends, err := kadm.NewClient(t.client).ListEndOffsets(ctx, t.cfg.Topic)
 	if err != nil {
-		t.cfg.Kafka.Errors.Count("list_offsets", err)
+		if t.ctx.Err() == nil {
+			t.cfg.Kafka.Errors.Count("list_offsets", err)
+		}
 		return
 	}
 	ends.Each(func(o kadm.ListedOffset) {

@@ -85,7 +85,7 @@ type progress struct {
 type position struct {
 	stored int64     // next offset not yet in ClickHouse
 	high   int64     // high watermark
-	oldest time.Time // when the broker took the oldest record in memory; zero: none there
+	oldest time.Time // when the broker took the oldest record not stored, as far as seen; zero: there is none
 
 	windowIDs, windowSeconds int64
 }
@@ -117,9 +117,17 @@ func (p *progress) idle() {
 func (p *progress) end(id int32, high int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if at := p.partitions[id]; at != nil {
-		at.high = max(at.high, high)
+	at := p.partitions[id]
+	if at == nil || high <= at.stored {
+		return
 	}
+	if p.lagLocked() == 0 {
+		p.moved = time.Now() // from here on there is something to store
+	}
+	if at.oldest.IsZero() {
+		at.oldest = time.Now() // at least
+	}
+	at.high = max(at.high, high)
 }
 
 // seen notes what a poll brought of a partition: the batch being filled, if
@@ -134,7 +142,7 @@ func (p *progress) seen(part *partition, filling *batch) {
 	if p.lagLocked() == 0 {
 		p.moved = time.Now() // an idle sink is not a stuck one
 	}
-	if at.oldest.IsZero() && filling != nil {
+	if filling != nil && (at.oldest.IsZero() || filling.oldest.Before(at.oldest)) {
 		at.oldest = filling.oldest
 	}
 	at.high = max(at.high, part.high)
