@@ -225,4 +225,5 @@ clean:
 	rm -rf bin $(ENGINE)/node_modules
 
 .PHONY: help run build setup test race lint check vuln notices release-check chaos health ready test-event test-metrics replay kafka test-kafka clean
+.PHONY: bench bench-model bench-baseline bench-compare load-test test-bench
 .PHONY: docker-up docker-down docker-clean docker-bench docker-images

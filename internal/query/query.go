@@ -146,7 +146,7 @@ func (e *Engine) Query(ctx context.Context, r Request) (*Result, error) {
 		case proto.ErrTimeoutExceeded, proto.ErrTooSlow, proto.ErrMemoryLimitExceeded:
 			err = fmt.Errorf("%w (%w)", ErrTooExpensive, err)
 		}
-		return nil, fmt.Errorf("query metrics of %q: %w", r.EventName, err)
+		return nil, fmt.Errorf("query metrics: %w", err) // no name: it is a client's text, and this is logged
 	}
 	return &a.result, nil
 }
