@@ -281,6 +281,7 @@ func (t *session) comment(f *flight) string {
 func (t *session) failedInsert(f *flight, err error) {
 	t.state.failed(fmt.Errorf("insert: %w", err))
 	t.stats.insertError(err)
+	t.stats.retried.Inc()
 	t.cfg.Logger.Warn("insert failed, looking at the data", "rows", f.block.rows(), "batches", f.ranges(), "err", err)
 }
 

@@ -172,6 +172,9 @@ func TestTooManyParts(t *testing.T) {
 	l.exec("ALTER TABLE events_1h RESET SETTING parts_to_throw_insert, parts_to_delay_insert")
 	l.mended(s)
 	l.exec("SYSTEM START MERGES events_1h")
+	if s.sink.stats.retried.Load() == 0 {
+		t.Error("no try was counted as retried")
+	}
 }
 
 // TestClickHouseMemoryLimit: queries of others take the memory that the server

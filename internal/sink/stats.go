@@ -17,6 +17,7 @@ import (
 type stats struct {
 	rows, duplicates, lostRecords             stat.Counter
 	stored, recovered, disowned, rebalances   stat.Counter
+	retried                                   stat.Counter // tries that failed and were not the last
 	present, reinserted, repaired             stat.Counter
 	insertSeconds, batchRows, endToEndSeconds *stat.Histogram
 
@@ -236,10 +237,11 @@ func (s *Sink) Describe(set *stat.Set) {
 	set.Counter("edge_sink_duplicates_total", "Records dropped because their event_id was stored before.", &st.duplicates)
 	set.Counter("edge_sink_lost_records_total", "Records that retention removed before they were stored.", &st.lostRecords)
 	set.Counter("edge_sink_rebalances_total", "Times partitions were taken from this sink.", &st.rebalances)
-	set.CounterVec("edge_sink_batches_total", "Flights by outcome.", []string{"outcome"}, func(emit stat.Emit) {
+	set.CounterVec("edge_sink_batches_total", "Flights by outcome: stored at the first try, recovered after one that failed, disowned; retried are the tries that failed and were followed by another.", []string{"outcome"}, func(emit stat.Emit) {
 		emit(float64(st.stored.Load()), "stored")
 		emit(float64(st.recovered.Load()), "recovered")
 		emit(float64(st.disowned.Load()), "disowned")
+		emit(float64(st.retried.Load()), "retried")
 	})
 	set.CounterVec("edge_sink_recoveries_total", "Recoveries by what they found: all rows present, rows reinserted, rollups repaired.", []string{"action"}, func(emit stat.Emit) {
 		emit(float64(st.present.Load()), "present")
