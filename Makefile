@@ -129,7 +129,7 @@ vuln: $(VULN)
 
 CHAOS_REPORT := $(CURDIR)/.tools/chaos.md
 
-## chaos: every fault, as often as a claim needs (a quarter of an hour), and a table
+## chaos: every fault, as often as a claim needs (about 20 minutes), and a table
 chaos: setup $(KAFKA_STAMP)
 	@mkdir -p $(dir $(CHAOS_REPORT)) && rm -f $(CHAOS_REPORT)
 	@status=0; \

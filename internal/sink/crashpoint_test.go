@@ -222,10 +222,10 @@ func (e enumeration) run(t *testing.T, so string, calls []string) {
 
 // The engine is killed at every call by which an insert changes its files.
 //
-// libchdb 26.5 makes 112 for one month and 224 for two: of 112 and 224 deaths
-// none left anything wrong. With a recovery that sends the insert again instead
-// of looking at the data, the same 112 deaths miscount or double rows 78 times:
-// every one after the first part is there.
+// libchdb 26.5 makes 156 for one month: of as many deaths none left anything
+// wrong. With three rollups it made 112, and a recovery that sends the insert again
+// instead of looking at the data miscounted or doubled rows after 78 of them: every
+// one after the first part is there.
 func TestEngineKilledAtEveryCall(t *testing.T) {
 	so := shim(t)
 	for _, c := range cargoes {
