@@ -225,7 +225,7 @@ func TestInsertCutAtEveryStep(t *testing.T) {
 	}
 	step := 12
 	if chaos.Long() {
-		step = 2
+		step = 4
 	}
 	// An insert writes some 6 kB and reads 1 kB; what goes beyond does not cut.
 	for i := 0; i < 60; i += step {
