@@ -461,18 +461,16 @@ func (l *lab) rollupsAreRaw() {
 		{"events_channel_users", "at", floor("ts", long), "channel", "width = 1382400"},
 		{"events_channel_users", "at", floor("ts", longer), "channel", "width = 22118400"},
 	} {
-		name := r.table + " where " + r.where
-		raw := fmt.Sprintf("SELECT toDateTime(%s, 'UTC') AS cell, event_name, toString(%s) AS ch, %%s FROM events GROUP BY cell, event_name, ch", r.cell, r.channel)
-		rolled := fmt.Sprintf("SELECT toDateTime(%s, 'UTC') AS cell, event_name, toString(%s) AS ch, %%s FROM %s WHERE %s GROUP BY cell, event_name, ch", r.key, r.channel, r.table, r.where)
-		l.none(name+" against events", fmt.Sprintf(`SELECT CAST(concat(toString(cell), ' ', event_name, ' ', ch, ' ', toString(c)) AS String) FROM (
-			SELECT cell, event_name, ch, sum(x) AS c FROM (`+raw+` UNION ALL `+rolled+`)
-			GROUP BY cell, event_name, ch HAVING c != 0)`, "toInt64(count()) AS x", "-sum(n) AS x"))
+		// events_1m knows no users.
+		users, rolledUsers := "uniqCombined64(14)(user_id)", "uniqCombined64Merge(14)(u)"
 		if r.table == "events_1m" {
-			continue
+			users, rolledUsers = "0", "0"
 		}
-		l.none("users of "+name, fmt.Sprintf(`SELECT CAST(concat(toString(cell), ' ', event_name) AS String) FROM (`+raw+`) AS a FULL JOIN (`+rolled+`) AS b
-			USING (cell, event_name, ch) WHERE x != y AND NOT ((x = %[3]d OR y = %[3]d) AND abs(toInt64(x) - toInt64(y)) <= %[3]d / 20)`,
-			"uniqCombined64(14)(user_id) AS x", "uniqCombined64Merge(14)(u) AS y", exactUsers))
+		l.none(r.table+" where "+r.where+" against events", fmt.Sprintf(`SELECT format('{} {} {}: {} rows, {} counted, {} users, {} counted', toString(cell), event_name, ch, toString(rows), toString(counted), toString(x), toString(y)) FROM (
+			SELECT toDateTime(%s, 'UTC') AS cell, event_name, toString(%s) AS ch, count() AS rows, %s AS x FROM events GROUP BY cell, event_name, ch) AS a FULL JOIN (
+			SELECT toDateTime(%s, 'UTC') AS cell, event_name, toString(%s) AS ch, sum(n) AS counted, %s AS y FROM %s WHERE %s GROUP BY cell, event_name, ch) AS b
+			USING (cell, event_name, ch) WHERE rows != counted OR x != y AND NOT ((x = %[9]d OR y = %[9]d) AND abs(toInt64(x) - toInt64(y)) <= %[9]d / 20)`,
+			r.cell, r.channel, users, r.key, r.channel, rolledUsers, r.table, r.where, exactUsers))
 	}
 }
 
@@ -489,10 +487,11 @@ func (l *lab) batchesAddUp() {
 		FROM (SELECT DISTINCT _src, _part, _first, _last FROM events)) WHERE next <= _last`)
 }
 
-// none wants a query of one String column to answer nothing.
+// none wants a query of one String column to answer nothing. The engine is not to
+// compile it: many an engine of these tests lives for a handful of queries.
 func (l *lab) none(what, sql string) {
 	l.t.Helper()
-	got, err := l.pool.Strings(context.Background(), sql)
+	got, err := l.pool.Strings(context.Background(), sql+" SETTINGS compile_expressions = 0, compile_aggregate_expressions = 0, max_threads = 1")
 	if err != nil {
 		l.t.Fatalf("%s: %v", what, err)
 	}
