@@ -288,10 +288,21 @@ func (n *tenant) balance(l *load) {
 // every row to be of another record.
 func (n *tenant) checkRollups() {
 	n.t.Helper()
-	for _, r := range []struct{ table, key, cell string }{
-		{"events_1m", "m", "toStartOfMinute(ts)"}, {"events_1h", "h", "toStartOfHour(ts)"}, {"events_1d", "d", "toDate(ts)"},
-	} {
-		cell := "toUInt32(%s) AS cell, toString(event_name) AS name, toString(channel) AS channel"
+	type rollup struct{ table, key, cell, channel string }
+	rollups := []rollup{
+		{"events_1m", "m", "toStartOfMinute(ts)", "channel"},
+		{"events_1h", "h", "toStartOfHour(ts)", "channel"},
+		{"events_1d", "d", "toDateTime(toDate(ts), 'UTC')", "channel"},
+	}
+	for _, width := range []int{300, 3600, 86400, 1382400, 22118400} {
+		cell := fmt.Sprintf("intDiv(toUnixTimestamp(ts), %[1]d) * %[1]d", width)
+		rollups = append(rollups, rollup{fmt.Sprint("events_users WHERE width = ", width), "at", cell, "''"})
+		if width > 86400 {
+			rollups = append(rollups, rollup{fmt.Sprint("events_channel_users WHERE width = ", width), "at", cell, "channel"})
+		}
+	}
+	for _, r := range rollups {
+		cell := "toUInt32(toDateTime(%s, 'UTC')) AS cell, toString(event_name) AS name, toString(" + r.channel + ") AS ch"
 		rollup := fmt.Sprintf("SELECT "+cell+", sum(n) FROM %s GROUP BY ALL HAVING sum(n) != 0", r.key, r.table)
 		raw := fmt.Sprintf("SELECT "+cell+", toInt64(count()) FROM events GROUP BY ALL", r.cell)
 		for _, wrong := range n.stored("SELECT tuple(*) AS s FROM ((" + rollup + ") EXCEPT (" + raw + "))") {
@@ -304,9 +315,9 @@ func (n *tenant) checkRollups() {
 			continue
 		}
 		// At exactly 512 users a state is a set or already a sketch.
-		for _, wrong := range n.stored(fmt.Sprintf("SELECT (cell, name, channel, x, y) AS s"+
+		for _, wrong := range n.stored(fmt.Sprintf("SELECT (cell, name, ch, x, y) AS s"+
 			" FROM (SELECT "+cell+", toInt64(uniqCombined64Merge(14)(u)) AS x FROM %s GROUP BY ALL) AS a"+
-			" FULL JOIN (SELECT "+cell+", toInt64(uniqCombined64(14)(user_id)) AS y FROM events GROUP BY ALL) AS b USING (cell, name, channel)"+
+			" FULL JOIN (SELECT "+cell+", toInt64(uniqCombined64(14)(user_id)) AS y FROM events GROUP BY ALL) AS b USING (cell, name, ch)"+
 			" WHERE x != y AND NOT ((x = 512 OR y = 512) AND abs(x - y) < 26)", r.key, r.table, r.cell)) {
 			n.t.Errorf("users of a cell of %s, there and in the rows: %s", r.table, wrong)
 		}

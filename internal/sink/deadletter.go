@@ -1,6 +1,7 @@
 package sink
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -22,12 +23,12 @@ const (
 	HeaderTruncated = "edge-truncated" // the length of a value that had to be cut; the whole of it is where it came from
 )
 
-// deadLetter is r on its way to the dead-letter topic. It keeps r's bytes.
+// deadLetter is r on its way to the dead-letter topic, where r itself is recycled.
 func deadLetter(r *kgo.Record, cause *codec.Error) *kgo.Record {
 	header := func(k, v string) kgo.RecordHeader { return kgo.RecordHeader{Key: k, Value: []byte(v)} }
 	return &kgo.Record{
-		Key:   r.Key,
-		Value: r.Value,
+		Key:   bytes.Clone(r.Key),
+		Value: bytes.Clone(r.Value),
 		Headers: []kgo.RecordHeader{
 			header(HeaderReason, cause.Reason.String()),
 			header(HeaderError, cause.Error()),

@@ -210,6 +210,7 @@ func (s *Sink) session(ctx context.Context) error {
 		// one fetch ahead of the one that is being taken.
 		kgo.FetchMaxBytes(8<<20),
 		kgo.FetchMaxPartitionBytes(2<<20),
+		kgo.WithPools(new(recycled)),
 		// Dead letters: kept through every outage, the partition waits for them.
 		kgo.RequiredAcks(kgo.AllISRAcks()),
 		kgo.ProducerLinger(0),
@@ -399,7 +400,8 @@ func (t *session) take() {
 		}
 		for len(next.records) > 0 && !t.filling.full(&t.cfg) {
 			t.takeRecord(p, next.records[0])
-			next.records[0] = nil // its fetch need not outlive it
+			next.records[0].Recycle()
+			next.records[0] = nil
 			next.records = next.records[1:]
 		}
 		t.state.seen(p, t.filling.batches[p.id])

@@ -1,0 +1,36 @@
+package sink
+
+import (
+	"sync"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// recycled is the memory of fetched records, which kgo asks for by the batch and
+// gets back when all of a batch have been recycled. Nothing may point into a
+// record after that: a row's bytes are copied into the columns, and a dead letter
+// keeps copies. Without it half of what the sink allocates is records.
+type recycled struct{ records, bytes sync.Pool }
+
+// GetRecords implements kgo.PoolRecords.
+func (p *recycled) GetRecords(n int) []kgo.Record {
+	if s, ok := p.records.Get().(*[]kgo.Record); ok && cap(*s) >= n {
+		return *s
+	}
+	return make([]kgo.Record, n)
+}
+
+// PutRecords implements kgo.PoolRecords.
+func (p *recycled) PutRecords(s []kgo.Record) { p.records.Put(&s) }
+
+// GetDecompressBytes implements kgo.PoolDecompressBytes. What it returns may be
+// too small; kgo then makes its own and puts that here.
+func (p *recycled) GetDecompressBytes([]byte, kgo.CompressionCodecType) []byte {
+	if s, ok := p.bytes.Get().(*[]byte); ok {
+		return *s
+	}
+	return nil
+}
+
+// PutDecompressBytes implements kgo.PoolDecompressBytes.
+func (p *recycled) PutDecompressBytes(s []byte) { p.bytes.Put(&s) }
