@@ -57,7 +57,7 @@ func freshnessStage(b *bench, s *section, f *fleet) error {
 	go func() {
 		seen := int64(-1)
 		watched <- poll(ctx, 4*time.Millisecond, func() error {
-			rows, err := number(ctx, pool, "SELECT toInt64(count()) AS n FROM events")
+			rows, err := number(b.ctx, pool, "SELECT toInt64(count()) AS n FROM events")
 			if err != nil || rows == seen {
 				return err
 			}

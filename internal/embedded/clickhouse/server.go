@@ -19,6 +19,7 @@ type server struct {
 	log     *slog.Logger
 	eng     *engine
 	version engineVersion
+	base    baseSettings
 	end     context.CancelCauseFunc // of serve
 
 	buffered atomic.Int64 // bytes of inserts under way
