@@ -82,6 +82,7 @@ type Engine struct {
 	timeout  time.Duration
 	settings []ch.Setting
 
+	waves   waves
 	seconds *stat.Histogram
 	sources [tables]stat.Counter
 }
@@ -116,11 +117,16 @@ func New(pool *clickhouse.Pool, o Options) *Engine {
 	return e
 }
 
-// Query answers r, which must come from Parse. The error wraps ErrTooExpensive
-// when asking again as is will not help; every other error is the database's
-// or ctx's.
+// Query answers r, which must come from Parse; the result may be others', too,
+// and must not be changed. The error wraps ErrTooExpensive when asking again as is
+// will not help; every other error is the database's or ctx's.
 func (e *Engine) Query(ctx context.Context, r Request) (*Result, error) {
-	ctx, cancel := context.WithTimeout(ctx, e.timeout)
+	return e.waves.do(ctx, r, func() (*Result, error) { return e.ask(r) })
+}
+
+// ask runs r's query.
+func (e *Engine) ask(r Request) (*Result, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), e.timeout)
 	defer cancel()
 
 	zone, err := loadZone(r.Zone)
