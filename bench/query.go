@@ -55,7 +55,7 @@ func (q *queryData) grow(ctx context.Context, n int64) error {
 // merge puts the rollups into the state that time would, their parts merged, and
 // waits for the merges of the rows that filling has left behind.
 func (q *queryData) merge(ctx context.Context) error {
-	for _, t := range []string{"events_1m", "events_1h", "events_1d"} {
+	for _, t := range []string{"events_1m", "events_1h", "events_1d", "events_users", "events_channel_users"} {
 		if err := q.pool.Exec(ctx, "OPTIMIZE TABLE "+t+" FINAL"); err != nil {
 			return fmt.Errorf("merge %s: %w", t, err)
 		}

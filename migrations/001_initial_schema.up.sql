@@ -2,8 +2,10 @@
 -- any time since 2000, in any mix, and by day one insert could make thousands of
 -- parts. Rollups are small and go by year. The columns starting with an underscore say which
 -- batch of which log wrote the row, so "is this batch in, whole, once?" is a
--- query and not a guess. Twelve parts of a size become one, where the default of
--- five rewrites a row half as often again: an answer reads only minutes of this table.
+-- query and not a guess. Twenty parts of a size are merged into one, where the
+-- default is five, which rewrites a row about twice as often: an answer reads only
+-- minutes of this table. For the rollups it is twelve; a query reads each part of
+-- them, and on the other hand their parts are small and their merges many.
 CREATE TABLE IF NOT EXISTS events{{.OnCluster}} (
     ts          DateTime64(3, 'UTC') CODEC(Delta, ZSTD(1)),
     event_name  LowCardinality(String),

@@ -34,7 +34,8 @@
 // out.
 //
 // One request is one SELECT with one row of arrays as its answer (sql.go): one
-// round trip, total and groups of the same moment.
+// round trip, total and groups of the same moment. Requests for the same, from and
+// to included, that come while one is under way share the next (wave.go).
 //
 // # What a caller may rely on
 //
@@ -121,12 +122,12 @@ func New(pool *clickhouse.Pool, o Options) *Engine {
 // and must not be changed. The error wraps ErrTooExpensive when asking again as is
 // will not help; every other error is the database's or ctx's.
 func (e *Engine) Query(ctx context.Context, r Request) (*Result, error) {
-	return e.waves.do(ctx, r, func() (*Result, error) { return e.ask(r) })
+	return e.waves.do(ctx, r, func(ctx context.Context) (*Result, error) { return e.ask(ctx, r) })
 }
 
 // ask runs r's query.
-func (e *Engine) ask(r Request) (*Result, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), e.timeout)
+func (e *Engine) ask(ctx context.Context, r Request) (*Result, error) {
+	ctx, cancel := context.WithTimeout(ctx, e.timeout)
 	defer cancel()
 
 	zone, err := loadZone(r.Zone)

@@ -3,88 +3,169 @@ package query
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 )
 
-func TestWaves(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var w waves
-		r := Request{EventName: "a", To: 1}
-		begun, release := 0, make(chan error)
-		ask := func() (*Result, error) {
-			begun++
-			n := int64(begun)
-			err := <-release
-			return &Result{Events: n}, err
-		}
-		type answer struct {
-			events int64
-			err    error
-		}
-		call := func(ctx context.Context) chan answer {
-			out := make(chan answer, 1)
-			go func() {
-				res, err := w.do(ctx, r, ask)
-				a := answer{err: err}
-				if res != nil {
-					a.events = res.Events
-				}
-				out <- a
-			}()
-			synctest.Wait()
-			return out
-		}
+// tide is waves of one request whose queries end when the test says so.
+type tide struct {
+	t     *testing.T
+	waves waves
+	begun []*asked
+}
 
-		first := call(t.Context())
-		second, third := call(t.Context()), call(t.Context())
-		if begun != 1 {
-			t.Fatalf("%d queries under way, want 1", begun)
-		}
-		release <- nil
-		synctest.Wait()
-		if a := <-first; a != (answer{1, nil}) {
-			t.Errorf("first: %v", a)
-		}
-		if begun != 2 {
-			t.Fatalf("%d queries begun, want the second", begun)
-		}
-		// The second has begun: who asks now gets the third.
-		gaveUp, giveUp := context.WithCancel(t.Context())
-		fourth, fifth := call(gaveUp), call(t.Context())
-		giveUp()
-		if a := <-fourth; !errors.Is(a.err, context.Canceled) {
-			t.Errorf("gave up: %v", a)
-		}
-		broken := errors.New("broken")
-		release <- broken
-		synctest.Wait()
-		for _, c := range []chan answer{second, third} {
-			if a := <-c; a != (answer{2, broken}) {
-				t.Errorf("second: %v", a)
+type asked struct {
+	ctx context.Context
+	end chan error
+}
+
+type told struct {
+	events int64
+	err    error
+}
+
+func newTide(t *testing.T) *tide { return &tide{t: t} }
+
+// call asks and returns where its answer will be.
+func (d *tide) call(ctx context.Context) chan told {
+	out := make(chan told, 1)
+	go func() {
+		res, err := d.waves.do(ctx, Request{EventName: "a", To: 1}, func(ctx context.Context) (*Result, error) {
+			q := &asked{ctx, make(chan error)}
+			d.begun = append(d.begun, q)
+			n := int64(len(d.begun))
+			select {
+			case err := <-q.end:
+				return &Result{Events: n}, err
+			case <-ctx.Done():
+				return nil, ctx.Err()
 			}
+		})
+		answer := told{err: err}
+		if res != nil {
+			answer.events = res.Events
 		}
-		if begun != 3 {
-			t.Fatalf("%d queries begun, want the third", begun)
+		out <- answer
+	}()
+	synctest.Wait()
+	return out
+}
+
+// queries wants n to have begun.
+func (d *tide) queries(n int) {
+	d.t.Helper()
+	if synctest.Wait(); len(d.begun) != n {
+		d.t.Fatalf("%d queries have begun; want %d", len(d.begun), n)
+	}
+}
+
+// end ends query n, counted from 1.
+func (d *tide) end(n int, err error) {
+	d.begun[n-1].end <- err
+	synctest.Wait()
+}
+
+func (d *tide) gets(call chan told, want told) {
+	d.t.Helper()
+	if got := <-call; got != want {
+		d.t.Errorf("got %v; want %v", got, want)
+	}
+}
+
+// empty wants nothing to be kept.
+func (d *tide) empty() {
+	d.t.Helper()
+	if synctest.Wait(); len(d.waves.last) != 0 {
+		d.t.Errorf("%d waves are kept", len(d.waves.last))
+	}
+}
+
+func TestWaves(t *testing.T) {
+	f := func(name string, test func(d *tide)) {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				d := newTide(t)
+				test(d)
+				d.empty()
+			})
+		})
+	}
+	broken := errors.New("broken")
+
+	f("those who come during a query share the next", func(d *tide) {
+		first := d.call(d.t.Context())
+		second, third := d.call(d.t.Context()), d.call(d.t.Context())
+		d.queries(1)
+		d.end(1, nil)
+		d.gets(first, told{1, nil})
+		d.queries(2)
+		fourth := d.call(d.t.Context()) // the second has begun
+		d.end(2, broken)
+		d.gets(second, told{2, broken})
+		d.gets(third, told{2, broken})
+		d.queries(3)
+		d.end(3, nil)
+		d.gets(fourth, told{3, nil}) // an error does not stay
+	})
+	f("a long query keeps nobody", func(d *tide) {
+		first, second := d.call(d.t.Context()), d.call(d.t.Context())
+		time.Sleep(waveTurn - 1)
+		d.queries(1)
+		time.Sleep(1)
+		d.queries(2)
+		third := d.call(d.t.Context())
+		d.end(1, nil)
+		d.gets(first, told{1, nil})
+		d.queries(2)
+		d.end(2, nil)
+		d.gets(second, told{2, nil})
+		d.queries(3)
+		d.end(3, nil)
+		d.gets(third, told{3, nil})
+	})
+	f("who gives up leaves the others theirs", func(d *tide) {
+		short, giveUp := context.WithCancel(d.t.Context())
+		first, second := d.call(short), d.call(d.t.Context())
+		third := d.call(short)
+		giveUp()
+		d.gets(first, told{0, context.Canceled})
+		d.gets(third, told{0, context.Canceled})
+		if d.begun[0].ctx.Err() == nil {
+			d.t.Error("a query goes on that nobody waits for")
 		}
-		release <- nil
-		if a := <-fifth; a != (answer{3, nil}) {
-			t.Errorf("an error stayed, or who gave up took the query along: %v", a)
-		}
-		synctest.Wait()
-		if len(w.last) != 0 {
-			t.Errorf("%d waves are kept", len(w.last))
-		}
+		d.queries(2)
+		d.end(2, nil)
+		d.gets(second, told{2, nil})
+	})
+	f("no query for nobody", func(d *tide) {
+		first := d.call(d.t.Context())
+		short, giveUp := context.WithCancel(d.t.Context())
+		second := d.call(short)
+		giveUp()
+		d.gets(second, told{0, context.Canceled})
+		third := d.call(d.t.Context()) // after the second has gone
+		d.queries(2)                 // it had no wave to wait for
+		d.end(1, nil)
+		d.gets(first, told{1, nil})
+		d.end(2, nil)
+		d.gets(third, told{2, nil})
 	})
 }
 
-func TestWaveSurvivesABug(t *testing.T) {
+func TestWaveOfABug(t *testing.T) {
 	var w waves
 	for range 2 {
-		_, err := w.do(t.Context(), Request{}, func() (*Result, error) { panic("a bug") })
-		if err == nil || !strings.Contains(err.Error(), "a bug") {
-			t.Errorf("got %v", err)
-		}
+		func() {
+			defer func() {
+				if text := fmt.Sprint(recover()); !strings.Contains(text, "a bug") || !strings.Contains(text, "wave_test.go") {
+					t.Errorf("panicked with %s", text)
+				}
+			}()
+			w.do(t.Context(), Request{}, func(context.Context) (*Result, error) { panic("a bug") })
+			t.Error("it did not panic")
+		}()
 	}
 }

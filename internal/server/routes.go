@@ -212,8 +212,9 @@ func (s *Server) getMetrics(ctx *fasthttp.RequestCtx) error {
 	if key != nil {
 		key.charge(1, time.Now())
 	}
-	// Not ctx as parent: it ends with Shutdown, which lets requests finish.
-	limit, cancel := context.WithTimeout(context.Background(), s.cfg.QueryTimeout)
+	// Not ctx as parent: it ends with Shutdown, which lets requests finish. A second
+	// more, so that the server's own word on a query that takes too long comes first.
+	limit, cancel := context.WithTimeout(context.Background(), s.cfg.QueryTimeout+time.Second)
 	defer cancel()
 	res, err := s.cfg.Query(limit, req)
 	if errors.Is(err, query.ErrTooExpensive) {

@@ -15,7 +15,7 @@ import (
 )
 
 // cargo is what the flight carries that meets the fault. One insert makes a
-// part for each month in each of the four tables.
+// part for each month in events, and for each year in the rollups that have years.
 type cargo struct {
 	name       string
 	partitions int32
@@ -173,8 +173,8 @@ func spread(points []int, n int) []int {
 }
 
 // pairs says that every point of every mode is to be tried, and of every recovery,
-// too, which takes two hours. make chaos tries every death in an insert, every
-// eighth in one recovery of each cargo, and samples the rest.
+// too, which takes two hours. make chaos tries every death in an insert that the
+// sink outlives, every eighth in one recovery of each cargo, and samples the rest.
 func pairs() bool { return os.Getenv("EDGE_CHAOS_ALL") == "1" }
 
 // enumeration flies one cargo again and again, with the fault of its mode at

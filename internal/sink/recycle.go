@@ -23,14 +23,27 @@ func (p *recycled) GetRecords(n int) []kgo.Record {
 // PutRecords implements kgo.PoolRecords.
 func (p *recycled) PutRecords(s []kgo.Record) { p.records.Put(&s) }
 
+// maxRecycledBytes is what an inflated batch of edge's own has at most, nearly.
+const maxRecycledBytes = 2 << 20
+
 // GetDecompressBytes implements kgo.PoolDecompressBytes. What it returns may be
-// too small; kgo then makes its own and puts that here.
-func (p *recycled) GetDecompressBytes([]byte, kgo.CompressionCodecType) []byte {
-	if s, ok := p.bytes.Get().(*[]byte); ok {
-		return *s
+// too small; kgo then makes its own and puts that here. It is not much too large,
+// because kgo clears all of it.
+func (p *recycled) GetDecompressBytes(packed []byte, _ kgo.CompressionCodecType) []byte {
+	s, ok := p.bytes.Get().(*[]byte)
+	switch {
+	case !ok:
+		return nil
+	case cap(*s) > 64<<10+32*len(packed):
+		p.bytes.Put(s)
+		return nil
 	}
-	return nil
+	return *s
 }
 
 // PutDecompressBytes implements kgo.PoolDecompressBytes.
-func (p *recycled) PutDecompressBytes(s []byte) { p.bytes.Put(&s) }
+func (p *recycled) PutDecompressBytes(s []byte) {
+	if cap(s) <= maxRecycledBytes {
+		p.bytes.Put(&s)
+	}
+}

@@ -1,6 +1,10 @@
 package clickhouse
 
-import "strings"
+import (
+	"strings"
+	"unicode"
+	"unicode/utf8"
+)
 
 // A tokenKind separates what the statement rules look at; numbers and operators
 // matter to nobody here and share tokenOther.
@@ -36,7 +40,7 @@ func lex(q string) []token {
 		switch c := q[i]; {
 		case isWordStart(c):
 			t.kind = tokenWord
-			for i++; i < len(q) && isWordPart(q[i]); i++ {
+			for i++; i < len(q) && isWordPart(q[i]) && blank(q, i) == 0; i++ {
 			}
 		case c == '`' || c == '"':
 			t.kind, i = tokenQuoted, closeQuote(q, i)
@@ -45,7 +49,7 @@ func lex(q string) []token {
 		case c == '$':
 			t.kind, i = tokenString, closeHeredoc(q, i)
 		case c >= '0' && c <= '9':
-			for i++; i < len(q) && isWordPart(q[i]); i++ {
+			for i++; i < len(q) && isWordPart(q[i]) && blank(q, i) == 0; i++ {
 			}
 		case strings.IndexByte("()[]{},;.", c) >= 0:
 			t.kind = tokenPunct
@@ -72,10 +76,31 @@ func isWordStart(c byte) bool {
 
 func isWordPart(c byte) bool { return isWordStart(c) || c >= '0' && c <= '9' || c == '$' }
 
+// blank returns how many bytes of white space are at i, one character's. The engine
+// takes what Unicode calls a space for one, some invisible characters, and the mark
+// that some editors put at the start of a file.
+func blank(q string, i int) int {
+	if q[i] < utf8.RuneSelf {
+		if strings.IndexByte(" \t\r\n\v\f\x00", q[i]) >= 0 {
+			return 1
+		}
+		return 0
+	}
+	switch c, n := utf8.DecodeRuneInString(q[i:]); {
+	case unicode.IsSpace(c), c == '\u180e', c >= '\u200b' && c <= '\u200d', c == '\u2060', c == '\ufeff':
+		return n
+	}
+	return 0
+}
+
 // skipBlank returns the index after white space and one comment at i.
 func skipBlank(q string, i int) int {
-	for i < len(q) && strings.IndexByte(" \t\r\n\v\f\x00", q[i]) >= 0 {
-		i++
+	for i < len(q) {
+		n := blank(q, i)
+		if n == 0 {
+			break
+		}
+		i += n
 	}
 	rest := q[i:]
 	switch {

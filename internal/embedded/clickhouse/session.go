@@ -209,7 +209,7 @@ func (s *session) enter(hello proto.ClientHello) error {
 		return &exception{code: codeUnknown, message: err.Error()}
 	}
 	s.eng = eng
-	s.settings.conn, s.settings.base = eng, &s.srv.base
+	s.settings = sessionSettings{eng: s.srv.eng, conn: eng, base: &s.srv.base}
 	if hello.Database != "" && hello.Database != "default" {
 		return eng.exec("USE `"+escapeIdentifier(hello.Database)+"`", nil)
 	}

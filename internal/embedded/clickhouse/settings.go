@@ -15,37 +15,47 @@ import (
 // back before the next. A client that sends the same settings every time (a
 // sink does) costs nothing: the difference is empty.
 type sessionSettings struct {
+	eng     *engine
 	conn    *engineConn
 	applied map[string]string
 	// base holds what a setting goes back to, as the right side of SET: what it is
 	// in any new session, and what this one says when the client ran SET itself.
 	base *baseSettings
+	own  bool // base is this session's own
 }
 
-// baseSettings are asked for once a name. Sessions share those of a new session:
-// asking for the eleven of a sink's insert takes 20 ms.
+// baseSettings are asked for once a name. Sessions share those of a new session,
+// asked for on the connection that no client has: the eleven of a sink's insert
+// take 20 ms.
 type baseSettings struct {
 	mu     sync.Mutex
-	values map[string]string
+	values map[string]string // "" is a setting that there is none of
 }
 
-// forget must follow a SET of the client's.
-func (s *sessionSettings) forget() { s.base = new(baseSettings) }
+// maxUnknown bounds which of the names that nobody knows are remembered.
+const maxUnknown = 4096
 
-// of returns what a setting goes back to, or "" when there is none such.
-func (b *baseSettings) of(name string, lookUp func(string) (string, error)) (string, error) {
-	b.mu.Lock()
-	value, ok := b.values[name]
-	b.mu.Unlock()
-	if ok {
-		return value, nil
-	}
-	value, err := lookUp(name)
-	if err != nil || value == "" {
-		return "", err // names nobody knows are not kept: there is no end of them
-	}
+// forget must follow a SET of the client's.
+func (s *sessionSettings) forget() { s.base, s.own = new(baseSettings), true }
+
+// goesBackTo returns what a setting goes back to, or "" when there is none such.
+func (s *sessionSettings) goesBackTo(name string) (string, error) {
+	b := s.base
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if value, ok := b.values[name]; ok {
+		return value, nil
+	}
+	var value string
+	var err error
+	if s.own {
+		value, err = s.conn.setting(name)
+	} else {
+		value, err = s.eng.setting(name)
+	}
+	if err != nil || value == "" && len(b.values) >= maxUnknown {
+		return "", err
+	}
 	if b.values == nil {
 		b.values = make(map[string]string)
 	}
@@ -53,8 +63,25 @@ func (b *baseSettings) of(name string, lookUp func(string) (string, error)) (str
 	return value, nil
 }
 
+// settle takes everything back before an own base is asked for a new name: one
+// setting may show in another, as an alias does, or compatibility in hundreds.
+func (s *sessionSettings) settle(wanted []proto.Setting) error {
+	if !s.own || len(s.applied) == 0 {
+		return nil
+	}
+	for _, w := range wanted {
+		if _, ok := s.base.values[w.Key]; !ok {
+			return s.apply(nil)
+		}
+	}
+	return nil
+}
+
 // apply brings the session to exactly the settings of one query.
 func (s *sessionSettings) apply(wanted []proto.Setting) error {
+	if err := s.settle(wanted); err != nil {
+		return err
+	}
 	want := make(map[string]string, len(wanted))
 	for _, w := range wanted {
 		if ok, err := s.known(w); err != nil {
@@ -67,7 +94,7 @@ func (s *sessionSettings) apply(wanted []proto.Setting) error {
 	for name := range s.applied {
 		if _, ok := want[name]; !ok {
 			var err error
-			if change[name], err = s.base.of(name, s.lookUp); err != nil {
+			if change[name], err = s.goesBackTo(name); err != nil {
 				return err
 			}
 		}
@@ -97,7 +124,7 @@ func (s *sessionSettings) takeBack(change map[string]string, cause error) error 
 		change[name] = ""
 	}
 	for name := range change {
-		base, err := s.base.of(name, s.lookUp)
+		base, err := s.goesBackTo(name)
 		if err == nil {
 			err = s.conn.exec(setStatement(map[string]string{name: base}), nil)
 		}
@@ -118,7 +145,7 @@ func (s *sessionSettings) known(w proto.Setting) (bool, error) {
 	if w.Key == tagSetting || w.Key == waitForDrop {
 		return false, nil
 	}
-	base, err := s.base.of(w.Key, s.lookUp)
+	base, err := s.goesBackTo(w.Key)
 	if err != nil {
 		return false, err
 	}
@@ -128,19 +155,26 @@ func (s *sessionSettings) known(w proto.Setting) (bool, error) {
 	return base != "", nil
 }
 
-// lookUp returns what a setting goes back to, or "" when there is none such.
-func (s *sessionSettings) lookUp(name string) (string, error) {
-	row, err := s.conn.query("SELECT value, changed FROM system.settings WHERE name="+quote(name), nil)
+// setting returns the right side of a SET that leaves a setting as it is in a new
+// session, or "" when there is none such.
+func (e *engine) setting(name string) (string, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.admin.setting(name)
+}
+
+func (c *engineConn) setting(name string) (string, error) {
+	row, err := c.query("SELECT value, changed FROM system.settings WHERE name="+quote(name), nil)
 	if err != nil || len(row) == 0 {
 		return "", err
 	}
-	var c cursor
-	c.over(row)
-	value, err := c.string(uint64(len(row)))
+	var in cursor
+	in.over(row)
+	value, err := in.string(uint64(len(row)))
 	if err != nil {
 		return "", err
 	}
-	changed, err := c.byte()
+	changed, err := in.byte()
 	if err != nil {
 		return "", err
 	}

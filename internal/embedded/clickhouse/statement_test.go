@@ -77,6 +77,7 @@ func TestParseStatementRefuses(t *testing.T) {
 	f("SELECT 1 into /**/ outfile 'x'", 497)
 	f("INSERT INTO t FROM INFILE 'x' FORMAT CSV", 497)
 	f("INSERT INTO t VALUES (file('/x'))", 497)
+	f("SELECT * FROM\u00a0file('/x')", 497)
 	f("INSERT INTO FUNCTION file('/x', CSV, 'a UInt8') VALUES", 497)
 	f("SELECT * FROM default.`/etc/passwd`", 497)
 	f("SELECT * FROM t JOIN `../../x` USING a", 497)
