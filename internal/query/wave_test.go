@@ -147,7 +147,7 @@ func TestWaves(t *testing.T) {
 		giveUp()
 		d.gets(second, told{0, context.Canceled})
 		third := d.call(d.t.Context()) // after the second has gone
-		d.queries(2)                 // it had no wave to wait for
+		d.queries(2)                   // it had no wave to wait for
 		d.end(1, nil)
 		d.gets(first, told{1, nil})
 		d.end(2, nil)
