@@ -123,7 +123,7 @@ func (c Costs) Read(r io.Reader) (Costs, error) {
 		for name, to := range map[string]*float64{
 			"bulk_NDJSON_cpu_us": &c.Edge, "bulk_NDJSON_broker_cpu_us": &c.Broker, "http_broker_cpu_us": &c.Single,
 			"bulk_NDJSON_per_second": &c.Partition, "body_bytes": &c.Body, "topic_bytes": &c.Topic,
-			"sink_cpu_us": &c.Sink, "sink_engine_cpu_us": &c.Engine, "sink_per_second": &c.SinkRate, "steady_stored_bytes": &c.Stored,
+			"sink_cpu_us": &c.Sink, "steady_engine_cpu_us": &c.Engine, "sink_per_second": &c.SinkRate, "steady_stored_bytes": &c.Stored,
 		} {
 			if v, ok := s.Numbers[name]; ok && v > 0 {
 				*to = v
