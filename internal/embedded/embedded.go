@@ -20,6 +20,9 @@
 //   - After a kill it reads the whole log into memory, and it passes over
 //     offsets missing in the middle: every segment is walked and described to
 //     kfake before it opens them, in bounded memory, and holes are reported.
+//   - After a kill it no longer knows the producers' sequence numbers, and a batch
+//     sent again because its answer got lost would be there twice: they are read
+//     from the log.
 //   - Nobody tells it that the log lost its tail: Check compares the log with
 //     what was committed and stored before anything is served, and opens a new
 //     incarnation when offsets would otherwise be used twice.

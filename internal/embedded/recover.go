@@ -29,8 +29,9 @@ type Hole struct {
 
 // recovery is what walking the log found.
 type recovery struct {
-	cut   int64 // bytes behind the last whole batch of a segment
-	holes []Hole
+	cut     int64 // bytes behind the last whole batch of a segment
+	holes   []Hole
+	windows []*sequenceWindow
 }
 
 // partitionSnapshot is kfake's description of a partition, which it writes on
@@ -57,7 +58,8 @@ type segmentSnapshot struct {
 //     memory at once: a backlog larger than memory could never be opened again;
 //   - with a snapshot it forgets to shorten its idea of a segment it has cut,
 //     and looks for every later batch at the wrong place;
-//   - it says nothing about offsets missing in the middle.
+//   - it says nothing about offsets missing in the middle;
+//   - it has forgotten the producers after a kill, see producers.go.
 //
 // The cost is one more sequential pass over the log.
 func recoverLog(dir string) (r recovery, err error) {
@@ -79,6 +81,9 @@ func recoverLog(dir string) (r recovery, err error) {
 			return r, fmt.Errorf("recover %s, partition %d: %w", topic, n, err)
 		}
 	}
+	if err := writeSequences(dir, r.windows); err != nil {
+		return r, fmt.Errorf("recover what producers have written: %w", err)
+	}
 	return r, nil
 }
 
@@ -89,9 +94,10 @@ func (r *recovery) partition(dir, topic string, partition int32) error {
 	}
 	snap := partitionSnapshot{Version: 1, LogStartOffset: bases[0], CreatedAt: time.Now()}
 	next := bases[0]
+	of := make(producers)
 	for _, base := range bases {
 		path := filepath.Join(dir, strconv.FormatInt(base, 10)+".dat")
-		w, err := walkSegment(path)
+		w, err := walkSegment(path, of)
 		if err != nil {
 			return err
 		}
@@ -111,6 +117,10 @@ func (r *recovery) partition(dir, topic string, partition int32) error {
 			next = b.end
 		}
 		snap.Segments = append(snap.Segments, segmentSnapshot{base, w.size})
+	}
+	for _, w := range of {
+		w.Topic, w.Partition = topic, partition
+		r.windows = append(r.windows, w)
 	}
 	if err := snap.dropEmptyTail(dir); err != nil {
 		return err
@@ -197,8 +207,9 @@ const (
 )
 
 // walkSegment reads the whole batches of a segment file. It stops at the first
-// that is short, fails its checksum or goes back in offsets.
-func walkSegment(path string) (w walked, err error) {
+// that is short, fails its checksum or goes back in offsets. What they say of their
+// producers goes into of, unless it is nil.
+func walkSegment(path string, of producers) (w walked, err error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return w, err
@@ -229,6 +240,9 @@ func walkSegment(path string) (w walked, err error) {
 		}
 		if !w.add(int64(binary.BigEndian.Uint64(batch)), int64(binary.BigEndian.Uint32(batch[23:]))) {
 			return w, nil
+		}
+		if of != nil {
+			of.add(batch)
 		}
 		w.size += n
 	}

@@ -23,7 +23,7 @@ func TestTornAtEveryByte(t *testing.T) {
 		t.Fatal(err)
 	}
 	stop(t, b) // with a clean snapshot, that the cut contradicts
-	w, err := walkSegment(path)
+	w, err := walkSegment(path, nil)
 	if err != nil || w.size != int64(len(whole)) || len(w.runs) != 1 || w.runs[0] != (run{0, 3}) {
 		t.Fatalf("walked %+v, %v; want one run of 3 in %d bytes", w, err, len(whole))
 	}
@@ -32,7 +32,7 @@ func TestTornAtEveryByte(t *testing.T) {
 		if err := os.WriteFile(path, whole[:n], 0o600); err != nil {
 			t.Fatal(err)
 		}
-		w, err := walkSegment(path)
+		w, err := walkSegment(path, nil)
 		if err != nil || w.size != second || w.runs[0] != (run{0, 2}) {
 			t.Fatalf("cut at %d: walked %+v, %v; want 2 records in %d bytes", n, w, err, second)
 		}
@@ -48,7 +48,7 @@ func TestTornAtEveryByte(t *testing.T) {
 		if at := bit/8 - second; at < 8 || at >= 12 && at < 17 {
 			continue
 		}
-		if w, err := walkSegment(path); err != nil || w.size != second {
+		if w, err := walkSegment(path, nil); err != nil || w.size != second {
 			t.Fatalf("bit %d flipped: walked %+v, %v; want %d bytes", bit, w, err, second)
 		}
 	}

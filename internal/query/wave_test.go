@@ -112,9 +112,9 @@ func TestWaves(t *testing.T) {
 	})
 	f("a long query keeps nobody", func(d *tide) {
 		first, second := d.call(d.t.Context()), d.call(d.t.Context())
-		time.Sleep(waveTurn - 1)
+		<-time.After(waveTurn - 1)
 		d.queries(1)
-		time.Sleep(1)
+		<-time.After(1)
 		d.queries(2)
 		third := d.call(d.t.Context())
 		d.end(1, nil)
