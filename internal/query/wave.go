@@ -10,11 +10,11 @@ import (
 
 // waves let requests that ask for the same share an answer. While one query of a
 // request is on its way, all who ask for the same wait for the next one: so nobody
-// gets an answer that was begun before the question, and screens that show the
-// same cost two queries at a time however many they are.
+// gets an answer that was begun before the question, and screens that show the same
+// cost one short query after the other however many they are.
 //
 // The next one waits for its turn no longer than waveTurn. Sharing pays for short
-// queries; a long one, or one that hangs, keeps nobody.
+// queries; a long one, or one that hangs, keeps nobody, and four a second may begin.
 type waves struct {
 	mu   sync.Mutex
 	last map[Request]*wave // the newest of each request that has not ended
