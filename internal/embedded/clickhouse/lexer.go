@@ -16,6 +16,11 @@ const (
 	tokenString                  // 'literal' or $tag$literal$tag$
 	tokenPunct                   // one of ( ) [ ] { } , ; .
 	tokenOther
+	// tokenForeign is text that the engine's lexer may cut in another way: a
+	// character beyond ASCII that is neither quoted nor a blank (curly quotes are
+	// quotes there), // (a comment), a comment in a comment, a heredoc of an odd
+	// tag. No statement needs it outside of data.
+	tokenForeign
 )
 
 // A token is a piece of the statement, with its place in the text.
@@ -25,31 +30,40 @@ type token struct {
 	depth      int // nesting of parentheses it stands in
 }
 
-// lex cuts a statement as the engine's own lexer does, comments dropped. It
-// never fails: what does not close reaches to the end of the text, and the
-// engine's parser says what is wrong with it.
+// lex cuts a statement as the engine's own lexer does, comments dropped, and marks
+// what it is not sure of as foreign. It never fails: what does not close reaches to
+// the end of the text, and the engine's parser says what is wrong with it.
 func lex(q string) []token {
 	tokens := make([]token, 0, 64)
 	depth := 0
 	for i := 0; i < len(q); {
-		if n := skipBlank(q, i); n > i {
+		t := token{kind: tokenOther, start: i, depth: depth}
+		if n, nested := skipBlank(q, i); n > i {
+			if nested {
+				t.kind, t.end = tokenForeign, n
+				tokens = append(tokens, t)
+			}
 			i = n
 			continue
 		}
-		t := token{kind: tokenOther, start: i, depth: depth}
 		switch c := q[i]; {
+		case c >= utf8.RuneSelf:
+			_, n := utf8.DecodeRuneInString(q[i:])
+			t.kind, i = tokenForeign, i+n
+		case strings.HasPrefix(q[i:], "//"):
+			t.kind, i = tokenForeign, i+2
 		case isWordStart(c):
 			t.kind = tokenWord
-			for i++; i < len(q) && isWordPart(q[i]) && blank(q, i) == 0; i++ {
+			for i++; i < len(q) && isWordPart(q[i]); i++ {
 			}
 		case c == '`' || c == '"':
 			t.kind, i = tokenQuoted, closeQuote(q, i)
 		case c == '\'':
 			t.kind, i = tokenString, closeQuote(q, i)
 		case c == '$':
-			t.kind, i = tokenString, closeHeredoc(q, i)
+			t.kind, i = closeHeredoc(q, i)
 		case c >= '0' && c <= '9':
-			for i++; i < len(q) && isWordPart(q[i]) && blank(q, i) == 0; i++ {
+			for i++; i < len(q) && isWordPart(q[i]); i++ {
 			}
 		case strings.IndexByte("()[]{},;.", c) >= 0:
 			t.kind = tokenPunct
@@ -71,7 +85,7 @@ func lex(q string) []token {
 }
 
 func isWordStart(c byte) bool {
-	return c == '_' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= 0x80
+	return c == '_' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z'
 }
 
 func isWordPart(c byte) bool { return isWordStart(c) || c >= '0' && c <= '9' || c == '$' }
@@ -93,8 +107,9 @@ func blank(q string, i int) int {
 	return 0
 }
 
-// skipBlank returns the index after white space and one comment at i.
-func skipBlank(q string, i int) int {
+// skipBlank returns the index after white space and one comment at i, and whether
+// another one begins inside that.
+func skipBlank(q string, i int) (next int, nested bool) {
 	for i < len(q) {
 		n := blank(q, i)
 		if n == 0 {
@@ -106,16 +121,17 @@ func skipBlank(q string, i int) int {
 	switch {
 	case strings.HasPrefix(rest, "--"), strings.HasPrefix(rest, "# "), strings.HasPrefix(rest, "#!"):
 		if n := strings.IndexByte(rest, '\n'); n >= 0 {
-			return i + n + 1
+			return i + n + 1, false
 		}
-		return len(q)
+		return len(q), false
 	case strings.HasPrefix(rest, "/*"):
-		if n := strings.Index(rest[2:], "*/"); n >= 0 {
-			return i + n + 4
+		text, _, closed := strings.Cut(rest[2:], "*/")
+		if nested = strings.Contains(text, "/*"); closed {
+			return i + 2 + len(text) + 2, nested
 		}
-		return len(q)
+		return len(q), nested
 	}
-	return i
+	return i, false
 }
 
 func closeQuote(q string, i int) int {
@@ -126,20 +142,20 @@ func closeQuote(q string, i int) int {
 }
 
 // closeHeredoc reads $tag$ … $tag$; a lone dollar is an operator's business.
-func closeHeredoc(q string, i int) int {
+func closeHeredoc(q string, i int) (kind tokenKind, end int) {
 	n := strings.IndexByte(q[i+1:], '$')
 	if n < 0 {
-		return i + 1
+		return tokenOther, i + 1
 	}
 	tag := q[i : i+n+2]
 	for _, c := range []byte(tag[1 : len(tag)-1]) {
 		if !isWordPart(c) {
-			return i + 1
+			return tokenForeign, i + 1
 		}
 	}
 	body := i + len(tag)
 	if end := strings.Index(q[body:], tag); end >= 0 {
-		return body + end + len(tag)
+		return tokenString, body + end + len(tag)
 	}
-	return i + 1
+	return tokenOther, i + 1
 }

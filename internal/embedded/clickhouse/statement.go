@@ -126,6 +126,8 @@ var fileFunctions = map[string]bool{
 func (s *scanner) refuseServerFiles(n int) error {
 	for i := range n {
 		switch s.tokens[i].kind {
+		case tokenForeign:
+			return &exception{code: codeSyntaxError, message: "Syntax error: " + clip(s.text(i)) + " outside of quotes"}
 		case tokenWord:
 			if s.isPunct(i+1, "(") && fileFunctions[strings.ToLower(s.text(i))] {
 				return refusedFile("function or engine " + s.text(i))
