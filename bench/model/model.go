@@ -50,15 +50,16 @@ var Usual = Shape{
 
 // Plan is what one rate needs.
 type Plan struct {
-	Rate                            float64
-	Edges, Partitions, Brokers      int
-	Sinks, Shards                   int
-	EdgeUsed, SinkUsed              float64 // cores busy, at 100 %
-	BrokerUsed, ShardUsed           float64
-	In, Log                         float64 // bits/s from clients; bytes/s into the log, once
-	TopicDay, DiskDay               float64 // bytes a day, all copies
-	Machines, Cores                 int
-	EdgeLimit, PartLimit, NodeLimit float64 // what one edge, one partition, one ClickHouse node carries
+	Rate                       float64
+	Edges, Partitions, Brokers int
+	Sinks, Shards              int
+	EdgeUsed, SinkUsed         float64 // cores busy, at 100 %
+	BrokerUsed, ShardUsed      float64
+	In, Log                    float64 // bits/s from clients; bytes/s into the log, once
+	TopicDay, DiskDay          float64 // bytes a day, all copies
+	Machines, Cores            int
+	// what one edge, one partition, one sink, one ClickHouse node carries
+	EdgeLimit, PartLimit, SinkLimit, NodeLimit float64
 }
 
 // For is the plan of rate events a second.
@@ -74,9 +75,10 @@ func (c Costs) For(rate float64, s Shape) Plan {
 	p.Log = rate * c.Topic
 	p.EdgeLimit = float64(s.EdgeCores) * s.Load * 1e6 / edge
 	p.PartLimit = c.Partition * s.Load
+	p.SinkLimit = min(c.SinkRate, float64(s.SinkCores)*1e6/c.Sink) * s.Load
 	p.NodeLimit = float64(s.ShardCores) * s.Load * 1e6 / c.Engine
 	p.Edges = max(machines(p.EdgeUsed, s.EdgeCores), ceil(p.In/(s.Network*s.Load)))
-	p.Sinks = max(machines(p.SinkUsed, s.SinkCores), ceil(rate/(c.SinkRate*s.Load)))
+	p.Sinks = ceil(rate / p.SinkLimit)
 	// At least twice as many partitions as sinks, so that one more sink helps.
 	p.Partitions = max(ceil(rate/p.PartLimit), 2*p.Sinks)
 	p.Brokers = max(machines(p.BrokerUsed, s.BrokerCores), ceil(p.Log*float64(s.LogCopies)/s.BrokerDisk), 1)
@@ -101,7 +103,7 @@ func (p Plan) First() string {
 	for _, part := range []struct {
 		name  string
 		limit float64
-	}{{"the edge process", p.EdgeLimit}, {"the partition", p.PartLimit}, {"the ClickHouse node", p.NodeLimit}} {
+	}{{"the edge process", p.EdgeLimit}, {"the partition", p.PartLimit}, {"the sink", p.SinkLimit}, {"the ClickHouse node", p.NodeLimit}} {
 		if room := part.limit / p.Rate; room < least {
 			first, least = part.name, room
 		}

@@ -28,16 +28,16 @@ func TestPlan(t *testing.T) {
 	f(20_000, Plan{Edges: 1, Partitions: 2, Brokers: 1, Sinks: 1, Shards: 1})
 	// 1 M: one edge of 4 cores at half load carries 2 M; a partition 250 k; a sink
 	// 200 k; a shard of 10 cores at half load 2.5 M.
-	f(1_000_000, Plan{Edges: 1, Partitions: 10, Brokers: 3, Sinks: 5, Shards: 1, PartLimit: 1})
+	f(1_000_000, Plan{Edges: 1, Partitions: 10, Brokers: 3, Sinks: 5, Shards: 1, SinkLimit: 1})
 	// 10 M: brokers write 10 M × 100 B × 3 = 3 GB/s, 100 MB/s each; their
 	// processors need 15 cores, 8 machines.
-	f(10_000_000, Plan{Edges: 5, Partitions: 100, Brokers: 30, Sinks: 50, Shards: 4, PartLimit: 1})
+	f(10_000_000, Plan{Edges: 5, Partitions: 100, Brokers: 30, Sinks: 50, Shards: 4, SinkLimit: 1})
 }
 
 // first is what a wanted plan says about the part that breaks first.
 func (p Plan) first() string {
-	if p.PartLimit == 1 {
-		return "partition"
+	if p.SinkLimit == 1 {
+		return "sink"
 	}
 	return "nothing"
 }

@@ -174,7 +174,7 @@ func spread(points []int, n int) []int {
 
 // pairs says that every point of every mode is to be tried, and of every recovery,
 // too, which takes two hours. make chaos tries every death in an insert that the
-// sink outlives, every eighth in one recovery of each cargo, and samples the rest.
+// sink outlives, every fifth in one recovery of each cargo, and samples the rest.
 func pairs() bool { return os.Getenv("EDGE_CHAOS_ALL") == "1" }
 
 // enumeration flies one cargo again and again, with the fault of its mode at
@@ -276,7 +276,7 @@ func TestEngineKilledAgainInRecovery(t *testing.T) {
 			case pairs():
 				step = 1
 			case chaos.Long() && i == e.first:
-				step = 8
+				step = 5
 			case i%3 != 1:
 				continue
 			}

@@ -9,7 +9,7 @@ import (
 // recycled is the memory of fetched records, which kgo asks for by the batch and
 // gets back when all of a batch have been recycled. Nothing may point into a
 // record after that: a row's bytes are copied into the columns, and a dead letter
-// keeps copies. Without it half of what the sink allocates is records.
+// keeps copies.
 type recycled struct{ records, bytes sync.Pool }
 
 // GetRecords implements kgo.PoolRecords.
@@ -23,7 +23,8 @@ func (p *recycled) GetRecords(n int) []kgo.Record {
 // PutRecords implements kgo.PoolRecords.
 func (p *recycled) PutRecords(s []kgo.Record) { p.records.Put(&s) }
 
-// maxRecycledBytes is what an inflated batch of edge's own has at most, nearly.
+// maxRecycledBytes bounds what is kept of a batch that somebody else made large:
+// edge's own inflate to a megabyte.
 const maxRecycledBytes = 2 << 20
 
 // GetDecompressBytes implements kgo.PoolDecompressBytes. What it returns may be

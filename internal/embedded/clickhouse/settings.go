@@ -70,7 +70,7 @@ func (s *sessionSettings) settle(wanted []proto.Setting) error {
 		return nil
 	}
 	for _, w := range wanted {
-		if _, ok := s.base.values[w.Key]; !ok {
+		if _, ok := s.base.values[w.Key]; !ok && !ours(w.Key) {
 			return s.apply(nil)
 		}
 	}
@@ -139,10 +139,13 @@ func (s *sessionSettings) takeBack(change map[string]string, cause error) error 
 // waitForDrop makes every DROP one with SYNC; see withoutSync.
 const waitForDrop = "database_atomic_wait_for_drop_and_detach_synchronously"
 
+// ours tells what no client sets.
+func ours(name string) bool { return name == tagSetting || name == waitForDrop }
+
 // known looks a setting up. An unknown one is an error only when the client
 // says that it matters, as on a server.
 func (s *sessionSettings) known(w proto.Setting) (bool, error) {
-	if w.Key == tagSetting || w.Key == waitForDrop {
+	if ours(w.Key) {
 		return false, nil
 	}
 	base, err := s.goesBackTo(w.Key)

@@ -122,7 +122,7 @@ var fileFunctions = map[string]bool{
 // refuseServerFiles looks at the first n tokens for the ways a query could read
 // or write the server's files: table functions and engines, INTO OUTFILE, FROM
 // INFILE, and a table named like a path (the library's default database falls
-// back to the file system).
+// back to the file system). What may be one of them without looking so is foreign.
 func (s *scanner) refuseServerFiles(n int) error {
 	for i := range n {
 		switch s.tokens[i].kind {

@@ -1,0 +1,182 @@
+package sink
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// How records come from the log into the filling flight, and how far the log goes.
+
+// polled are records of a partition that are not taken yet: the filling block
+// was full before they came.
+type polled struct {
+	of      *partition
+	records []*kgo.Record
+}
+
+// poll waits for records, for the time of the next flight, or for a flight to
+// land, whichever is first.
+func (t *session) poll(ctx context.Context) kgo.Fetches {
+	t.mu.Lock()
+	room := t.cfg.FlushRows - t.filling.block.rows()
+	wait := 5 * time.Second
+	if !t.filling.empty() && t.flying == nil {
+		wait = t.due()
+	}
+	t.mu.Unlock()
+	pollCtx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	stop := make(chan struct{})
+	var watcher sync.WaitGroup
+	watcher.Go(func() {
+		select {
+		case <-t.wake:
+			cancel()
+		case <-t.ctx.Done():
+			cancel()
+		case <-stop:
+		}
+	})
+	fetches := t.client.PollRecords(pollCtx, max(room, 1))
+	close(stop)
+	watcher.Wait()
+	return fetches
+}
+
+// room returns when the filling block can take more: with a full block and an
+// insert under way there is nothing to poll for. Rebalances go on meanwhile.
+func (t *session) room(ctx context.Context) {
+	for {
+		t.mu.Lock()
+		f := t.flying
+		full := t.filling.full(&t.cfg)
+		if full && f == nil {
+			t.launch(false)
+			full, f = false, nil
+		}
+		t.mu.Unlock()
+		if !full {
+			return
+		}
+		select {
+		case <-f.landed:
+		case <-ctx.Done():
+			return
+		case <-t.ctx.Done():
+			return
+		}
+	}
+}
+
+// watchEnds asks where the log ends, for the lag, until the session does. It is
+// apart from run, which may wait for a ClickHouse that does not answer and sees
+// nothing of the log meanwhile.
+func (t *session) watchEnds() {
+	tick := time.NewTicker(endsEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-t.ctx.Done():
+			return
+		case <-tick.C:
+			t.readEnds(t.ctx)
+		}
+	}
+}
+
+// endsEvery is how late a lag is noticed at most.
+const endsEvery = 5 * time.Second
+
+func (t *session) readEnds(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, endsEvery)
+	defer cancel()
+	ends, err := kadm.NewClient(t.client).ListEndOffsets(ctx, t.cfg.Topic)
+	if err != nil {
+		if t.ctx.Err() == nil {
+			t.cfg.Kafka.Errors.Count("list_offsets", err)
+		}
+		return
+	}
+	ends.Each(func(o kadm.ListedOffset) {
+		if o.Err == nil {
+			t.state.end(o.Partition, o.Offset)
+		}
+	})
+}
+
+// sort notes what a poll brought.
+func (t *session) sort(fetches kgo.Fetches) {
+	healthy := true
+	fetches.EachError(func(topic string, p int32, err error) {
+		if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+			return
+		}
+		healthy = false
+		t.cfg.Kafka.Errors.Count("fetch", err)
+		t.state.failed(fmt.Errorf("fetch %s/%d: %w", topic, p, err))
+		t.cfg.Logger.Error("fetch", "partition", p, "err", err)
+		if errors.Is(err, kerr.UnknownTopicID) {
+			// Another log under the same name: it gets a session of its own, which
+			// gives it a source number of its own.
+			t.lost(fmt.Errorf("topic %s was deleted and created again: %w", topic, err))
+		}
+	})
+	if healthy {
+		t.state.idle()
+	}
+	fetches.EachPartition(func(ft kgo.FetchTopicPartition) {
+		p := t.partitions[ft.Partition]
+		if p == nil {
+			return // revoked between fetch and poll
+		}
+		p.high = max(p.high, ft.HighWatermark)
+		t.polled = append(t.polled, polled{p, ft.Records})
+	})
+}
+
+// take decodes polled records into the filling flight until it is full.
+func (t *session) take() {
+	for len(t.polled) > 0 {
+		next := &t.polled[0]
+		p := next.of
+		if t.partitions[p.id] != p {
+			next.records = nil // revoked since: its next owner takes them
+		}
+		for len(next.records) > 0 && !t.filling.full(&t.cfg) {
+			t.takeRecord(p, next.records[0])
+			next.records[0].Recycle()
+			next.records[0] = nil
+			next.records = next.records[1:]
+		}
+		t.state.seen(p, t.filling.batches[p.id])
+		if len(next.records) > 0 {
+			return
+		}
+		t.polled = t.polled[1:]
+	}
+	t.polled = nil
+}
+
+func (t *session) takeRecord(p *partition, r *kgo.Record) {
+	if r.Offset < p.next {
+		return // part of a plan that is being recovered
+	}
+	if r.Offset > p.next && p.known {
+		t.lostRange(p.id, p.next, r.Offset-1)
+	}
+	t.filling.take(r, p.window)
+	p.next, p.known = r.Offset+1, true
+}
+
+// lostRange notes offsets that were never taken and are no longer in the log.
+func (t *session) lostRange(id int32, first, last int64) {
+	t.stats.lostRecords.Add(uint64(last - first + 1))
+	t.cfg.Logger.Error("records are not in the log any more", "partition", id, "first", first, "last", last)
+}
