@@ -55,7 +55,7 @@ func (q *queryData) grow(ctx context.Context, n int64) error {
 // merge puts the rollups into the state that time would, their parts merged, and
 // waits for the merges of the rows that filling has left behind.
 func (q *queryData) merge(ctx context.Context) error {
-	for _, t := range []string{"events_1m", "events_1h", "events_1d", "events_users", "events_channel_users"} {
+	for _, t := range []string{"events_1m", "events_users"} {
 		if err := q.pool.Exec(ctx, "OPTIMIZE TABLE "+t+" FINAL"); err != nil {
 			return fmt.Errorf("merge %s: %w", t, err)
 		}
@@ -106,11 +106,12 @@ func (a *asker) edge(from, to int64, group string) (reply, error) {
 // bare is the one rollup query that answers about the same, over whole hours or
 // whole days: wrong at both ends, and as fast as the tables can be asked.
 func (a *asker) bare(from, to int64, group string) (reply, error) {
-	table, column, at := "events_1d", "d", func(s int64) string { return fmt.Sprintf("toDate(%d)", s/86400) }
+	width := int64(86400)
 	if to-from < 3*86400 {
-		table, column, at = "events_1h", "h", func(s int64) string { return fmt.Sprint(s / 3600 * 3600) }
+		width = 3600
 	}
-	return a.ask("sum(n)", "uniqCombined64Merge(14)(u)", table, column+" >= "+at(from)+" AND "+column+" < "+at(to), group)
+	return a.ask("sum(n)", "uniqCombined64Merge(14)(u)", "events_users",
+		fmt.Sprintf("by_channel = 1 AND width = %d AND at >= %d AND at < %d", width, from/width*width, to/width*width), group)
 }
 
 // raw is the same question to the rows.

@@ -25,10 +25,8 @@ const database = "events_db"
 // rollups are the tables that count every event, and what of them counts it once.
 var rollups = []struct{ name, of string }{
 	{"events_1m", "events_1m"},
-	{"events_1h", "events_1h"},
-	{"events_1d", "events_1d"},
-	{"events_users", "events_users WHERE width = 300"},
-	{"events_channel_users", "events_channel_users WHERE width = 1382400"},
+	{"events_users", "events_users WHERE by_channel = 0 AND width = 300"},
+	{"events_users by channel", "events_users WHERE by_channel = 1 AND width = 1382400"},
 }
 
 // stored is what the tables hold: the rows, and what each rollup counts.

@@ -50,7 +50,7 @@ func TestDashboardsSQL(t *testing.T) {
 		}
 	}
 	// A renamed column must be noticed, or this test shows nothing.
-	exec("ALTER TABLE events_1h RENAME COLUMN u TO users")
+	exec("ALTER TABLE events_1m RENAME COLUMN n TO counted")
 	failed := 0
 	for _, q := range queries {
 		if _, err := ask(conn, expand(q.RawSQL, true)); err != nil {
@@ -58,7 +58,7 @@ func TestDashboardsSQL(t *testing.T) {
 		}
 	}
 	if failed == 0 {
-		t.Error("no statement fails without events_1h.u")
+		t.Error("no statement fails without events_1m.n")
 	}
 }
 

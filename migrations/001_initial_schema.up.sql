@@ -43,58 +43,24 @@ PARTITION BY toYear(m)
 ORDER BY (event_name, m, channel)
 SETTINGS merge_selector_base = 12;
 
--- Counts and distinct users by hour and channel. All states have precision 14:
--- 12 kB at most and 0.6 % off on average, where the default of 17 takes 98 kB and
--- seven times as long to merge. A granule is what a query reads at least, and
--- 8192 rows of states are 100 MB: hence the small granules.
-CREATE TABLE IF NOT EXISTS events_1h{{.OnCluster}} (
-    h          DateTime('UTC'),
-    event_name LowCardinality(String),
-    channel    LowCardinality(String),
-    n          SimpleAggregateFunction(sum, Int64),
-    u          AggregateFunction(uniqCombined64(14), String)
-) ENGINE = {{.Engine "AggregatingMergeTree"}}
-PARTITION BY toYear(h)
-ORDER BY (event_name, h, channel)
-SETTINGS index_granularity = 64, merge_selector_base = 12;
-
--- Counts and distinct users by day and channel.
-CREATE TABLE IF NOT EXISTS events_1d{{.OnCluster}} (
-    d          Date,
-    event_name LowCardinality(String),
-    channel    LowCardinality(String),
-    n          SimpleAggregateFunction(sum, Int64),
-    u          AggregateFunction(uniqCombined64(14), String)
-) ENGINE = {{.Engine "AggregatingMergeTree"}}
-PARTITION BY toYear(d)
-ORDER BY (event_name, d, channel)
-SETTINGS index_granularity = 64, merge_selector_base = 12;
-
--- Counts and distinct users of all channels together, in buckets of several
--- widths in seconds: five minutes, an hour, a day, 16 days, 256 days. Each width
--- divides the next, so any range is a few buckets of each and, at its ends, less
--- than five minutes of rows. Not partitioned: a batch touches all the widths,
--- and this way makes one part.
+-- Counts and distinct users in buckets of several widths in seconds: five minutes,
+-- an hour, a day, 16 days, 256 days; of each channel, and of all of them together
+-- (by_channel = 0, no channel). Each width divides the next, so any range is a few
+-- buckets of each and, at its ends, less than five minutes of rows. All states have
+-- precision 14: 12 kB at most and 0.6 % off on average, where the default of 17
+-- takes 98 kB and seven times as long to merge. A granule is what a query reads at
+-- least, and 8192 rows of states are 100 MB: hence the small granules. Not
+-- partitioned: a batch touches all the widths, and this way makes one part.
 CREATE TABLE IF NOT EXISTS events_users{{.OnCluster}} (
     event_name LowCardinality(String),
+    by_channel UInt8,
     width      UInt32,
     at         DateTime('UTC'),
-    n          SimpleAggregateFunction(sum, Int64),
-    u          AggregateFunction(uniqCombined64(14), String)
-) ENGINE = {{.Engine "AggregatingMergeTree"}}
-ORDER BY (event_name, width, at)
-SETTINGS index_granularity = 16, merge_selector_base = 12;
-
--- The same by channel, in the widths beyond hours and days.
-CREATE TABLE IF NOT EXISTS events_channel_users{{.OnCluster}} (
-    event_name LowCardinality(String),
     channel    LowCardinality(String),
-    width      UInt32,
-    at         DateTime('UTC'),
     n          SimpleAggregateFunction(sum, Int64),
     u          AggregateFunction(uniqCombined64(14), String)
 ) ENGINE = {{.Engine "AggregatingMergeTree"}}
-ORDER BY (event_name, width, at, channel)
+ORDER BY (event_name, by_channel, width, at, channel)
 SETTINGS index_granularity = 16, merge_selector_base = 12;
 
 CREATE MATERIALIZED VIEW IF NOT EXISTS events_1m_mv{{.OnCluster}} TO events_1m AS
@@ -102,33 +68,26 @@ SELECT toStartOfMinute(ts) AS m, event_name, channel, toInt64(count()) AS n
 FROM events
 GROUP BY m, event_name, channel;
 
-CREATE MATERIALIZED VIEW IF NOT EXISTS events_1h_mv{{.OnCluster}} TO events_1h AS
-SELECT toStartOfHour(ts) AS h, event_name, channel, toInt64(count()) AS n, uniqCombined64State(14)(user_id) AS u
-FROM events
-GROUP BY h, event_name, channel;
-
-CREATE MATERIALIZED VIEW IF NOT EXISTS events_1d_mv{{.OnCluster}} TO events_1d AS
-SELECT toDate(ts) AS d, event_name, channel, toInt64(count()) AS n, uniqCombined64State(14)(user_id) AS u
-FROM events
-GROUP BY d, event_name, channel;
-
--- Only the state of five minutes is made of rows, the others of that one.
+-- The rows are aggregated once, by five minutes and channel. Each of those states
+-- then stands in ten buckets; which of them are the same bucket, the insert into
+-- the table finds out, which sorts and merges its rows anyway.
 CREATE MATERIALIZED VIEW IF NOT EXISTS events_users_mv{{.OnCluster}} TO events_users AS
-SELECT event_name, width, toDateTime(intDiv(toUnixTimestamp(t), width) * width, 'UTC') AS at, sum(c) AS n, uniqCombined64MergeState(14)(s) AS u
+SELECT event_name, by_channel, width, toDateTime(intDiv(toUnixTimestamp(t), width) * width, 'UTC') AS at, if(by_channel = 1, c, '') AS channel, n, u
 FROM (
-    SELECT event_name, toStartOfFiveMinutes(ts) AS t, toInt64(count()) AS c, uniqCombined64State(14)(user_id) AS s
+    SELECT event_name, channel AS c, toStartOfFiveMinutes(ts) AS t, toInt64(count()) AS n, uniqCombined64State(14)(user_id) AS u
     FROM events
-    GROUP BY event_name, t
+    GROUP BY event_name, c, t
 )
-ARRAY JOIN [300, 3600, 86400, 1382400, 22118400] AS width
-GROUP BY event_name, width, at;
+ARRAY JOIN
+    [0, 0, 0, 0, 0, 1, 1, 1, 1, 1] AS by_channel,
+    [300, 3600, 86400, 1382400, 22118400, 300, 3600, 86400, 1382400, 22118400] AS width;
 
--- Of what goes into the days, also of what a recovery puts there.
-CREATE MATERIALIZED VIEW IF NOT EXISTS events_channel_users_mv{{.OnCluster}} TO events_channel_users AS
-SELECT event_name, channel, width, toDateTime(intDiv(toUnixTimestamp(toDateTime(d, 'UTC')), width) * width, 'UTC') AS at, sum(events_1d.n) AS n, uniqCombined64MergeState(14)(events_1d.u) AS u
-FROM events_1d
-ARRAY JOIN [1382400, 22118400] AS width
-GROUP BY event_name, channel, width, at;
+-- Hours and days by channel, for dashboards and people.
+CREATE VIEW IF NOT EXISTS events_1h{{.OnCluster}} AS
+SELECT at AS h, event_name, channel, n, u FROM events_users WHERE by_channel = 1 AND width = 3600;
+
+CREATE VIEW IF NOT EXISTS events_1d{{.OnCluster}} AS
+SELECT toDate(at) AS d, event_name, channel, n, u FROM events_users WHERE by_channel = 1 AND width = 86400;
 
 -- Batches that left no row in events because each of their records was a
 -- duplicate or a dead letter: without them the proof of gapless coverage would

@@ -291,15 +291,11 @@ func (n *tenant) checkRollups() {
 	type rollup struct{ table, key, cell, channel string }
 	rollups := []rollup{
 		{"events_1m", "m", "toStartOfMinute(ts)", "channel"},
-		{"events_1h", "h", "toStartOfHour(ts)", "channel"},
-		{"events_1d", "d", "toDateTime(toDate(ts), 'UTC')", "channel"},
 	}
 	for _, width := range []int{300, 3600, 86400, 1382400, 22118400} {
 		cell := fmt.Sprintf("intDiv(toUnixTimestamp(ts), %[1]d) * %[1]d", width)
-		rollups = append(rollups, rollup{fmt.Sprint("events_users WHERE width = ", width), "at", cell, "''"})
-		if width > 86400 {
-			rollups = append(rollups, rollup{fmt.Sprint("events_channel_users WHERE width = ", width), "at", cell, "channel"})
-		}
+		rollups = append(rollups, rollup{fmt.Sprint("events_users WHERE by_channel = 0 AND width = ", width), "at", cell, "''"},
+			rollup{fmt.Sprint("events_users WHERE by_channel = 1 AND width = ", width), "at", cell, "channel"})
 	}
 	for _, r := range rollups {
 		cell := "toUInt32(toDateTime(%s, 'UTC')) AS cell, toString(event_name) AS name, toString(" + r.channel + ") AS ch"

@@ -183,16 +183,13 @@ func (r runner) pending(ctx context.Context, files []migration) ([]migration, er
 // applyTTL makes the tables' TTL what the settings say. It is not a migration:
 // it follows a setting that may change at any start.
 func (r runner) applyTTL(ctx context.Context) error {
-	// A bucket is as old as the last event in it, not the first. Days stay as
-	// long as the widest bucket that holds them, whose counts are compared with
-	// theirs.
-	const day, longest = 24 * time.Hour, 256 * 24 * time.Hour
-	for _, t := range []struct {
-		table, column string
-		width         time.Duration
-	}{
-		{"events", "ts", 0}, {"events_1m", "m", time.Minute}, {"events_1h", "h", time.Hour}, {"events_1d", "d", longest + day},
-		{"events_users", "at", longest}, {"events_channel_users", "at", longest},
+	// A bucket is as old as the last event in it, not the first. Days stay a day
+	// longer than the widest bucket that holds them, whose counts are compared
+	// with theirs.
+	const day, widest = 24 * 60 * 60, 256 * 24 * 60 * 60
+	for _, t := range []struct{ table, column, width string }{
+		{"events", "ts", ""}, {"events_1m", "m", " + 60"},
+		{"events_users", "at", fmt.Sprintf(" + multiIf(width < %[1]d, width, width = %[1]d, %d, %d)", day, widest+day, widest)},
 	} {
 		table := t.table
 		ddl, err := r.Strings(ctx, "SELECT engine_full FROM system.tables WHERE database = currentDatabase() AND name = "+Quote(table))
@@ -204,7 +201,7 @@ func (r runner) applyTTL(ctx context.Context) error {
 		}
 		var change string
 		has := strings.Contains(ddl[0], " TTL ")
-		want := fmt.Sprintf("toDateTime(%s) + toIntervalSecond(%d)", t.column, int64((r.TTL + t.width).Seconds()))
+		want := fmt.Sprintf("toDateTime(%s) + toIntervalSecond(%d%s)", t.column, int64(r.TTL.Seconds()), t.width)
 		switch {
 		case r.TTL == 0 && has:
 			change = "REMOVE TTL"

@@ -33,7 +33,7 @@ func TestMigrateTwice(t *testing.T) {
 		migrate(t, o, m)
 		p := open(t, o)
 		before := schema(t, p)
-		if all := strings.Join(before, "\n"); !strings.Contains(all, "events_1d_mv ") || strings.Contains(all, lockPrefix) {
+		if all := strings.Join(before, "\n"); !strings.Contains(all, "events_users_mv ") || strings.Contains(all, lockPrefix) {
 			t.Errorf("the schema is %s", all)
 		}
 		at := row(t, p, "SELECT max(metadata_modification_time) FROM system.tables WHERE database = currentDatabase()")
@@ -198,9 +198,9 @@ func TestMissingTableIsAnError(t *testing.T) {
 	t.Parallel()
 	o := database(t)
 	migrate(t, o, options())
-	exec(t, open(t, o), "DROP TABLE events_1h")
+	exec(t, open(t, o), "DROP TABLE events_1m")
 	err := Migrate(testContext(t), o, options())
-	if err == nil || err.Error() != "table events_1h is missing although its migration is recorded" {
+	if err == nil || err.Error() != "table events_1m is missing although its migration is recorded" {
 		t.Errorf("got %v", err)
 	}
 }

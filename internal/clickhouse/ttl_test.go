@@ -19,7 +19,7 @@ func TestTTL(t *testing.T) {
 		for range 2 { // the second run finds nothing to do
 			migrate(t, o, m)
 			got, err := p.Strings(testContext(t), `SELECT concat(name, ': ', extract(engine_full, 'TTL (.*?) SETTINGS')) FROM system.tables
-				WHERE database = currentDatabase() AND name IN ('events', 'events_1m', 'events_1h', 'events_1d', 'events_users', 'events_channel_users') ORDER BY name`)
+				WHERE database = currentDatabase() AND name IN ('events', 'events_1m', 'events_users') ORDER BY name`)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -29,13 +29,11 @@ func TestTTL(t *testing.T) {
 		}
 	}
 	day := 24 * time.Hour
-	f(0, "events: ; events_1d: ; events_1h: ; events_1m: ; events_channel_users: ; events_users: ")
-	f(30*day, "events: toDateTime(ts) + toIntervalSecond(2592000); events_1d: toDateTime(d) + toIntervalSecond(24796800); "+
-		"events_1h: toDateTime(h) + toIntervalSecond(2595600); events_1m: toDateTime(m) + toIntervalSecond(2592060); "+
-		"events_channel_users: toDateTime(at) + toIntervalSecond(24710400); events_users: toDateTime(at) + toIntervalSecond(24710400)")
-	f(3*day, "events: toDateTime(ts) + toIntervalSecond(259200); events_1d: toDateTime(d) + toIntervalSecond(22464000); "+
-		"events_1h: toDateTime(h) + toIntervalSecond(262800); events_1m: toDateTime(m) + toIntervalSecond(259260); "+
-		"events_channel_users: toDateTime(at) + toIntervalSecond(22377600); events_users: toDateTime(at) + toIntervalSecond(22377600)")
+	f(0, "events: ; events_1m: ; events_users: ")
+	f(30*day, "events: toDateTime(ts) + toIntervalSecond(2592000); events_1m: toDateTime(m) + toIntervalSecond(2592000 + 60); "+
+		"events_users: toDateTime(at) + toIntervalSecond(2592000 + multiIf(width < 86400, width, width = 86400, 22204800, 22118400))")
+	f(3*day, "events: toDateTime(ts) + toIntervalSecond(259200); events_1m: toDateTime(m) + toIntervalSecond(259200 + 60); "+
+		"events_users: toDateTime(at) + toIntervalSecond(259200 + multiIf(width < 86400, width, width = 86400, 22204800, 22118400))")
 
 	insert := func(age time.Duration) {
 		exec(t, p, fmt.Sprintf("INSERT INTO events (ts, event_name) SELECT now64(3) - toIntervalSecond(%d), 'e' FROM numbers(10)", int(age.Seconds())))
@@ -43,10 +41,14 @@ func TestTTL(t *testing.T) {
 	insert(2 * day)
 	insert(10 * day)
 	exec(t, p, "OPTIMIZE TABLE events FINAL")
+	exec(t, p, "OPTIMIZE TABLE events_users FINAL")
 	if n := row(t, p, "SELECT count() FROM events"); n != "10" {
 		t.Errorf("%s rows are left of 10 within the TTL and 10 past it", n)
 	}
-	f(0, "events: ; events_1d: ; events_1h: ; events_1m: ; events_channel_users: ; events_users: ")
+	if left := row(t, p, "SELECT arraySort(groupUniqArray(width)) FROM events_users WHERE width <= 86400 AND at < now() - toIntervalDay(9)"); left != "[86400]" {
+		t.Errorf("buckets of %s s are left of the rows past the TTL; want only days, which wider ones are compared with", left)
+	}
+	f(0, "events: ; events_1m: ; events_users: ")
 	insert(10 * day)
 	exec(t, p, "OPTIMIZE TABLE events FINAL")
 	if n := row(t, p, "SELECT count() FROM events"); n != "20" {
@@ -63,10 +65,10 @@ func TestRollupsOutliveTheirEvents(t *testing.T) {
 	migrate(t, o, m)
 	p := open(t, o)
 	exec(t, p, "INSERT INTO events (ts, event_name) SELECT now64(3) - toIntervalSecond(240 * 3600 - 30), 'e' FROM numbers(10)")
-	for _, table := range []string{"events", "events_1m", "events_1h", "events_1d", "events_users", "events_channel_users"} {
+	for _, table := range []string{"events", "events_1m", "events_users"} {
 		exec(t, p, "OPTIMIZE TABLE "+table+" FINAL")
 	}
-	if got := row(t, p, "SELECT (SELECT count() FROM events), (SELECT sum(n) FROM events_1m), (SELECT sum(n) FROM events_1h), (SELECT sum(n) FROM events_1d), (SELECT sum(n) FROM events_users), (SELECT sum(n) FROM events_channel_users)"); got != "(10,10,10,10,50,20)" {
-		t.Errorf("raw, minutes, hours, days: %s", got)
+	if got := row(t, p, "SELECT (SELECT count() FROM events), (SELECT sum(n) FROM events_1m), (SELECT sum(n) FROM events_users)"); got != "(10,10,100)" {
+		t.Errorf("raw, minutes, users: %s", got)
 	}
 }

@@ -7,7 +7,7 @@ type grain uint8
 const (
 	rowGrain    grain = iota // rows of events; a request's edges are whole seconds
 	minuteGrain              // has no users
-	fiveGrain                // five minutes; not by channel
+	fiveGrain                // five minutes
 	hourGrain
 	dayGrain
 	longGrain   // 16 days
@@ -52,7 +52,6 @@ func plan(r *Request, zone offsets) []piece { return cut(r.From, r.To, usable(r,
 //   - Minutes have no users. With users asked for they are no help for the
 //     counts either: the rows must be read for their users, and counting them
 //     on the way is free.
-//   - Five minutes are of all channels together.
 func usable(r *Request, zone offsets) grainSet {
 	if r.GroupBy == "campaign_id" || r.CampaignID != "" {
 		return 0
@@ -64,7 +63,7 @@ func usable(r *Request, zone offsets) grainSet {
 	width := bucketSeconds(r.GroupBy)
 	for g := minuteGrain; g < grains; g++ {
 		switch {
-		case g == minuteGrain && !r.CountsOnly, g == fiveGrain && byChannel(r):
+		case g == minuteGrain && !r.CountsOnly:
 		case width == 0, g.seconds() <= width && zone.align(g.seconds()):
 			s |= 1 << g
 		}

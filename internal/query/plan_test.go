@@ -160,13 +160,13 @@ func TestUsable(t *testing.T) {
 		}
 	}
 	f(Request{}, fiveGrain, hourGrain, dayGrain, longGrain, longerGrain)
-	f(Request{Channel: "web"}, hourGrain, dayGrain, longGrain, longerGrain)
-	f(Request{GroupBy: "channel"}, hourGrain, dayGrain, longGrain, longerGrain)
+	f(Request{Channel: "web"}, fiveGrain, hourGrain, dayGrain, longGrain, longerGrain)
+	f(Request{GroupBy: "channel"}, fiveGrain, hourGrain, dayGrain, longGrain, longerGrain)
 	f(Request{GroupBy: "day"}, fiveGrain, hourGrain, dayGrain)
 	f(Request{GroupBy: "day", Zone: "Europe/Berlin"}, fiveGrain, hourGrain)
 	f(Request{GroupBy: "day", Zone: "Asia/Kathmandu"}, fiveGrain)
 	f(Request{GroupBy: "hour"}, fiveGrain, hourGrain)
-	f(Request{GroupBy: "hour", Channel: "web"}, hourGrain)
+	f(Request{GroupBy: "hour", Channel: "web"}, fiveGrain, hourGrain)
 	f(Request{GroupBy: "minute"})
 	f(Request{GroupBy: "campaign_id"})
 	f(Request{CampaignID: "spring"})
@@ -174,7 +174,7 @@ func TestUsable(t *testing.T) {
 	f(Request{To: rawSpan - 1})
 
 	f(Request{CountsOnly: true}, minuteGrain, fiveGrain, hourGrain, dayGrain, longGrain, longerGrain)
-	f(Request{CountsOnly: true, GroupBy: "channel"}, minuteGrain, hourGrain, dayGrain, longGrain, longerGrain)
+	f(Request{CountsOnly: true, GroupBy: "channel"}, minuteGrain, fiveGrain, hourGrain, dayGrain, longGrain, longerGrain)
 	f(Request{CountsOnly: true, GroupBy: "day"}, minuteGrain, fiveGrain, hourGrain, dayGrain)
 	f(Request{CountsOnly: true, GroupBy: "hour"}, minuteGrain, fiveGrain, hourGrain)
 	f(Request{CountsOnly: true, GroupBy: "minute"}, minuteGrain)

@@ -161,7 +161,7 @@ func (e *Engine) ask(ctx context.Context, r Request) (*Result, error) {
 // count adds one to every table the query read.
 func (e *Engine) count(r *Request, pieces []piece) {
 	for t := range tables {
-		if len(t.from(r, pieces)) > 0 {
+		if len(t.from(pieces)) > 0 {
 			e.sources[t].Inc()
 		}
 	}

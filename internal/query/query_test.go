@@ -253,7 +253,7 @@ func TestCorrectedGroupsAreAbsent(t *testing.T) {
 	pool := openDatabase(t, "corrected")
 	insert(t, pool, []event{{dataFrom * 1000, "view", "web", "", "u"}})
 	for _, n := range []string{"3", "-3"} {
-		if err := pool.Exec(t.Context(), "INSERT INTO events_1d (d, event_name, channel, n) VALUES ('2024-01-01', 'view', 'email', "+n+")"); err != nil {
+		if err := pool.Exec(t.Context(), "INSERT INTO events_users (by_channel, width, at, event_name, channel, n) VALUES (1, 86400, '2024-01-01 00:00:00', 'view', 'email', "+n+")"); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -377,7 +377,7 @@ func TestDescribe(t *testing.T) {
 		}
 	}
 	want := map[string]float64{"edge_query_seconds": 3, "edge_query_source_total raw": 3, "edge_query_source_total minute": 1,
-		"edge_query_source_total hour": 1, "edge_query_source_total day": 1, "edge_query_source_total users": 1, "edge_query_source_total channel_users": 0}
+		"edge_query_source_total users": 2}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Error(d)
 	}

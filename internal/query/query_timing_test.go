@@ -87,13 +87,14 @@ func BenchmarkQuery(b *testing.B) {
 
 // bareQuery is the query that a table of hours or days by channel invites to.
 func bareQuery(r *Request) string {
-	table, column, from, to := "events_1h", "h", fmt.Sprint(r.From/hour*hour), fmt.Sprint((r.To+hour-1)/hour*hour)
+	width := int64(hour)
 	if r.GroupBy != "hour" && r.To-r.From >= 2*day {
-		table, column, from, to = "events_1d", "d", fmt.Sprintf("toDate(%d)", r.From/day), fmt.Sprintf("toDate(%d)", (r.To+day-1)/day)
+		width = day
 	}
-	group := map[string]string{"": "''", "channel": "CAST(channel, 'String')", "hour": "toString(h)"}[r.GroupBy]
-	return fmt.Sprintf("SELECT sum(n) AS t, uniqCombined64Merge(14)(u) AS u, %s AS g FROM %s WHERE event_name = 'view' AND %[3]s >= %[4]s AND %[3]s < %[5]s GROUP BY g",
-		group, table, column, from, to)
+	group := map[string]string{"": "''", "channel": "CAST(channel, 'String')", "hour": "toString(at)"}[r.GroupBy]
+	return fmt.Sprintf("SELECT sum(n) AS t, uniqCombined64Merge(14)(u) AS u, %s AS g FROM events_users "+
+		"WHERE event_name = 'view' AND by_channel = 1 AND width = %d AND at >= %d AND at < %d GROUP BY g",
+		group, width, r.From/width*width, (r.To+width-1)/width*width)
 }
 
 func rawQuery(r *Request) string {

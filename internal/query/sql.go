@@ -98,53 +98,31 @@ type table uint8
 const (
 	rawTable table = iota
 	minuteTable
-	hourTable
-	dayTable
-	userTable        // all channels, from five minutes to 256 days
-	channelUserTable // by channel, 16 and 256 days
+	userTable // from five minutes to 256 days, of one channel or of all together
 	tables
 )
 
-// table is the one that has the buckets of g as r needs them.
-func (g grain) table(r *Request) table {
-	switch {
-	case g == rowGrain:
-		return rawTable
-	case g == minuteGrain:
-		return minuteTable
-	case !byChannel(r):
-		return userTable
-	case g == hourGrain:
-		return hourTable
-	case g == dayGrain:
-		return dayTable
-	}
-	return channelUserTable
-}
+// table is the one that has the buckets of g.
+func (g grain) table() table { return min(table(g), userTable) }
 
 // columns are the names that differ from table to table.
 type columns struct {
 	label      string // of the metric
 	name, time string
 	literal    string // a Unix second as a constant of the time column's type
-	unit       int64  // seconds per step of that constant
-	seconds    string // the time column as Unix seconds
 }
 
 var schema = [tables]columns{
-	rawTable:         {"raw", "events", "ts", "toDateTime64(%, 3, 'UTC')", 1, "toUnixTimestamp(ts)"},
-	minuteTable:      {"minute", "events_1m", "m", "%", 1, "toUnixTimestamp(m)"},
-	hourTable:        {"hour", "events_1h", "h", "%", 1, "toUnixTimestamp(h)"},
-	dayTable:         {"day", "events_1d", "d", "toDate(%)", 86400, "toUnixTimestamp(d, 'UTC')"},
-	userTable:        {"users", "events_users", "at", "%", 1, "toUnixTimestamp(at)"},
-	channelUserTable: {"channel_users", "events_channel_users", "at", "%", 1, "toUnixTimestamp(at)"},
+	rawTable:    {"raw", "events", "ts", "toDateTime64(%, 3, 'UTC')"},
+	minuteTable: {"minute", "events_1m", "m", "%"},
+	userTable:   {"users", "events_users", "at", "%"},
 }
 
 // from returns the pieces that t answers.
-func (t table) from(r *Request, pieces []piece) []piece {
+func (t table) from(pieces []piece) []piece {
 	var own []piece
 	for _, p := range pieces {
-		if p.grain.table(r) == t {
+		if p.grain.table() == t {
 			own = append(own, p)
 		}
 	}
@@ -155,7 +133,7 @@ func (t table) from(r *Request, pieces []piece) []piece {
 func (b *builder) tables(pieces []piece) {
 	first := true
 	for t := range tables {
-		own := t.from(b.r, pieces)
+		own := t.from(pieces)
 		if len(own) == 0 {
 			continue
 		}
@@ -186,8 +164,11 @@ func (b *builder) selectFrom(t table, own []piece) {
 	if b.r.CampaignID != "" {
 		b.WriteString(" AND campaign_id = {campaign:String}")
 	}
+	if t == userTable {
+		b.WriteString(" AND by_channel = " + map[bool]string{false: "0", true: "1"}[byChannel(b.r)])
+	}
 	b.WriteString("\n  AND (")
-	if t >= userTable {
+	if t == userTable {
 		b.buckets(own)
 	} else {
 		b.ranges(t, own)
@@ -205,13 +186,13 @@ func (b *builder) groupKey(t table) string {
 	if width == 0 {
 		return b.r.GroupBy
 	}
-	return "toInt64(" + b.zone.key(schema[t].seconds, width) + ")"
+	return "toInt64(" + b.zone.key("toUnixTimestamp("+schema[t].time+")", width) + ")"
 }
 
 func (b *builder) ranges(t table, own []piece) {
 	c := &schema[t]
 	at := func(sec int64) string {
-		return strings.Replace(c.literal, "%", strconv.FormatInt(sec/c.unit, 10), 1)
+		return strings.Replace(c.literal, "%", strconv.FormatInt(sec, 10), 1)
 	}
 	for i, p := range own {
 		if i > 0 {

@@ -38,13 +38,9 @@ SELECT channel AS g, toInt64(count()) AS total, uniqCombined64State(14)(user_id)
 WHERE event_name = {event:String}
   AND (ts >= toDateTime64(1704149999, 3, 'UTC') AND ts < toDateTime64(1704150000, 3, 'UTC') OR ts >= toDateTime64(1704330000, 3, 'UTC') AND ts < toDateTime64(1704330001, 3, 'UTC')) GROUP BY g
 UNION ALL
-SELECT channel AS g, n AS total, u AS users FROM events_1h
-WHERE event_name = {event:String}
-  AND (h >= 1704150000 AND h < 1704153600 OR h >= 1704326400 AND h < 1704330000)
-UNION ALL
-SELECT channel AS g, n AS total, u AS users FROM events_1d
-WHERE event_name = {event:String}
-  AND (d >= toDate(19724) AND d < toDate(19726))
+SELECT channel AS g, n AS total, u AS users FROM events_users
+WHERE event_name = {event:String} AND by_channel = 1
+  AND ((width, at) IN ((3600,1704150000),(86400,1704153600),(86400,1704240000),(3600,1704326400)))
 )
 GROUP BY g
 HAVING total != 0
@@ -54,9 +50,9 @@ HAVING total != 0
 	f(Request{EventName: "view", From: midnight, To: midnight + day, Channel: "web"}, `
 SELECT sum(total) AS events, uniqCombined64Merge(14)(users) AS distinct_users
 FROM (
-SELECT n AS total, u AS users FROM events_1d
-WHERE event_name = {event:String} AND channel = {channel:String}
-  AND (d >= toDate(19724) AND d < toDate(19725))
+SELECT n AS total, u AS users FROM events_users
+WHERE event_name = {event:String} AND channel = {channel:String} AND by_channel = 1
+  AND ((width, at) IN ((86400,1704153600)))
 )`, event, proto.Parameter{Key: "channel", Value: "'web'"})
 
 	// All channels together, with buckets of every width.
@@ -69,7 +65,7 @@ WHERE event_name = {event:String}
   AND (ts >= toDateTime64(1745880899, 3, 'UTC') AND ts < toDateTime64(1745880900, 3, 'UTC'))
 UNION ALL
 SELECT n AS total, u AS users FROM events_users
-WHERE event_name = {event:String}
+WHERE event_name = {event:String} AND by_channel = 0
   AND ((width, at) IN ((300,1745880900),(3600,1745881200),(86400,1745884800),(1382400,1745971200),(22118400,1747353600),(1382400,1769472000)))
 )`, event)
 
@@ -81,7 +77,7 @@ FROM (
 SELECT g, sum(total) AS total
 FROM (
 SELECT toInt64(intDiv(toUnixTimestamp(at), 3600) * 3600) AS g, n AS total FROM events_users
-WHERE event_name = {event:String}
+WHERE event_name = {event:String} AND by_channel = 0
   AND (width = 3600 AND at >= 1704153600 AND at < 1705276800 OR (width, at) IN ((300,1705276800)))
 )
 GROUP BY g

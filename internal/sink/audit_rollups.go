@@ -33,7 +33,7 @@ func (a *Audit) rollups(ctx context.Context, r *Report) error {
 		}
 		for _, width := range []int64{long, longer} {
 			if wide := month.widen(width, compared[width]); wide.from.Before(wide.to) {
-				all = append(all, wideComparisons(width, wide)...)
+				all = append(all, wider(width, aDay, wide))
 				compared[width] = wide.to
 			}
 		}
@@ -91,9 +91,6 @@ func (a *Audit) compare(ctx context.Context, r *Report, c comparison) error {
 type span struct{ from, to time.Time }
 
 func (s span) of(column string) string {
-	if column == "d" {
-		return fmt.Sprintf("d >= toDate(%d) AND d < toDate(%d)", s.from.Unix()/aDay, s.to.Unix()/aDay)
-	}
 	return fmt.Sprintf("%[1]s >= toDateTime(%[2]d, 'UTC') AND %[1]s < toDateTime(%[3]d, 'UTC')", column, s.from.Unix(), s.to.Unix())
 }
 
@@ -109,8 +106,7 @@ func (a *Audit) months(ctx context.Context) ([]span, error) {
 	if a.Since.IsZero() {
 		starts, err := a.ClickHouse.Strings(ctx, `SELECT toString(toUnixTimestamp(toDateTime(month, 'UTC'))) AS s FROM (
 			SELECT DISTINCT toStartOfMonth(m) AS month FROM events_1m
-			UNION DISTINCT SELECT DISTINCT toStartOfMonth(h) FROM events_1h
-			UNION DISTINCT SELECT DISTINCT toStartOfMonth(d) FROM events_1d
+			UNION DISTINCT SELECT DISTINCT toStartOfMonth(at) FROM events_users WHERE width <= 86400
 			UNION DISTINCT SELECT toDate(concat(substring(partition, 1, 4), '-', substring(partition, 5, 2), '-01')) FROM system.parts
 				WHERE database = currentDatabase() AND table = 'events' AND active
 		) ORDER BY month`)
@@ -146,8 +142,8 @@ func (a *Audit) lasting(ctx context.Context, sides []cells, having string) ([]di
 	for _, c := range sides {
 		selects = append(selects, c.sql("1"))
 	}
-	sql := "SELECT toString((w, cell, event_name, ch)) AS cell_text, sum(c) AS diff FROM (" + strings.Join(selects, " UNION ALL ") +
-		") GROUP BY w, cell, event_name, ch HAVING " + having + " ORDER BY cell_text LIMIT 1000"
+	sql := "SELECT toString((" + cellKey + ")) AS cell_text, sum(c) AS diff FROM (" + strings.Join(selects, " UNION ALL ") +
+		") GROUP BY " + cellKey + " HAVING " + having + " ORDER BY cell_text LIMIT 1000"
 	const rounds = 3
 	var agreed map[string]int64
 	for round := range rounds {

@@ -19,7 +19,8 @@ func TestAuditAtTheEdgeOfASet(t *testing.T) {
 	}
 	l.exec(`INSERT INTO events (ts, event_name, user_id, _offset) SELECT toDateTime64(1706600000, 3, 'UTC'), 'edge', toString(number), 1000 + number FROM numbers(512)`)
 	audited(0)
-	again := `INSERT INTO events_1h (h, event_name, channel, n, u) SELECT toStartOfHour(toDateTime(1706600000, 'UTC')) AS h, 'edge', '', 0, uniqCombined64State(14)(toString(number)) FROM numbers(`
+	again := `INSERT INTO events_users (event_name, by_channel, width, at, channel, n, u)
+		SELECT 'edge', 1, 3600, toStartOfHour(toDateTime(1706600000, 'UTC')) AS at, '', 0, uniqCombined64State(14)(toString(number)) FROM numbers(`
 	l.exec(again + "512)")
 	if l.value("SELECT uniqCombined64Merge(14)(u) FROM events_1h WHERE event_name = 'edge'") == "512" {
 		t.Error("the state is still a set: nothing is tested")
@@ -48,5 +49,5 @@ func TestAuditWithTTL(t *testing.T) {
 	}
 	audited(0)
 	l.exec("INSERT INTO events_1m (m, event_name, channel, n) SELECT toStartOfMinute(now() - toIntervalDay(3)), 'edge', '', 1")
-	audited(3) // that minute, and the hour and the five minutes that do not have it
+	audited(3) // that minute, and the five minutes around it that do not have it, by channel and of all
 }

@@ -26,62 +26,42 @@ var otherUsers = fmt.Sprintf("diff != 0 AND NOT ((max(c) = %[1]d OR min(c) = -%[
 
 // comparisons compares what lies in s, a number of whole days.
 func comparisons(s span) []comparison {
-	const each, all = "channel", "''"
-	is := func(width int64) string { return fmt.Sprintf("width = %d AND %s", width, s.of("at")) }
-	all300 := cells{fiveMinutes, "at", all, "", "events_users", is(fiveMinutes)}
-	allHour := cells{anHour, "at", all, "", "events_users", is(anHour)}
-	allDay := cells{aDay, "at", all, "", "events_users", is(aDay)}
-	minute := cells{0, "m", each, "", "events_1m", s.of("m")}
-	hour := cells{0, "h", each, "", "events_1h", s.of("h")}
-	day := cells{0, "d", each, "", "events_1d", s.of("d")}
-	rows := cells{0, "", each, "", "events", s.of("ts")}
-	return []comparison{
-		{"events_1m", "events", []cells{rows.by("toStartOfMinute(ts)").counting("toInt64(count())"), minute.counting("-sum(n)")}, nil},
-		{
-			"events_1h", "events", []cells{minute.by("toStartOfHour(m)").counting("sum(n)"), hour.counting("-sum(n)")},
-			[]cells{rows.by("toStartOfHour(ts)").counting(usersOfRows), hour.counting(lessUsers)},
-		},
-		{
-			"events_1d", "events_1h", []cells{hour.by("toDate(h)").counting("sum(n)"), day.counting("-sum(n)")},
-			[]cells{hour.by("toDate(h)").counting(usersOfStates), day.counting(lessUsers)},
-		},
-		{
-			"events_users of five minutes", "events",
-			[]cells{minute.by("toStartOfFiveMinutes(m)").into(all300).counting("sum(n)"), all300.counting("-sum(n)")},
-			[]cells{rows.by("toStartOfFiveMinutes(ts)").into(all300).counting(usersOfRows), all300.counting(lessUsers)},
-		},
-		{
-			"events_users of hours", "events_users of five minutes",
-			[]cells{all300.by("toStartOfHour(at)").into(allHour).counting("sum(n)"), allHour.counting("-sum(n)")},
-			[]cells{all300.by("toStartOfHour(at)").into(allHour).counting(usersOfStates), allHour.counting(lessUsers)},
-		},
-		{
-			"events_users of days", "events_users of hours",
-			[]cells{allHour.by("toStartOfDay(at)").into(allDay).counting("sum(n)"), allDay.counting("-sum(n)")},
-			[]cells{allHour.by("toStartOfDay(at)").into(allDay).counting(usersOfStates), allDay.counting(lessUsers)},
-		},
+	minute := cells{bucket{0, true}, "m", "", "events_1m", s.of("m")}
+	rows := cells{bucket{0, true}, "", "", "events", s.of("ts")}
+	minutes := comparison{"events_1m", "events", []cells{rows.by("toStartOfMinute(ts)").counting("toInt64(count())"), minute.counting("-sum(n)")}, nil}
+	five := comparison{rollup: nameOf(fiveMinutes), from: "events"}
+	for _, byChannel := range []bool{true, false} {
+		b := bucket{fiveMinutes, byChannel}
+		own := cells{b, "at", "", "events_users", b.is() + " AND " + s.of("at")}
+		five.counts = append(five.counts, minute.by(floor("m", fiveMinutes)).into(b).counting("sum(n)"), own.counting("-sum(n)"))
+		five.users = append(five.users, rows.by(floor("ts", fiveMinutes)).into(b).counting(usersOfRows), own.counting(lessUsers))
 	}
+	return []comparison{minutes, five, wider(anHour, fiveMinutes, s), wider(aDay, anHour, s)}
 }
 
-// wideComparisons compares the buckets of a width beyond a day in s, a number
-// of whole buckets.
-func wideComparisons(width int64, s span) []comparison {
-	is := fmt.Sprintf("width = %d AND %s", width, s.of("at"))
-	f := func(rollup, channel string) comparison {
-		day := cells{width, floor("d", width), channel, "", "events_1d", s.of("d")}
-		wide := cells{width, "at", channel, "", rollup, is}
-		name := fmt.Sprintf("%s of %d days", rollup, width/aDay)
-		return comparison{
-			name, "events_1d",
-			[]cells{day.counting("sum(n)"), wide.counting("-sum(n)")},
-			[]cells{day.counting(usersOfStates), wide.counting(lessUsers)},
-		}
+// wider compares the buckets of a width in s, whole buckets of it, with narrower ones.
+func wider(width, narrow int64, s span) comparison {
+	c := comparison{rollup: nameOf(width), from: nameOf(narrow)}
+	for _, byChannel := range []bool{true, false} {
+		b, n := bucket{width, byChannel}, bucket{narrow, byChannel}
+		own := cells{b, "at", "", "events_users", b.is() + " AND " + s.of("at")}
+		parts := cells{b, floor("at", width), "", "events_users", n.is() + " AND " + s.of("at")}
+		c.counts = append(c.counts, parts.counting("sum(n)"), own.counting("-sum(n)"))
+		c.users = append(c.users, parts.counting(usersOfStates), own.counting(lessUsers))
 	}
-	return []comparison{f("events_users", "''"), f("events_channel_users", "channel")}
+	return c
 }
 
-// by, into and counting return c with another cell, with the width and channel
-// of the rollup it goes into, and with what it counts.
+// nameOf is what the audit calls the buckets of a width.
+func nameOf(width int64) string {
+	return map[int64]string{
+		fiveMinutes: "events_users of five minutes", anHour: "events_users of hours", aDay: "events_users of days",
+		long: "events_users of 16 days", longer: "events_users of 256 days",
+	}[width]
+}
+
+// by, into and counting return c with another cell, into another bucket, and
+// with what it counts.
 func (c cells) by(cell string) cells        { c.cell = cell; return c }
-func (c cells) into(rollup cells) cells     { c.width, c.channel = rollup.width, rollup.channel; return c }
+func (c cells) into(b bucket) cells         { c.bucket = b; return c }
 func (c cells) counting(count string) cells { c.count = count; return c }

@@ -80,18 +80,15 @@ func some(places []place) string {
 // rollupsAreRaw compares every bucket of every rollup with the rows.
 func (l *lab) rollupsAreRaw() {
 	l.t.Helper()
-	for _, r := range []struct{ table, key, cell, channel, where string }{
-		{"events_1m", "m", "toStartOfMinute(ts)", "channel", "1"},
-		{"events_1h", "h", "toStartOfHour(ts)", "channel", "1"},
-		{"events_1d", "d", "toDate(ts)", "channel", "1"},
-		{"events_users", "at", floor("ts", fiveMinutes), "''", "width = 300"},
-		{"events_users", "at", floor("ts", anHour), "''", "width = 3600"},
-		{"events_users", "at", floor("ts", aDay), "''", "width = 86400"},
-		{"events_users", "at", floor("ts", long), "''", "width = 1382400"},
-		{"events_users", "at", floor("ts", longer), "''", "width = 22118400"},
-		{"events_channel_users", "at", floor("ts", long), "channel", "width = 1382400"},
-		{"events_channel_users", "at", floor("ts", longer), "channel", "width = 22118400"},
-	} {
+	type rollup struct{ table, key, cell, channel, where string }
+	rollups := []rollup{{"events_1m", "m", "toStartOfMinute(ts)", "channel", "1"}}
+	for _, width := range widths {
+		for _, byChannel := range []bool{true, false} {
+			b := bucket{width, byChannel}
+			rollups = append(rollups, rollup{"events_users", "at", floor("ts", width), b.channel(), b.is()})
+		}
+	}
+	for _, r := range rollups {
 		// events_1m knows no users.
 		users, rolledUsers := "uniqCombined64(14)(user_id)", "uniqCombined64Merge(14)(u)"
 		if r.table == "events_1m" {

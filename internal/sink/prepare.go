@@ -45,10 +45,7 @@ func (s *Sink) prepare(ctx context.Context) (source, error) {
 }
 
 // views maps each rollup to the view that fills it.
-var views = map[string]string{
-	"events_1m": "events_1m_mv", "events_1h": "events_1h_mv", "events_1d": "events_1d_mv",
-	"events_users": "events_users_mv", "events_channel_users": "events_channel_users_mv",
-}
+var views = map[string]string{"events_1m": "events_1m_mv", "events_users": "events_users_mv"}
 
 func (s *Sink) checkSchema(ctx context.Context) error {
 	have, err := s.cfg.ClickHouse.Strings(ctx, "SELECT concat(table, '.', name) AS s FROM system.columns WHERE database = currentDatabase() AND table = 'events'")

@@ -296,8 +296,7 @@ func (b *block) months() string {
 // contains more, says which rows to compare.
 const maxListed = 1000
 
-// The widths in seconds of the buckets in events_users. Those wider than a day
-// are also in events_channel_users.
+// The widths in seconds of the buckets in events_users.
 const (
 	fiveMinutes = 300
 	anHour      = 3600
@@ -329,18 +328,10 @@ func spansOf(seconds []int64, width int64) spans {
 	return spans{slices.Sorted(maps.Keys(seen)), width}
 }
 
-// within is the condition that a time column lies in one of s, whole days of it
-// for the Date column d. The range around them comes first: it is what the
-// primary key can use.
+// within is the condition that a time column lies in one of s. The range around
+// them comes first: it is what the primary key can use.
 func (s spans) within(column string) string {
-	at := func(unix int64) string {
-		if column == "d" { // a Date has no zone, and as a DateTime would get the server's
-			return fmt.Sprintf("toDate(%d)", unix/aDay)
-		}
-		return fmt.Sprintf("toDateTime(%d, 'UTC')", unix)
-	}
-	first, last := s.starts[0], s.starts[len(s.starts)-1]
-	cond := fmt.Sprintf("%[1]s >= %[2]s AND %[1]s < %[3]s", column, at(first), at(last+s.width))
+	cond := span{time.Unix(s.starts[0], 0), time.Unix(s.starts[len(s.starts)-1]+s.width, 0)}.of(column)
 	if len(s.starts) <= maxListed {
 		cond += fmt.Sprintf(" AND %s IN (%s)", floor(column, s.width), list(s.starts))
 	}

@@ -37,53 +37,35 @@ func (l *lab) lose(table, where string) {
 	l.exec("ALTER TABLE " + table + " DELETE WHERE " + where + " SETTINGS mutations_sync = 2")
 }
 
-// uncount takes declared rows out of a rollup: what a crash leaves that came
-// after the part of events and before the part of the rollup.
-func (l *lab) uncount(table, key, cell, where string) {
+// A crash leaves what came after the part of events and before the part of a
+// rollup. uncountMinutes and uncountUsers take rows out of theirs. Its part holds
+// counts of the history as well, so it is filled again without them.
+func (l *lab) uncountMinutes(where string) {
 	l.t.Helper()
-	// The part holds counts of the history as well, so the difference goes in as
-	// a negative count, and the states of these users are lost by a rebuild from
-	// the others.
-	states := ""
-	if table != "events_1m" {
-		states = ", uniqCombined64State(14)(user_id) AS u"
-	}
-	l.exec("TRUNCATE TABLE " + table)
-	if table == "events_1d" {
-		l.exec("TRUNCATE TABLE events_channel_users") // its view fills it again
-	}
-	columns := key + ", event_name, channel, n"
-	if states != "" {
-		columns += ", u"
-	}
-	l.exec(fmt.Sprintf("INSERT INTO %s (%s) SELECT %s AS cell, event_name, channel, toInt64(count()) AS n%s FROM events WHERE NOT (%s) GROUP BY cell, event_name, channel",
-		table, columns, cell, states, where))
+	l.exec("TRUNCATE TABLE events_1m")
+	l.exec(`INSERT INTO events_1m (m, event_name, channel, n) SELECT toStartOfMinute(ts) AS m, event_name, channel, toInt64(count())
+		FROM events WHERE NOT (` + where + `) GROUP BY m, event_name, channel`)
 }
 
-func (l *lab) uncountAll(where string) {
-	l.uncount("events_1m", "m", "toStartOfMinute(ts)", where)
-	l.uncount("events_1h", "h", "toStartOfHour(ts)", where)
-	l.uncount("events_1d", "d", "toDate(ts)", where)
-	l.uncountUsers(where)
-}
-
-// uncountUsers is uncount of the table that has all widths, and uncountWide of
-// the one that has those beyond a day by channel.
+// uncountUsers has every bucket, so where may name a width, too.
 func (l *lab) uncountUsers(where string) {
 	l.t.Helper()
 	l.exec("TRUNCATE TABLE events_users")
-	l.exec("INSERT INTO events_users (width, at, event_name, n, u) " + wideCounts("event_name", widths, where))
+	l.countUsers("NOT (" + where + ")")
 }
 
-func (l *lab) uncountWide(where string) {
+func (l *lab) countUsers(where string) {
 	l.t.Helper()
-	l.exec("TRUNCATE TABLE events_channel_users")
-	l.exec("INSERT INTO events_channel_users (width, at, event_name, channel, n, u) " + wideCounts("event_name, channel", []int64{long, longer}, where))
+	l.exec(fmt.Sprintf(`INSERT INTO events_users (event_name, by_channel, width, at, channel, n, u)
+		SELECT event_name, by_channel, width, toDateTime(intDiv(toUnixTimestamp(ts), width) * width, 'UTC') AS cell, if(by_channel = 1, channel, '') AS c,
+			toInt64(count()), uniqCombined64State(14)(user_id)
+		FROM events ARRAY JOIN [0,0,0,0,0,1,1,1,1,1] AS by_channel, [%[1]s,%[1]s] AS width WHERE %[2]s GROUP BY event_name, by_channel, width, cell, c`, list(widths), where))
 }
 
-func wideCounts(key string, widths []int64, where string) string {
-	return fmt.Sprintf(`SELECT width, toDateTime(intDiv(toUnixTimestamp(ts), width) * width, 'UTC') AS cell, %[1]s, toInt64(count()), uniqCombined64State(14)(user_id)
-		FROM events ARRAY JOIN [%[2]s] AS width WHERE NOT (%[3]s) GROUP BY width, cell, %[1]s`, key, list(widths), where)
+func (l *lab) uncountAll(where string) {
+	l.t.Helper()
+	l.uncountMinutes(where)
+	l.uncountUsers(where)
 }
 
 // preparedStates are what a dead sink or a dead ClickHouse can leave of a
@@ -104,33 +86,27 @@ var preparedStates = []struct {
 		l.uncountAll(february)
 		l.lose("events", february)
 	}, "reinserted"},
-	{"rows without minutes", func(l *lab, declared string) { l.uncount("events_1m", "m", "toStartOfMinute(ts)", declared) }, "repaired"},
-	{"rows without hours", func(l *lab, declared string) { l.uncount("events_1h", "h", "toStartOfHour(ts)", declared) }, "repaired"},
-	{"rows without days", func(l *lab, declared string) { l.uncount("events_1d", "d", "toDate(ts)", declared) }, "repaired"},
+	{"rows without minutes", func(l *lab, declared string) { l.uncountMinutes(declared) }, "repaired"},
 	{"rows without users", func(l *lab, declared string) { l.uncountUsers(declared) }, "repaired"},
-	{"rows without the wide buckets of channels", func(l *lab, declared string) { l.uncountWide(declared) }, "repaired"},
 	{"rows without rollups", func(l *lab, declared string) { l.uncountAll(declared) }, "repaired"},
-	{"rows without one month of a rollup", func(l *lab, declared string) {
-		l.uncount("events_1h", "h", "toStartOfHour(ts)", declared+" AND toYYYYMM(ts) = 202401")
-	}, "repaired"},
+	{"rows without one month of minutes", func(l *lab, declared string) { l.uncountMinutes(declared + " AND toYYYYMM(ts) = 202401") }, "repaired"},
+	// What a repair leaves that was killed between two of its steps.
+	{"rows without hours", func(l *lab, declared string) { l.uncountUsers(declared + " AND width = 3600") }, "repaired"},
+	{"rows without days and more", func(l *lab, declared string) { l.uncountUsers(declared + " AND width >= 86400") }, "repaired"},
+	{"rows without the widest buckets", func(l *lab, declared string) { l.uncountUsers(declared + " AND width = 22118400") }, "repaired"},
+	{"rows without buckets by channel", func(l *lab, declared string) { l.uncountUsers(declared + " AND by_channel = 1") }, "repaired"},
+	{"rows without buckets of all channels", func(l *lab, declared string) { l.uncountUsers(declared + " AND by_channel = 0") }, "repaired"},
 	{"rollups without rows", func(l *lab, declared string) { l.lose("events", declared) }, "repaired"},
 	{"one rollup without rows", func(l *lab, declared string) {
-		l.uncount("events_1m", "m", "toStartOfMinute(ts)", declared)
-		l.uncount("events_1d", "d", "toDate(ts)", declared)
+		l.uncountMinutes(declared)
 		l.lose("events", declared)
 	}, "repaired"},
 	{"rows of one month, rollups of the other", func(l *lab, declared string) {
 		l.uncountAll(declared + " AND toYYYYMM(ts) = 202401")
 		l.lose("events", declared+" AND toYYYYMM(ts) = 202402")
 	}, "repaired"},
-	{"a rollup counted twice", func(l *lab, declared string) {
-		l.exec(`INSERT INTO events_1h (h, event_name, channel, n, u) SELECT toStartOfHour(ts) AS h, event_name, channel, toInt64(count()) AS n, uniqCombined64State(14)(user_id) AS u
-			FROM events WHERE ` + declared + ` GROUP BY h, event_name, channel`)
-	}, "repaired"},
-	{"days counted twice", func(l *lab, declared string) {
-		l.exec(`INSERT INTO events_1d (d, event_name, channel, n, u) SELECT toDate(ts) AS d, event_name, channel, toInt64(count()) AS n, uniqCombined64State(14)(user_id) AS u
-			FROM events WHERE ` + declared + ` GROUP BY d, event_name, channel`)
-	}, "repaired"},
+	{"users counted twice", func(l *lab, declared string) { l.countUsers(declared) }, "repaired"},
+	{"days counted twice", func(l *lab, declared string) { l.countUsers(declared + " AND width = 86400") }, "repaired"},
 	{"a few rows of the batch", func(l *lab, declared string) {
 		l.uncountAll(declared + " AND _offset % 3 = 0")
 		l.lose("events", declared+" AND _offset % 3 = 0")

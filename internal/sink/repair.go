@@ -47,7 +47,8 @@ type repair struct {
 	lock   string // the log_comment of our lock
 }
 
-// step is a rollup against the finer table that it sums up.
+// step is a rollup, or some of its widths, against the finer table that it sums
+// up. The last is the same as the first when buckets sum up narrower ones.
 type step struct {
 	rollup, key string // the table and the columns that name a row
 	cell        string // the same from the difference's columns
@@ -55,75 +56,74 @@ type step struct {
 }
 
 // cells are the counts of one table by cell of the rollup: what the finer table
-// says of them, or the rollup itself. A rollup without
-// widths has width 0, and one of all channels an empty channel.
+// says of them, or the rollup itself.
 type cells struct {
-	width                int64
-	cell, channel, count string
-	table, touched       string // from where, and which of its rows
+	bucket
+	cell, count    string
+	table, touched string // from where, and which of its rows
 }
 
+// bucket is what of a rollup a cell belongs to. Minutes have width 0.
+type bucket struct {
+	width     int64
+	byChannel bool // of one channel, or of all together
+}
+
+func (b bucket) channel() string {
+	if b.byChannel {
+		return "channel"
+	}
+	return "''"
+}
+
+// is selects the rows of events_users in such buckets.
+func (b bucket) is() string {
+	return fmt.Sprintf("by_channel = %d AND width = %d", b.flag(), b.width)
+}
+
+func (b bucket) flag() int {
+	if b.byChannel {
+		return 1
+	}
+	return 0
+}
+
+// cellKey names a cell in what cells.sql selects.
+const cellKey = "w, each, cell, event_name, ch"
+
 func (c cells) sql(named string) string {
-	return fmt.Sprintf(`SELECT toUInt32(%d) AS w, toDateTime(%s, 'UTC') AS cell, event_name, %s AS ch, %s AS c FROM %s WHERE %s AND (%s) GROUP BY cell, event_name, ch`,
-		c.width, c.cell, c.channel, c.count, c.table, named, c.touched)
+	return fmt.Sprintf(`SELECT toUInt32(%d) AS w, toUInt8(%d) AS each, toDateTime(%s, 'UTC') AS cell, event_name, %s AS ch, %s AS c FROM %s WHERE %s AND (%s) GROUP BY cell, event_name, ch`,
+		c.width, c.flag(), c.cell, c.channel(), c.count, c.table, named, c.touched)
 }
 
 // steps are in an order in which each finer table is right when its turn comes.
 // The widest buckets are compared with days because a TTL leaves days alone
 // until the bucket that holds them is gone.
 func (w touched) steps() []step {
-	const (
-		n, minus  = "sum(n)", "-sum(n)"
-		each, all = "channel", "''"
-		users     = "events_users"
-		channels  = "events_channel_users"
-	)
-	hours, days := w.hours, w.days
-	is := func(width int64, s spans) string { return fmt.Sprintf("width = %d AND %s", width, s.within("at")) }
+	minutes := step{
+		"events_1m", "m, event_name, channel", "cell, event_name, ch",
+		[]cells{{bucket{0, true}, "toStartOfMinute(ts)", "toInt64(count())", "events", w.hours.within("ts")}},
+		[]cells{{bucket{0, true}, "m", "-sum(n)", "events_1m", w.hours.within("m")}},
+	}
+	users := func() step {
+		return step{rollup: "events_users", key: "width, by_channel, at, event_name, channel", cell: cellKey}
+	}
+	// of adds the buckets of a width and what they sum up: which rows of a table,
+	// by its time column.
+	of := func(s step, width int64, in spans, table, column, which string) step {
+		for _, byChannel := range []bool{true, false} {
+			b := bucket{width, byChannel}
+			s.finer = append(s.finer, cells{b, floor(column, width), "sum(n)", table, which + " AND " + in.within(column)})
+			s.own = append(s.own, cells{b, "at", "-sum(n)", s.rollup, b.is() + " AND " + in.within("at")})
+		}
+		return s
+	}
+	hour, day := bucket{anHour, true}.is(), bucket{aDay, true}.is()
 	return []step{
-		{
-			"events_1m", "m, event_name, channel", "cell, event_name, ch",
-			[]cells{{0, "toStartOfMinute(ts)", each, "toInt64(count())", "events", hours.within("ts")}},
-			[]cells{{0, "m", each, minus, "events_1m", hours.within("m")}},
-		},
-		{
-			"events_1h", "h, event_name, channel", "cell, event_name, ch",
-			[]cells{{0, "toStartOfHour(m)", each, n, "events_1m", hours.within("m")}},
-			[]cells{{0, "h", each, minus, "events_1h", hours.within("h")}},
-		},
-		{
-			"events_1d", "d, event_name, channel", "cell, event_name, ch",
-			[]cells{{0, "toDate(h)", each, n, "events_1h", days.within("h")}},
-			[]cells{{0, "d", each, minus, "events_1d", days.within("d")}},
-		},
-		{
-			users, "width, at, event_name", "w, cell, event_name",
-			[]cells{
-				{fiveMinutes, "toStartOfFiveMinutes(m)", all, n, "events_1m", hours.within("m")},
-				{anHour, "h", all, n, "events_1h", hours.within("h")},
-				{aDay, "d", all, n, "events_1d", days.within("d")},
-				{long, floor("d", long), all, n, "events_1d", w.long.within("d")},
-				{longer, floor("d", longer), all, n, "events_1d", w.longer.within("d")},
-			},
-			[]cells{
-				{fiveMinutes, "at", all, minus, users, is(fiveMinutes, hours)},
-				{anHour, "at", all, minus, users, is(anHour, hours)},
-				{aDay, "at", all, minus, users, is(aDay, days)},
-				{long, "at", all, minus, users, is(long, w.long)},
-				{longer, "at", all, minus, users, is(longer, w.longer)},
-			},
-		},
-		{
-			channels, "width, at, event_name, channel", "w, cell, event_name, ch",
-			[]cells{
-				{long, floor("d", long), each, n, "events_1d", w.long.within("d")},
-				{longer, floor("d", longer), each, n, "events_1d", w.longer.within("d")},
-			},
-			[]cells{
-				{long, "at", each, minus, channels, is(long, w.long)},
-				{longer, "at", each, minus, channels, is(longer, w.longer)},
-			},
-		},
+		minutes,
+		of(of(users(), fiveMinutes, w.hours, "events_1m", "m", "1"), anHour, w.hours, "events_1m", "m", "1"),
+		of(users(), aDay, w.days, "events_users", "at", hour),
+		of(of(users(), long, w.long, "events_users", "at", day), longer, w.longer, "events_users", "at", day),
 	}
 }
 
@@ -160,8 +160,7 @@ func (r *repair) equal(ctx context.Context, s step, named string) (differed bool
 	for _, c := range slices.Concat(s.finer, s.own) {
 		sides = append(sides, c.sql(named))
 	}
-	diff := "SELECT w, cell, event_name, ch, sum(c) AS n FROM (" + strings.Join(sides, " UNION ALL ") +
-		") GROUP BY w, cell, event_name, ch HAVING n != 0"
+	diff := "SELECT " + cellKey + ", sum(c) AS n FROM (" + strings.Join(sides, " UNION ALL ") + ") GROUP BY " + cellKey + " HAVING n != 0"
 	for try := 0; ; try++ {
 		n, still, err := r.measure(ctx, diff)
 		switch {
@@ -221,32 +220,21 @@ func (r *repair) correct(ctx context.Context, s step) error {
 func (r *repair) mark(ctx context.Context) (string, error) {
 	return r.one(ctx, `SELECT toString(sum(m)) FROM (SELECT max(max_block_number) AS m FROM system.parts
 		WHERE database = currentDatabase() 
-		AND table IN ('events', 'events_1m', 'events_1h', 'events_1d', 'events_users', 'events_channel_users') GROUP BY table, partition_id)`)
+		AND table IN ('events', 'events_1m', 'events_users') GROUP BY table, partition_id)`)
 }
 
 func (r *repair) one(ctx context.Context, sql string) (string, error) {
 	return oneString(ctx, r.conn, sql)
 }
 
-// insertStates inserts the distinct users of w's rows into the rollups again.
-// What goes into events_1d goes into events_channel_users by its view.
+// insertStates inserts the distinct users of w's rows into their buckets again.
 func (t *session) insertStates(ctx context.Context, f *flight, w touched) error {
-	byChannel := func(key, cell string) string {
-		return fmt.Sprintf(`(%s, event_name, channel, n, u)
-			SELECT %s AS cell, event_name, channel, 0, uniqCombined64State(14)(user_id) FROM events
-			WHERE %s GROUP BY cell, event_name, channel`, key, cell, w.rows)
-	}
-	for _, s := range [][2]string{
-		{"events_1h", byChannel("h", "toStartOfHour(ts)")},
-		{"events_1d", byChannel("d", "toDate(ts)")},
-		{"events_users", fmt.Sprintf(`(width, at, event_name, n, u)
-			SELECT width, toDateTime(intDiv(toUnixTimestamp(t), width) * width, 'UTC') AS cell, event_name, 0, uniqCombined64MergeState(14)(s)
-			FROM (SELECT event_name, toStartOfFiveMinutes(ts) AS t, uniqCombined64State(14)(user_id) AS s FROM events WHERE %s GROUP BY event_name, t)
-			ARRAY JOIN [%s] AS width GROUP BY width, cell, event_name`, w.rows, list(widths))},
-	} {
-		if err := t.exec(ctx, f, "INSERT INTO "+s[0]+" "+s[1]); err != nil {
-			return fmt.Errorf("insert user states into %s: %w", s[0], err)
-		}
+	err := t.exec(ctx, f, fmt.Sprintf(`INSERT INTO events_users (event_name, by_channel, width, at, channel, n, u)
+		SELECT event_name, by_channel, width, toDateTime(intDiv(toUnixTimestamp(t), width) * width, 'UTC') AS at, if(by_channel = 1, c, '') AS channel, 0, u
+		FROM (SELECT event_name, channel AS c, toStartOfFiveMinutes(ts) AS t, uniqCombined64State(14)(user_id) AS u FROM events WHERE %[1]s GROUP BY event_name, c, t)
+		ARRAY JOIN [0,0,0,0,0,1,1,1,1,1] AS by_channel, [%[2]s,%[2]s] AS width`, w.rows, list(widths)))
+	if err != nil {
+		return fmt.Errorf("insert user states: %w", err)
 	}
 	return nil
 }
