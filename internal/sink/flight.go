@@ -141,8 +141,8 @@ func (t *session) insert(ctx context.Context, f *flight) error {
 	return err
 }
 
-// send runs one INSERT of f's block on a connection of its own. before runs
-// once the server has taken the query and before the first row is sent.
+// send runs one INSERT of f's block. before runs once the server has taken the
+// query and before the first row is sent.
 //
 // From then on ctx ends nothing; the session's end and patience do. Hanging up
 // on rows that are sent does not unsend them: a server that stood still may
@@ -150,13 +150,24 @@ func (t *session) insert(ctx context.Context, f *flight) error {
 // it all, so recovery would see neither rows nor query and send them again.
 // How long the insert itself may take is the server's max_execution_time.
 func (t *session) send(ctx context.Context, f *flight, before func(context.Context) error) error {
+	if conn := t.inserts.take(); conn != nil {
+		taken, err := t.sendOn(ctx, conn, f, before)
+		if err == nil || taken || ctx.Err() != nil {
+			return err
+		}
+		// Nothing was declared and no row sent. The server may have closed the
+		// connection long ago.
+	}
 	conn, err := t.cfg.ClickHouse.Dial(ctx)
 	if err != nil {
 		return err
 	}
-	// The connection ends with the insert, so that nothing of a failed one can
-	// reach the server later.
-	defer conn.Close()
+	_, err = t.sendOn(ctx, conn, f, before)
+	return err
+}
+
+// sendOn is send on one connection, and tells whether the server took the query.
+func (t *session) sendOn(ctx context.Context, conn *ch.Client, f *flight, before func(context.Context) error) (taken bool, err error) {
 	work, cancel := context.WithCancel(t.ctx)
 	defer cancel()
 	ended := context.AfterFunc(ctx, cancel)
@@ -164,11 +175,12 @@ func (t *session) send(ctx context.Context, f *flight, before func(context.Conte
 	patience := time.AfterFunc(10*t.cfg.InsertTimeout, cancel)
 	defer patience.Stop()
 	input := f.block.input(&f.open)
-	return conn.Do(work, ch.Query{
+	err = conn.Do(work, ch.Query{
 		Body:     input.Into("events"),
 		Input:    input,
 		Settings: t.insertSettings(f),
 		OnInput: func(ctx context.Context) error {
+			taken = true
 			if f.open {
 				f.open = false // all sent: an empty block ends the insert
 				return io.EOF
@@ -183,6 +195,42 @@ func (t *session) send(ctx context.Context, f *flight, before func(context.Conte
 			return nil
 		},
 	})
+	if err != nil {
+		// The connection ends with an insert that failed, so that nothing of it can
+		// reach the server later.
+		_ = conn.Close()
+		return taken, err
+	}
+	t.inserts = kept{conn, time.Now()}
+	return taken, nil
+}
+
+// kept is the connection of the last insert, for the next: dialing and saying
+// once more what the settings of every insert are is a tenth of a small one.
+type kept struct {
+	conn  *ch.Client
+	since time.Time
+}
+
+// maxIdle is well below the time after which servers, and what lies between,
+// close or forget an idle connection.
+const maxIdle = 30 * time.Second
+
+// take returns the kept connection, or nil.
+func (k *kept) take() *ch.Client {
+	conn := k.conn
+	k.conn = nil
+	if conn != nil && (conn.IsClosed() || time.Since(k.since) > maxIdle) {
+		_ = conn.Close()
+		return nil
+	}
+	return conn
+}
+
+func (k *kept) close() {
+	if conn := k.take(); conn != nil {
+		_ = conn.Close()
+	}
 }
 
 // recordEmpty notes the batches of f that left no row, for the audit. It comes

@@ -145,7 +145,9 @@ type session struct {
 	// wake ends a poll when a flight lands.
 	wake chan struct{}
 
-	looked time.Time // for repairs of others; belongs to the flight under way
+	// These belong to the flight under way.
+	looked  time.Time // for repairs of others
+	inserts kept
 
 	mu         sync.Mutex // guards what follows against the group callbacks
 	partitions map[int32]*partition
@@ -366,6 +368,7 @@ func (t *session) close(cause error) {
 	if f != nil {
 		<-f.landed
 	}
+	t.inserts.close()
 	t.mu.Lock()
 	t.partitions = nil
 	t.mu.Unlock()

@@ -1,15 +1,18 @@
 package sink
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"net"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"edge/internal/codec"
 	"edge/internal/embedded"
 )
 
@@ -32,6 +35,38 @@ func TestEveryRecordIsStoredOnce(t *testing.T) {
 	l.produce(100)
 	l.settled()
 	l.exact()
+}
+
+// TestInsertsShareAConnection breaks the connection that waits for the next
+// insert. Nothing was sent on it, so the insert goes out on another at once.
+func TestInsertsShareAConnection(t *testing.T) {
+	l := newLab(t, 1)
+	s := l.prepare()
+	var mu sync.Mutex
+	inserts := make(map[*wireConn]int)
+	s.click.watch = func(c *wireConn, p []byte, sent bool) {
+		if sent && bytes.Contains(p, []byte(needle)) {
+			mu.Lock()
+			inserts[c]++
+			mu.Unlock()
+		}
+	}
+	s.run()
+	store := func() {
+		l.produce(10, func(_ int, ev *codec.Event) { ev.Metadata = []byte(`{"x":"` + needle + `"}`) })
+		l.settled()
+	}
+	store()
+	store()
+	s.click.drop()
+	store()
+	store()
+	l.exact()
+	mu.Lock()
+	defer mu.Unlock()
+	if len(inserts) != 2 || s.sink.stats.retried.Load() != 0 {
+		t.Errorf("inserts went out on %d connections, %s; want two connections and no retry", len(inserts), s.sink.outcomes())
+	}
 }
 
 // TestEmbeddedBroker runs the sink on the broker of a single-machine edge, with

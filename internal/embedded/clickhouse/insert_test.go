@@ -107,6 +107,42 @@ func TestInsertIntoSomeColumns(t *testing.T) {
 	}
 }
 
+// A session remembers which columns its INSERT takes, until a table may be
+// another, by whomever.
+func TestInsertAfterTheTableChanged(t *testing.T) {
+	child := startChild(t, "")
+	c, other := dial(t, child), dial(t, child)
+	insert := func(columns ...string) {
+		t.Helper()
+		var in proto.Input
+		for _, name := range columns {
+			in = append(in, proto.InputColumn{Name: name, Data: &proto.ColUInt64{1, 2}})
+		}
+		for range 2 { // asked for and remembered
+			if err := c.Do(t.Context(), ch.Query{Body: "INSERT INTO t VALUES", Input: in}); err != nil {
+				t.Fatalf("%s: %v", columns, err)
+			}
+		}
+	}
+	do(t, c, "CREATE TABLE t (a UInt64) ENGINE = MergeTree ORDER BY a")
+	insert("a")
+	do(t, other, "ALTER TABLE t ADD COLUMN b UInt64")
+	insert("a", "b")
+	do(t, other, "CREATE TABLE u (x UInt64) ENGINE = MergeTree ORDER BY x")
+	do(t, other, "EXCHANGE TABLES t AND u")
+	insert("x")
+	do(t, other, "CREATE DATABASE elsewhere")
+	do(t, other, "CREATE TABLE elsewhere.t (y UInt64) ENGINE = MergeTree ORDER BY y")
+	insert("x")
+	do(t, c, "USE elsewhere")
+	insert("y")
+	do(t, c, "CREATE TEMPORARY TABLE t (z UInt64) ENGINE = Memory")
+	insert("z")
+	do(t, other, "REPLACE TABLE elsewhere.t (w UInt64) ENGINE = MergeTree ORDER BY w")
+	do(t, c, "DROP TEMPORARY TABLE t")
+	insert("w")
+}
+
 func TestInsertThatBreaksOffWritesNothing(t *testing.T) {
 	child := startChild(t, "")
 	c := dial(t, child)

@@ -22,7 +22,8 @@ type server struct {
 	base    baseSettings
 	end     context.CancelCauseFunc // of serve
 
-	buffered atomic.Int64 // bytes of inserts under way
+	buffered atomic.Int64  // bytes of inserts under way
+	schema   atomic.Uint64 // grows with each statement that may change a table
 
 	mu       sync.Mutex
 	sessions map[*session]struct{}

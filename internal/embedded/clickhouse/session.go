@@ -45,6 +45,7 @@ type session struct {
 	skipping bool          // it failed, and its rows may still be on their way
 	walker   walker
 	settings sessionSettings
+	takes    taken
 
 	out   proto.Buffer // complete packets not yet written
 	plain []byte       // output waiting for compression

@@ -22,6 +22,8 @@ type sessionSettings struct {
 	// in any new session, and what this one says when the client ran SET itself.
 	base *baseSettings
 	own  bool // base is this session's own
+
+	changes uint64 // how often a setting of the session changed
 }
 
 // baseSettings are asked for once a name. Sessions share those of a new session,
@@ -107,6 +109,7 @@ func (s *sessionSettings) apply(wanted []proto.Setting) error {
 	if len(change) == 0 {
 		return nil
 	}
+	s.changes++
 	if err := s.conn.exec(setStatement(change), nil); err != nil {
 		return s.takeBack(change, err)
 	}

@@ -11,6 +11,7 @@ type statement struct {
 	text    string // for the engine
 	returns bool   // may answer with rows: goes to the stream interface first
 	changes bool   // SET: what is remembered about session settings is stale
+	reads   bool   // SELECT: what is remembered about tables stays right
 	names   bool   // has {x:Identifier} parameters, which may name a table
 
 	insert  bool   // the client sends the rows as Data packets
@@ -87,6 +88,7 @@ func parseStatement(q string) (statement, error) {
 	default:
 		// KILL and CHECK answer with rows too.
 		st.returns = true
+		st.reads = s.isOneOf(0, "SELECT", "WITH")
 		st.text = s.withoutFormat()
 	}
 	return st, nil
@@ -285,10 +287,19 @@ func (st *statement) describe() string {
 		cols = st.columns[1 : len(st.columns)-1]
 	}
 	from := st.target
-	if f := strings.TrimSpace(from); len(f) > 8 && strings.EqualFold(f[:8], "FUNCTION") && strings.ContainsAny(f[8:9], " \t\r\n") {
-		from = f[9:]
+	if f, ok := st.function(); ok {
+		from = f
 	}
 	return "DESCRIBE (SELECT " + cols + " FROM " + from + ")"
+}
+
+// function is the call that an INSERT INTO FUNCTION names.
+func (st *statement) function() (string, bool) {
+	f := strings.TrimSpace(st.target)
+	if len(f) > 8 && strings.EqualFold(f[:8], "FUNCTION") && strings.ContainsAny(f[8:9], " \t\r\n") {
+		return f[9:], true
+	}
+	return "", false
 }
 
 // fromFile is the INSERT that reads its rows from path.
