@@ -1,6 +1,6 @@
 -- One row per accepted event, in parts by month: the contract takes events of
 -- any time since 2000, in any mix, and by day one insert could make thousands of
--- parts. Rollups are small and go by year. The columns starting with an underscore say which
+-- parts. Minutes are small and go by year. The columns starting with an underscore say which
 -- batch of which log wrote the row, so "is this batch in, whole, once?" is a
 -- query and not a guess. Twenty parts of a size are merged into one, where the
 -- default is five, which rewrites a row about twice as often: an answer reads only
@@ -50,7 +50,8 @@ SETTINGS merge_selector_base = 12;
 -- precision 14: 12 kB at most and 0.6 % off on average, where the default of 17
 -- takes 98 kB and seven times as long to merge. A granule is what a query reads at
 -- least, and 8192 rows of states are 100 MB: hence the small granules. Not
--- partitioned: a batch touches all the widths, and this way makes one part.
+-- partitioned: a batch touches all the widths, and this way makes one part (of a hundred thousand
+-- cells and more, a few).
 CREATE TABLE IF NOT EXISTS events_users{{.OnCluster}} (
     event_name LowCardinality(String),
     by_channel UInt8,

@@ -24,7 +24,7 @@ func TestEntryAddsUp(t *testing.T) {
 	f(100, 5, 105, "", true)
 	f(100, 5, 106, "", false)
 	f(100, 5, 99, "", false)
-	f(100, 0, 100, "2 rows of events_1h too many", false)
+	f(100, 0, 100, "2 rows of events_1m too many", false)
 }
 
 func TestBookNamesWhatIsVoid(t *testing.T) {

@@ -32,7 +32,11 @@ func (a *Audit) rollups(ctx context.Context, r *Report) error {
 			all = comparisons(kept)
 		}
 		for _, width := range []int64{long, longer} {
-			if wide := month.widen(width, compared[width]); wide.from.Before(wide.to) {
+			after := compared[width]
+			if !oldest.IsZero() { // days stay longer than the bucket that holds them
+				after = later(after, oldest.AddDate(0, 0, 1-longer/aDay))
+			}
+			if wide := month.widen(width, after); wide.from.Before(wide.to) {
 				all = append(all, wider(width, aDay, wide))
 				compared[width] = wide.to
 			}
@@ -94,10 +98,11 @@ func (s span) of(column string) string {
 	return fmt.Sprintf("%[1]s >= toDateTime(%[2]d, 'UTC') AND %[1]s < toDateTime(%[3]d, 'UTC')", column, s.from.Unix(), s.to.Unix())
 }
 
-// widen returns the buckets of a width that s touches, from a time on.
+// widen returns the buckets of a width that s touches and that start at a time
+// or later.
 func (s span) widen(width int64, after time.Time) span {
-	from, to := s.from.Unix()/width*width, (s.to.Unix()+width-1)/width*width
-	return span{time.Unix(max(from, after.Unix()), 0).UTC(), time.Unix(to, 0).UTC()}
+	up := func(t time.Time) int64 { return (t.Unix() + width - 1) / width * width }
+	return span{time.Unix(max(s.from.Unix()/width*width, up(after)), 0).UTC(), time.Unix(up(s.to), 0).UTC()}
 }
 
 // months returns the spans to compare: whole months of data, or the days that

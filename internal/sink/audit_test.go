@@ -48,6 +48,9 @@ func TestAuditWithTTL(t *testing.T) {
 		t.Errorf("%s rows are left of 20 younger than the TTL", n)
 	}
 	audited(0)
+	// A day of 300 days ago is still there, its wide buckets are gone.
+	l.exec("INSERT INTO events_users (by_channel, width, at, event_name, n, u) SELECT arrayJoin([0, 1]), 86400, toStartOfDay(now() - toIntervalDay(300)), 'edge', 1, uniqCombined64State(14)('1')")
+	audited(0)
 	l.exec("INSERT INTO events_1m (m, event_name, channel, n) SELECT toStartOfMinute(now() - toIntervalDay(3)), 'edge', '', 1")
 	audited(3) // that minute, and the five minutes around it that do not have it, by channel and of all
 }

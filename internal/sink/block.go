@@ -76,12 +76,11 @@ func (b *block) seal(src uint32, batches map[int32]*batch) {
 	}
 }
 
-// input returns the columns for ch-go. open gates the block: ch-go asks the
-// first column for its rows before the server has taken the query, and sees
-// none until open says true.
-func (b *block) input(open *bool) proto.Input {
+// input returns the columns for ch-go, which asks the first for its rows before
+// the server has taken the query and sees none until the gate is open.
+func (b *block) input(g *gate) proto.Input {
 	return proto.Input{
-		{Name: "ts", Data: &gated{b.ts, open}},
+		{Name: "ts", Data: &gated{b.ts, g}},
 		{Name: "event_name", Data: &b.eventName},
 		{Name: "channel", Data: &b.channel},
 		{Name: "campaign_id", Data: &b.campaignID},
@@ -139,14 +138,27 @@ func (b *block) reset() {
 	b.bytes = 0
 }
 
-// gated hides the rows of a column while *open is false.
+// gate is how far an INSERT has come.
+type gate struct {
+	taken bool // the server has said which columns it takes
+	open  bool // rows may go out
+}
+
+// gated hides the rows of a column while its gate is shut.
 type gated struct {
 	*proto.ColDateTime64
-	open *bool
+	gate *gate
+}
+
+// Infer is called with the server's answer to the INSERT, and only with that:
+// ch-go asks for input also when the connection ended instead.
+func (g *gated) Infer(t proto.ColumnType) error {
+	g.gate.taken = true
+	return g.ColDateTime64.Infer(t)
 }
 
 func (g *gated) Rows() int {
-	if !*g.open {
+	if !g.gate.open {
 		return 0
 	}
 	return g.ColDateTime64.Rows()

@@ -297,6 +297,54 @@ func TestOwnerFrozenThenResumed(t *testing.T) {
 	l.exact()
 }
 
+// TestOwnerFrozenBeforeItsRecoveryInsert freezes a sink that has seen which rows
+// of a declared batch are missing, lets another recover the batch, and thaws the
+// first: its insert gets as far as the fence.
+func TestOwnerFrozenBeforeItsRecoveryInsert(t *testing.T) {
+	l := newLab(t, 1)
+	l.declare(20, func(l *lab, declared string) {
+		l.uncountAll(declared)
+		l.lose("events", declared)
+	})
+	first := l.prepare()
+	frozen, answered := make(chan struct{}), make(chan struct{})
+	var insert *wireConn
+	looked := false
+	first.click.watch = func(c *wireConn, p []byte, sent bool) {
+		switch {
+		case sent && !looked && bytes.Contains(p, []byte("SELECT _offset FROM events")):
+			looked = true // the query goes out, nothing after it
+			first.click.freezeLocked()
+			first.kafka.freeze()
+			close(frozen)
+		case sent && looked && insert == nil && bytes.Contains(p, []byte("INSERT INTO")):
+			insert = c
+		case !sent && c == insert && answered != nil && len(p) > 0:
+			close(answered)
+			answered = nil
+		}
+	}
+	took := answered
+	first.run()
+	<-frozen
+	first.evict()
+	l.start()
+	l.settled()
+	l.exact()
+	first.click.thaw()
+	<-took // ClickHouse would take the rows
+	first.kafka.thaw()
+	eventually(t, "the first owner is told", func() error {
+		if first.sink.stats.disowned.Load() == 0 {
+			return errCut
+		}
+		return nil
+	})
+	l.produce(10)
+	l.settled()
+	l.exact()
+}
+
 // TestOrderOfAnInsert: ClickHouse answers the INSERT, which is then in
 // system.processes; the coordinator accepts the plan; the rows go out; the
 // coordinator accepts the offset past them.

@@ -30,7 +30,6 @@ type flight struct {
 	block   *block
 	batches map[int32]*batch
 	dead    []*kgo.Record // dead letters, not yet written
-	open    bool          // the block may be sent, see block.input
 	recover bool          // declared earlier: look at the data first
 	behind  bool          // of a rescan: the group's offsets are past it and stay there
 	decoder codec.Decoder
@@ -129,7 +128,6 @@ func (t *session) insert(ctx context.Context, f *flight) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, t.cfg.InsertTimeout)
 	defer cancel()
-	f.open = false
 	var planErr error
 	err := t.send(ctx, f, func(ctx context.Context) error {
 		planErr = t.declare(ctx, f)
@@ -151,38 +149,49 @@ func (t *session) insert(ctx context.Context, f *flight) error {
 // How long the insert itself may take is the server's max_execution_time.
 func (t *session) send(ctx context.Context, f *flight, before func(context.Context) error) error {
 	if conn := t.inserts.take(); conn != nil {
-		taken, err := t.sendOn(ctx, conn, f, before)
-		if err == nil || taken || ctx.Err() != nil {
+		taken, err := t.sendOn(ctx, conn, headerPatience, f, before)
+		if err == nil || taken || ctx.Err() != nil || ch.IsException(err) {
 			return err
 		}
-		// Nothing was declared and no row sent. The server may have closed the
-		// connection long ago.
+		// Nothing was declared and no row sent: the server has closed the
+		// connection long ago, or what lies between has forgotten it.
 	}
 	conn, err := t.cfg.ClickHouse.Dial(ctx)
 	if err != nil {
 		return err
 	}
-	_, err = t.sendOn(ctx, conn, f, before)
+	_, err = t.sendOn(ctx, conn, t.cfg.InsertTimeout, f, before)
 	return err
 }
 
+// headerPatience is how long a server may be silent on a kept connection before
+// another is tried; as long as a dial may take.
+const headerPatience = 5 * time.Second
+
 // sendOn is send on one connection, and tells whether the server took the query.
-func (t *session) sendOn(ctx context.Context, conn *ch.Client, f *flight, before func(context.Context) error) (taken bool, err error) {
+func (t *session) sendOn(ctx context.Context, conn *ch.Client, untilTaken time.Duration, f *flight, before func(context.Context) error) (taken bool, err error) {
 	work, cancel := context.WithCancel(t.ctx)
 	defer cancel()
 	ended := context.AfterFunc(ctx, cancel)
 	defer ended()
+	silent := time.AfterFunc(untilTaken, cancel)
+	defer silent.Stop()
 	patience := time.AfterFunc(10*t.cfg.InsertTimeout, cancel)
 	defer patience.Stop()
-	input := f.block.input(&f.open)
+	var g gate
+	input := f.block.input(&g)
 	err = conn.Do(work, ch.Query{
 		Body:     input.Into("events"),
 		Input:    input,
 		Settings: t.insertSettings(f),
 		OnInput: func(ctx context.Context) error {
-			taken = true
-			if f.open {
-				f.open = false // all sent: an empty block ends the insert
+			if !g.taken {
+				<-ctx.Done() // by the error that ended the connection
+				return ctx.Err()
+			}
+			silent.Stop()
+			if g.open {
+				g.open = false // all sent: an empty block ends the insert
 				return io.EOF
 			}
 			if err := before(ctx); err != nil {
@@ -191,7 +200,7 @@ func (t *session) sendOn(ctx context.Context, conn *ch.Client, f *flight, before
 			if !ended() {
 				return ctx.Err()
 			}
-			f.open = true
+			g.open = true
 			return nil
 		},
 	})
@@ -199,10 +208,10 @@ func (t *session) sendOn(ctx context.Context, conn *ch.Client, f *flight, before
 		// The connection ends with an insert that failed, so that nothing of it can
 		// reach the server later.
 		_ = conn.Close()
-		return taken, err
+		return g.taken, err
 	}
 	t.inserts = kept{conn, time.Now()}
-	return taken, nil
+	return true, nil
 }
 
 // kept is the connection of the last insert, for the next: dialing and saying

@@ -52,8 +52,7 @@ func (s *Sink) checkSchema(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("read the columns of events: %w", err)
 	}
-	open := true
-	for _, c := range newBlock().input(&open) {
+	for _, c := range newBlock().input(new(gate)) {
 		if !slices.Contains(have, "events."+c.Name) {
 			return &SchemaError{fmt.Sprintf("table events has no column %s; run edge migrate", c.Name)}
 		}
@@ -89,6 +88,8 @@ func (s *Sink) checkSettings(ctx context.Context) ([][2]string, error) {
 		{"min_insert_block_size_rows", "1048449"},
 		{"min_insert_block_size_bytes", "536870912"},
 		{"max_partitions_per_insert_block", "0"}, // a batch may carry any mix of times
+		// The view of events_users leaves equal keys to it.
+		{"optimize_on_insert", "1"},
 		// A rollup that failed must fail the insert.
 		{"materialized_views_ignore_errors", "0"},
 		// No deduplication by the server, see the package comment. The second

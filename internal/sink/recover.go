@@ -175,7 +175,14 @@ func (t *session) recoverOnce(ctx context.Context, f *flight) error {
 	action := &t.stats.present
 	if n := missing.block.rows(); n > 0 {
 		action = &t.stats.reinserted
-		err := t.send(ctx, missing, func(context.Context) error { return nil })
+		err := t.send(ctx, missing, func(ctx context.Context) error {
+			if f.behind {
+				return nil // of the embedded engine, which has no other sink
+			}
+			// Once more: what is missing may have been seen long ago, and a
+			// successor may have come and gone since.
+			return t.declare(ctx, f)
+		})
 		if err != nil {
 			return fmt.Errorf("insert %d missing rows: %w", n, err)
 		}
