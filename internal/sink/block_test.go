@@ -120,7 +120,7 @@ func TestInsertSettings(t *testing.T) {
 		"max_insert_block_size=1048449",
 		"min_insert_block_size_rows=1048449",
 		"min_insert_block_size_bytes=536870912",
-		"max_partitions_per_insert_block=0",
+		"max_partitions_per_insert_block=0", "optimize_on_insert=1",
 		"materialized_views_ignore_errors=0",
 		"insert_deduplicate=0",
 		"deduplicate_insert=disable",
