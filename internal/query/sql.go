@@ -109,13 +109,13 @@ func (g grain) table() table { return min(table(g), userTable) }
 type columns struct {
 	label      string // of the metric
 	name, time string
-	literal    string // a Unix second as a constant of the time column's type
+	literal    string // a Unix second as a constant of the time column's type, for ranges
 }
 
 var schema = [tables]columns{
 	rawTable:    {"raw", "events", "ts", "toDateTime64(%, 3, 'UTC')"},
 	minuteTable: {"minute", "events_1m", "m", "%"},
-	userTable:   {"users", "events_users", "at", "%"},
+	userTable:   {"users", "events_users", "at", ""},
 }
 
 // from returns the pieces that t answers.

@@ -48,7 +48,7 @@ type repair struct {
 }
 
 // step is a rollup, or some of its widths, against the finer table that it sums
-// up. The last is the same as the first when buckets sum up narrower ones.
+// up, which for wide buckets is the same table.
 type step struct {
 	rollup, key string // the table and the columns that name a row
 	cell        string // the same from the difference's columns

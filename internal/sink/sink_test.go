@@ -38,17 +38,23 @@ func TestEveryRecordIsStoredOnce(t *testing.T) {
 }
 
 // TestInsertsShareAConnection breaks the connection that waits for the next
-// insert. Nothing was sent on it, so the insert goes out on another at once.
+// insert, then one of which the server has read the INSERT and answers no more.
+// No row was sent, so the insert goes out on another at once.
 func TestInsertsShareAConnection(t *testing.T) {
 	l := newLab(t, 1)
 	s := l.prepare()
 	var mu sync.Mutex
 	inserts := make(map[*wireConn]int)
+	unanswered := 0
 	s.click.watch = func(c *wireConn, p []byte, sent bool) {
-		if sent && bytes.Contains(p, []byte(needle)) {
-			mu.Lock()
+		mu.Lock()
+		defer mu.Unlock()
+		switch {
+		case sent && bytes.Contains(p, []byte(needle)):
 			inserts[c]++
-			mu.Unlock()
+		case sent && unanswered > 0 && bytes.Contains(p, []byte("INSERT INTO")):
+			unanswered--
+			s.click.reads = []int{0}
 		}
 	}
 	s.run()
@@ -61,11 +67,16 @@ func TestInsertsShareAConnection(t *testing.T) {
 	s.click.drop()
 	store()
 	store()
+	mu.Lock()
+	unanswered = 1
+	mu.Unlock()
+	store()
+	store()
 	l.exact()
 	mu.Lock()
 	defer mu.Unlock()
-	if len(inserts) != 2 || s.sink.stats.retried.Load() != 0 {
-		t.Errorf("inserts went out on %d connections, %s; want two connections and no retry", len(inserts), s.sink.outcomes())
+	if len(inserts) != 3 || unanswered != 0 || s.sink.stats.retried.Load() != 0 {
+		t.Errorf("inserts went out on %d connections, %s; want three connections and no retry", len(inserts), s.sink.outcomes())
 	}
 }
 
