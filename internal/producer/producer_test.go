@@ -2,6 +2,7 @@ package producer
 
 import (
 	"fmt"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -206,6 +207,51 @@ func TestAckMemoryAnswersAtOnce(t *testing.T) {
 		s.wantLog(kept)
 		if n := s.p.orphaned.Load(); n != 0 {
 			t.Errorf("%d orphans counted although nobody waited", n)
+		}
+	})
+}
+
+// TestAckMemoryRests: with nobody waiting, an event that comes alone leaves at once,
+// a stream of them in few requests, and much of it without a rest.
+func TestAckMemoryRests(t *testing.T) {
+	const leaders = 2
+	f := func(title string, ack Ack, least, most int64, load func(*sim)) {
+		t.Helper()
+		change := func(c *Config) {
+			c.Ack, c.Shards, c.RingBatches, c.MaxInflight, c.MaxInflightBytes = ack, 1, 1024, 10_000, 8<<20
+		}
+		simulate(t, change, func(s *sim) {
+			s.expect(nil, "warm")
+			s.pass(time.Second)
+			var requests atomic.Int64
+			s.cluster.ControlKey(int16(kmsg.Produce), func(kmsg.Request) (kmsg.Response, error, bool) {
+				s.cluster.KeepControl()
+				requests.Add(1)
+				return nil, nil, false
+			})
+			load(s)
+			synctest.Wait()
+			if n := requests.Load(); n < least || n > most {
+				t.Errorf("%s: %d requests; want %d to %d", title, n, least, most)
+			}
+		})
+	}
+	stream := func(s *sim) {
+		for i := range 100 {
+			s.request(fmt.Sprint("event-", i))
+			s.pass(time.Millisecond)
+		}
+		s.pass(rest)
+	}
+	rests := int64(100*time.Millisecond/rest) + 1
+	f("100 events in 100 ms", AckMemory, rests-1, rests*leaders, stream)
+	f("the same, waited for", AckBroker, 100, 100, stream)
+	f("one alone", AckMemory, 1, 1, func(s *sim) { s.request("alone") })
+	f("much at once", AckMemory, 2, 100, func(s *sim) {
+		s.request("first")
+		synctest.Wait()
+		for i := range 3 * restRequests {
+			s.request(ids(fmt.Sprint("much-", i), 10)...)
 		}
 	})
 }

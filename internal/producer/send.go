@@ -1,14 +1,31 @@
 package producer
 
+import "time"
+
 // When a batch goes to its leader, and when it is too late for it to go.
 
 // maxRequestBytes bounds a produce request, of which brokers take 100 MiB at
 // most. More partitions than fit wait for the next.
 const maxRequestBytes = 16 << 20
 
+// With AckMemory nobody waits for a request to the broker, and each costs both
+// sides what hundreds of records do. So a shard rests after one, unless much has
+// gathered: a record that comes alone leaves at once, and under load a few
+// hundred requests a second carry everything.
+const (
+	rest         = 10 * time.Millisecond
+	restRequests = 256
+	restBytes    = 256 << 10
+)
+
+// resting tells whether what has gathered is to wait for more.
+func (s *shard) resting() bool {
+	return s.p.cfg.Ack == AckMemory && s.bytes < restBytes && s.now.Before(s.sent.Add(rest)) && !s.closing.Load()
+}
+
 // send fills requests for the leaders that have none and sends them off.
 func (s *shard) send() {
-	if len(s.parts) == 0 {
+	if len(s.parts) == 0 || s.resting() {
 		return
 	}
 	s.first = (s.first + 1) % len(s.parts)
@@ -24,6 +41,7 @@ func (s *shard) send() {
 		s.open[i] = nil
 		s.busy[r.leader] = true
 		s.flights++
+		s.sent = s.now
 		go r.do(s.p.client)
 	}
 	s.open = s.open[:0]

@@ -53,9 +53,13 @@ type shard struct {
 	fetching bool // an identity
 	timer    *time.Timer
 	due      time.Time // when the timer fires; zero: not set
+	sent     time.Time // when the last request was
 	answers  []*produce
 	scratch  []byte
 }
+
+// maxTakes bounds how often one look around empties jobs: answers wait meanwhile.
+const maxTakes = 32
 
 func newShard(p *Producer) *shard {
 	s := &shard{
@@ -102,6 +106,11 @@ func (s *shard) wait() {
 		<-s.wake
 		return
 	}
+	if s.resting() {
+		s.at(s.sent.Add(rest))
+		s.ring.Gather(restRequests, s.wake)
+		return
+	}
 	s.ring.Wait(s.wake)
 }
 
@@ -129,22 +138,30 @@ func (s *shard) look() {
 
 // take moves records from the ring into batches, as many as there is room for.
 func (s *shard) take() {
-	if s.next == s.popped {
-		s.next, s.popped = 0, s.ring.Pop(s.jobs[:])
-		for _, j := range s.jobs[:s.popped] {
-			j.since = j.started
-			if s.p.cfg.Ack == AckMemory { // told that we have it: it gets its time from here on
-				j.since = s.now
+	for range maxTakes {
+		if s.next == s.popped {
+			s.pop()
+		}
+		for s.next < s.popped {
+			if !s.place(s.jobs[s.next]) {
+				return
 			}
+			s.jobs[s.next] = nil
+			s.next++
+		}
+		if s.popped < len(s.jobs) {
+			return // the ring was empty
 		}
 	}
-	for s.next < s.popped {
-		j := s.jobs[s.next]
-		if !s.place(j) {
-			return
+}
+
+func (s *shard) pop() {
+	s.next, s.popped = 0, s.ring.Pop(s.jobs[:])
+	for _, j := range s.jobs[:s.popped] {
+		j.since = j.started
+		if s.p.cfg.Ack == AckMemory { // told that we have it: it gets its time from here on
+			j.since = s.now
 		}
-		s.jobs[s.next] = nil
-		s.next++
 	}
 }
 

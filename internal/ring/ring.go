@@ -61,6 +61,13 @@
 // the token; the channel holds one, so the send cannot block. A token left
 // over from a sleep that did not happen causes one extra look, no more.
 //
+// A reader with no use yet for what comes asks to be woken later (Gather): asleep
+// holds the position that the tail must reach, and a writer before it leaves the
+// reader alone. The argument is the same with "the nth item" for "the item". So
+// that a sleeping reader never makes the ring refuse what it could take, n is at
+// most half the slots, and half of the bytes wake it as well, and so does a
+// refusal.
+//
 // # Limits
 //
 // The tail has 31 bits and the byte counters 32, so a ring holds at most 2^30
@@ -102,7 +109,7 @@ type Ring[T any] struct {
 	freed atomic.Uint64 // the readers' word, written by the reader alone
 	_     [line - 8]byte
 
-	asleep atomic.Uint32 // 1 while the reader is parked or about to
+	asleep atomic.Uint32 // 0, or sleeping and the position to wake the reader at
 	_      [line - 4]byte
 }
 
@@ -175,6 +182,7 @@ func (r *Ring[T]) Push(v T, bytes int) error {
 		}
 		inside := uint64(uint32(w) - uint32(free))
 		if items > int32(r.mask) || inside+uint64(weight) > uint64(r.maxBytes) {
+			r.wakeReader() // an item as heavy as half the ring finds it gathering
 			return ErrFull
 		}
 		if perturb {
@@ -194,7 +202,9 @@ func (r *Ring[T]) Push(v T, bytes int) error {
 	if perturb {
 		disturb()
 	}
-	r.wakeReader()
+	if at := r.asleep.Load(); at != 0 && (distance(at, ticket+1) >= 0 || r.heavy()) {
+		r.wakeReader()
+	}
 	return nil
 }
 

@@ -180,7 +180,7 @@ func TestIdleReaderSleeps(t *testing.T) {
 		}()
 		for i := range 5 {
 			synctest.Wait()
-			if r.asleep.Load() != 1 {
+			if r.asleep.Load() == 0 {
 				t.Fatal("the reader does not sleep")
 			}
 			if err := r.Push(i, 1); err != nil {
@@ -218,6 +218,49 @@ func TestWaitStops(t *testing.T) {
 			t.Error("stopped with an item inside: got false")
 		}
 	})
+}
+
+// TestGather: a gathering reader is woken by the nth item, by half of the bytes, by
+// what is refused, by Close and by stop, and by nothing before.
+func TestGather(t *testing.T) {
+	f := func(title string, n int, want bool, pushes []int, last func(r *Ring[int], stop chan struct{})) {
+		t.Helper()
+		for _, at := range starts {
+			synctest.Test(t, func(t *testing.T) {
+				r := newAt[int](8, 100, at.pos, at.bytes)
+				stop := make(chan struct{}, 1)
+				result := make(chan bool, 1)
+				go func() { result <- r.Gather(n, stop) }()
+				for i, bytes := range pushes {
+					if err := r.Push(i, bytes); err != nil {
+						t.Fatal(err)
+					}
+					synctest.Wait()
+					if r.asleep.Load() == 0 {
+						t.Fatalf("%s, start %v: awake after %d items", title, at, i+1)
+					}
+				}
+				last(r, stop)
+				synctest.Wait()
+				if len(result) == 0 {
+					t.Fatalf("%s, start %v: still asleep", title, at)
+				}
+				if got := <-result; got != want || r.asleep.Load() != 0 {
+					t.Errorf("%s, start %v: got %v, asleep %x; want %v", title, at, got, r.asleep.Load(), want)
+				}
+			})
+		}
+	}
+	push := func(bytes int) func(*Ring[int], chan struct{}) {
+		return func(r *Ring[int], _ chan struct{}) { _ = r.Push(99, bytes) }
+	}
+	f("the first", 1, true, nil, push(1))
+	f("the third", 3, true, []int{1, 1}, push(1))
+	f("more than half of the slots", 8, true, []int{0, 0, 0}, push(0))
+	f("half of the bytes", 4, true, []int{49}, push(1))
+	f("a refusal", 4, true, []int{49}, push(52))
+	f("closed", 4, false, []int{1}, func(r *Ring[int], _ chan struct{}) { r.Close() })
+	f("stopped", 4, false, []int{1}, func(_ *Ring[int], stop chan struct{}) { stop <- struct{}{} })
 }
 
 func TestCloseDrains(t *testing.T) {

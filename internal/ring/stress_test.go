@@ -133,6 +133,54 @@ func TestNoLostWakeUp(t *testing.T) {
 	}
 }
 
+// TestNoLostWakeUpOfMany has the reader gather a few items, which the writers bring
+// at every phase of its going to sleep.
+func TestNoLostWakeUpOfMany(t *testing.T) {
+	defer yielding(30)()
+	const writers, capacity = 3, 16
+	rounds := scaled(300_000)
+	r := newAt[int](capacity, 1<<20, posMask-1000, maxWeight-1000)
+	var due atomic.Int64 // items asked for so far
+	within(t, time.Minute, func() {
+		var wg sync.WaitGroup
+		var pushed atomic.Int64
+		for range writers {
+			wg.Go(func() {
+				for {
+					n := pushed.Add(1)
+					for due.Load() < n {
+						if due.Load() < 0 {
+							return
+						}
+						runtime.Gosched()
+					}
+					if err := r.Push(0, 1); err != nil {
+						t.Errorf("item %d: %v", n, err)
+						return
+					}
+				}
+			})
+		}
+		random := rand.New(rand.NewPCG(7, 7))
+		dst := make([]int, capacity)
+		for i := range rounds {
+			n := 1 + random.IntN(capacity/2)
+			due.Add(int64(n)) // exactly as many come: one wake-up lost hangs here
+			for left := n; left > 0; {
+				if !r.Gather(left, nil) {
+					t.Fatalf("round %d: the ring is not closed", i)
+				}
+				left -= r.Pop(dst)
+			}
+		}
+		due.Store(-1 << 62)
+		wg.Wait()
+	})
+	if r.Len() != 0 {
+		t.Errorf("%d items more than were asked for", r.Len())
+	}
+}
+
 // TestCloseRaces closes while writers push and the reader sleeps: what Push
 // accepted arrives, what it refused does not, and the reader always ends.
 func TestCloseRaces(t *testing.T) {
