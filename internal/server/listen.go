@@ -73,6 +73,9 @@ func (l *gatedListener) Accept() (net.Conn, error) {
 				reject(c, answer)
 				continue
 			}
+			if _, encrypted := c.(*tls.Conn); !encrypted { // that one is broken by a write that timed out
+				c = &lazyConn{Conn: c}
+			}
 			return c, nil
 		}
 		if !passing(err) {
