@@ -6,7 +6,10 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
+	"fmt"
+	"math"
 	"math/bits"
+	"math/rand/v2"
 	"strings"
 	"testing"
 
@@ -191,5 +194,26 @@ func TestAppendTextEscapesEveryPosition(t *testing.T) {
 				t.Errorf("%q: got %q, %v", text, back, err)
 			}
 		}
+	}
+}
+
+func TestAppendMillis(t *testing.T) {
+	f := func(ms int64) {
+		t.Helper()
+		if got, want := string(appendMillis([]byte("at "), ms)), fmt.Sprint("at ", ms); got != want {
+			t.Fatalf("got %s; want %s", got, want)
+		}
+	}
+	for _, ms := range []int64{0, 1, -1, 1e12 - 1, 1e12, 1e13 - 1, 1e13, math.MinInt64, math.MaxInt64, 1708732800000} {
+		f(ms)
+	}
+	for n := range int64(1e4) { // every group of four digits, in each place
+		f(1e12 + n)
+		f(1e12 + n*1e4)
+		f(1e12 + n*1e8)
+	}
+	random := rand.New(rand.NewPCG(1, 1))
+	for range 100_000 {
+		f(1e12 + random.Int64N(9e12))
 	}
 }
