@@ -202,7 +202,7 @@ func (s *Sink) session(ctx context.Context) error {
 		// Packed; in memory it is ten times that, records and all, and there is
 		// one fetch ahead of the one that is being taken.
 		kgo.FetchMaxBytes(8<<20),
-		kgo.FetchMaxPartitionBytes(2<<20),
+		kgo.FetchMaxPartitionBytes(1<<20),
 		kgo.WithPools(new(recycled)),
 		// Dead letters: kept through every outage, the partition waits for them.
 		kgo.RequiredAcks(kgo.AllISRAcks()),
