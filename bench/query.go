@@ -253,8 +253,8 @@ func queryStage(b *bench, s *section, f *fleet) error {
 		return []chart.Line{{Label: "edge", Points: p[0]}, {Label: "bare rollup", Points: p[1]}, {Label: "raw rows", Points: p[2]}}
 	}
 	s.Charts = append(s.Charts,
-		chart.Chart{Name: "query-stored", Title: "30 days, median answer, by events stored", X: chart.Axis{Label: "events stored", Log: true}, Y: chart.Axis{Label: "ms", Log: true}, Lines: lines(byStored)},
-		chart.Chart{Name: "query-range", Title: "median answer, by length of the range", X: chart.Axis{Label: "seconds asked for", Log: true}, Y: chart.Axis{Label: "ms", Log: true}, Lines: lines(byRange)})
+		chart.Chart{Name: "query-stored", Title: "Median answer over 30 days, by events stored", X: chart.Axis{Label: "events stored", Log: true}, Y: chart.Axis{Label: "ms", Log: true}, Lines: lines(byStored)},
+		chart.Chart{Name: "query-range", Title: "Median answer, by length of the range", X: chart.Axis{Label: "seconds asked for", Log: true}, Y: chart.Axis{Label: "ms", Log: true}, Lines: lines(byRange)})
 	requests, err := b.askers(s, srv, data)
 	if err != nil {
 		return err

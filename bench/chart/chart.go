@@ -41,6 +41,8 @@ type Point struct{ X, Y float64 }
 const (
 	width, height           = 640.0, 360.0
 	left, right, top, below = 64.0, 16.0, 36.0, 64.0
+	// Above it dots would be a fat line.
+	maxMarks = 50
 )
 
 var colors = []string{"#2563eb", "#d97706", "#059669", "#dc2626", "#7c3aed", "#64748b"}
@@ -80,6 +82,9 @@ func (c Chart) line(b *strings.Builder, i int, l Line, xs, ys scale) {
 		}
 		x, y := xs.at(p.X), ys.at(p.Y)
 		path = append(path, fmt.Sprintf("%.1f,%.1f", x, y))
+		if len(l.Points) > maxMarks {
+			continue
+		}
 		fmt.Fprintf(b, `<circle cx="%.1f" cy="%.1f" r="3" fill="%s"><title>%s: %s, %s</title></circle>`+"\n",
 			x, y, color, html.EscapeString(l.Label), short(p.X), short(p.Y))
 	}
