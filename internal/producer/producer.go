@@ -151,9 +151,9 @@ func (p *Producer) Publish(b *codec.Batch) error {
 	p.held.Add(n)
 	j := p.jobs.Get().(*job)
 	j.start(b, p.cfg.Ack)
-	// A request heavier than the whole ring would be refused for ever: it counts
-	// as heavy as the ring and waits for an empty one.
-	weight := int(min(n, p.cfg.RingBytes))
+	// A request heavier than the whole ring would be refused for ever. It counts as
+	// what fits beside the quarter that a shard lets gather.
+	weight := int(min(n, p.cfg.RingBytes-p.cfg.RingBytes/4))
 	if err := s.ring.Push(j, weight); err != nil {
 		j.cancel()
 		if errors.Is(err, ring.ErrFull) {

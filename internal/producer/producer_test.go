@@ -2,6 +2,7 @@ package producer
 
 import (
 	"fmt"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -252,6 +253,44 @@ func TestAckMemoryRests(t *testing.T) {
 		synctest.Wait()
 		for i := range 3 * restRequests {
 			s.request(ids(fmt.Sprint("much-", i), 10)...)
+		}
+	})
+}
+
+// TestFullBatchesDoNotRest: a shard that cannot take more sends what it has, as often
+// as its batches are full; events that were answered 202 would be dropped otherwise.
+func TestFullBatchesDoNotRest(t *testing.T) {
+	simulate(t, func(c *Config) { c.Ack, c.Shards, c.MaxInflight = AckMemory, 1, 100 }, func(s *sim) {
+		warm := s.expect(nil, "warm")
+		s.pass(time.Second)
+		many := s.expect(nil, ids("many", 450)...)
+		synctest.Wait()
+		if n := s.p.inflight.Load() + s.p.held.Load(); n > 100 {
+			t.Errorf("%d records and bytes left at once; want the last batch at most", n)
+		}
+		s.pass(rest)
+		s.settled()
+		s.wantLog(warm, many)
+	})
+}
+
+// TestGiantAmongSmall: a request heavier than the ring is taken, also by a shard that
+// rests while small ones gather.
+func TestGiantAmongSmall(t *testing.T) {
+	const ringBytes = 64 << 10
+	change := func(c *Config) {
+		c.Ack, c.Shards, c.MaxInflight, c.RingBatches, c.RingBytes = AckMemory, 1, 10_000, 1024, ringBytes
+	}
+	simulate(t, change, func(s *sim) {
+		s.expect(nil, "warm")
+		s.pass(time.Second)
+		giant := ids(strings.Repeat("x", 800), 110)
+		for i := range 100 {
+			s.expect(nil, fmt.Sprint("small-", i))
+			s.pass(time.Millisecond)
+			if i%7 == 0 { // at every phase of the rest
+				s.expect(nil, giant...)
+			}
 		}
 	})
 }

@@ -9,18 +9,20 @@ import "time"
 const maxRequestBytes = 16 << 20
 
 // With AckMemory nobody waits for a request to the broker, and each costs both
-// sides what hundreds of records do. So a shard rests after one, unless much has
-// gathered: a record that comes alone leaves at once, and under load a few
-// hundred requests a second carry everything.
+// sides what hundreds of records do. So a shard rests after one, unless much is
+// there already: a record that comes alone leaves at once, and under load a shard
+// sends a hundred requests a second, or as many as it fills.
 const (
 	rest         = 10 * time.Millisecond
 	restRequests = 256
 	restBytes    = 256 << 10
 )
 
-// resting tells whether what has gathered is to wait for more.
+// resting tells whether what is there waits for more. With batches that are full
+// no more can come.
 func (s *shard) resting() bool {
-	return s.p.cfg.Ack == AckMemory && s.bytes < restBytes && s.now.Before(s.sent.Add(rest)) && !s.closing.Load()
+	return s.p.cfg.Ack == AckMemory && s.bytes < restBytes && s.next == s.popped &&
+		s.now.Before(s.sent.Add(rest)) && !s.closing.Load()
 }
 
 // send fills requests for the leaders that have none and sends them off.

@@ -22,7 +22,8 @@ import (
 //	batches ─▶ one request to each leader that has none under way
 //
 // There is at most one request at a leader: what comes meanwhile gathers for
-// the next, so batches grow with the load and nobody waits for a timer.
+// the next, so batches grow with the load and nobody who waits for an answer
+// waits for a timer.
 type shard struct {
 	p    *Producer
 	ring *ring.Ring[*job]

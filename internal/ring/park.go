@@ -13,9 +13,9 @@ func (r *Ring[T]) ready(n uint32) bool {
 	return r.slots[last&r.mask].seq.Load() == (last+1)&posMask
 }
 
-// heavy tells whether half of the bytes are taken.
+// heavy tells whether a quarter of the bytes are taken.
 func (r *Ring[T]) heavy() bool {
-	return 2*uint64(uint32(r.claimed.Load())-uint32(r.freed.Load())) >= uint64(r.maxBytes)
+	return 4*uint64(uint32(r.claimed.Load())-uint32(r.freed.Load())) >= uint64(r.maxBytes)
 }
 
 // drained tells whether the ring is closed and every item claimed was popped.
@@ -46,14 +46,21 @@ func (r *Ring[T]) Wait(stop <-chan struct{}) bool {
 	}
 }
 
-// Gather sleeps until n items are inside, or half of the bytes, or one was
-// refused, and reports true; or until the ring is closed or stop says so, and
-// reports false. It is for a reader that has no use yet for what is inside: the
-// writers do not pay for waking it. Now and then it returns early.
+// Gather sleeps until the nth item from the head is there, or a quarter of the
+// bytes are taken, or an item was refused, and reports true; or until the ring is
+// closed or stop says so, and reports false. It is for a reader that has no use yet
+// for what is inside: the writers do not pay for waking it. Now and then it returns
+// early, and Pop returns fewer while a writer is between claim and store.
 func (r *Ring[T]) Gather(n int, stop <-chan struct{}) bool {
 	want := uint32(min(max(n, 1), (len(r.slots)+1)/2))
 	enough := func() bool { return r.ready(want) || r.heavy() || r.closed() }
-	return (enough() || r.sleep(want, stop, enough)) && !r.closed()
+	if !enough() && !r.sleep(want, stop, enough) {
+		return false
+	}
+	if !r.ready(1) {
+		runtime.Gosched() // the writer of the head
+	}
+	return !r.closed()
 }
 
 // sleep parks the reader until the nth item from the head is there or stop says

@@ -64,9 +64,9 @@
 // A reader with no use yet for what comes asks to be woken later (Gather): asleep
 // holds the position that the tail must reach, and a writer before it leaves the
 // reader alone. The argument is the same with "the nth item" for "the item". So
-// that a sleeping reader never makes the ring refuse what it could take, n is at
-// most half the slots, and half of the bytes wake it as well, and so does a
-// refusal.
+// that a sleeping reader does not make the ring refuse what it could take, n is at
+// most half the slots, and a quarter of the bytes wake it as well: an item of three
+// quarters fits at any time. A refusal of one still heavier wakes it, too.
 //
 // # Limits
 //
@@ -94,8 +94,8 @@ var (
 const line = 128
 
 // A Ring is a bounded queue with many writers and one reader. Push, Close,
-// Len, Bytes and Cap may be called from any goroutine; Pop and Wait from one
-// at a time.
+// Len, Bytes and Cap may be called from any goroutine; Pop, Wait and Gather from
+// one at a time.
 type Ring[T any] struct {
 	mask     uint32
 	maxBytes uint32
@@ -182,7 +182,7 @@ func (r *Ring[T]) Push(v T, bytes int) error {
 		}
 		inside := uint64(uint32(w) - uint32(free))
 		if items > int32(r.mask) || inside+uint64(weight) > uint64(r.maxBytes) {
-			r.wakeReader() // an item as heavy as half the ring finds it gathering
+			r.wakeReader() // it may be gathering
 			return ErrFull
 		}
 		if perturb {

@@ -220,7 +220,7 @@ func TestWaitStops(t *testing.T) {
 	})
 }
 
-// TestGather: a gathering reader is woken by the nth item, by half of the bytes, by
+// TestGather: a gathering reader is woken by the nth item, by a quarter of the bytes, by
 // what is refused, by Close and by stop, and by nothing before.
 func TestGather(t *testing.T) {
 	f := func(title string, n int, want bool, pushes []int, last func(r *Ring[int], stop chan struct{})) {
@@ -257,8 +257,8 @@ func TestGather(t *testing.T) {
 	f("the first", 1, true, nil, push(1))
 	f("the third", 3, true, []int{1, 1}, push(1))
 	f("more than half of the slots", 8, true, []int{0, 0, 0}, push(0))
-	f("half of the bytes", 4, true, []int{49}, push(1))
-	f("a refusal", 4, true, []int{49}, push(52))
+	f("a quarter of the bytes", 4, true, []int{24}, push(1))
+	f("a refusal", 4, true, []int{24}, push(77))
 	f("closed", 4, false, []int{1}, func(r *Ring[int], _ chan struct{}) { r.Close() })
 	f("stopped", 4, false, []int{1}, func(_ *Ring[int], stop chan struct{}) { stop <- struct{}{} })
 }

@@ -7,13 +7,14 @@ import (
 	"time"
 )
 
-// lazyConn sets the timers of a connection seldom. fasthttp moves three deadlines
-// a request, each an update of the runtime's timer heap, and nearly always to
-// later than the one before. So a timer that would fire too early stays as it
-// is; when it does fire, once every few seconds at most, it is set to the
-// deadline that holds by then, and what it interrupted goes on. Deadlines are as
-// exact as without. Like fasthttp's use of a connection, it is for one goroutine,
-// save Close.
+// lazyConn sets the timers of a busy connection seldom. fasthttp moves three
+// deadlines a request, each an update of the runtime's timer heap, and nearly
+// always to later than the one before. So a timer that would fire too early stays as
+// it is; when it does fire, once every few seconds, it is set to the deadline that
+// holds by then, and what it interrupted goes on. Deadlines are as exact as without.
+//
+// Like fasthttp's use of a connection, it is for one goroutine, save Close. It must
+// not be looked through: a writev on the connection inside would meet the timer.
 type lazyConn struct {
 	net.Conn
 	read, write deadline

@@ -21,6 +21,7 @@ import (
 // a flood of connections does first.
 type gate struct {
 	max, maxPerIP int
+	writeTimeout  time.Duration
 	stats         *Stats
 	tooMany       []byte // the whole answer over max
 	tooManyPerIP  []byte
@@ -34,7 +35,7 @@ type gate struct {
 
 func newGate(cfg *Config, s *Server) *gate {
 	return &gate{
-		max: cfg.MaxConns, maxPerIP: cfg.MaxConnsPerIP,
+		max: cfg.MaxConns, maxPerIP: cfg.MaxConnsPerIP, writeTimeout: cfg.WriteTimeout,
 		stats: &s.stats,
 		tooMany: rawAnswer("503 Service Unavailable", s.retry,
 			fmt.Sprintf("too many open connections; the limit is %d", cfg.MaxConns)),
@@ -123,9 +124,17 @@ func (g *gate) enter(c net.Conn) []byte {
 }
 
 // connState counts connections out. fasthttp reports every connection it was
-// given as closed exactly once.
+// given as closed exactly once. It sets the deadline of a write only before the
+// answer of a handler: without ours, a 100 Continue, or the answer to a header that
+// is none, would go out under that of the answer before, perhaps long past.
 func (g *gate) connState(c net.Conn, state fasthttp.ConnState) {
-	if state != fasthttp.StateClosed {
+	switch state {
+	case fasthttp.StateActive:
+		// An error shows in the write.
+		_ = c.SetWriteDeadline(time.Now().Add(g.writeTimeout))
+		return
+	case fasthttp.StateClosed:
+	default:
 		return
 	}
 	g.open.Add(-1)

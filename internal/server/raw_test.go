@@ -175,6 +175,32 @@ func itohex(n int) string {
 	return s
 }
 
+// TestContinueAfterPause: a connection that was idle for longer than a write may take
+// is told 100 Continue, and what is wrong with a header.
+func TestContinueAfterPause(t *testing.T) {
+	t.Parallel()
+	const writeTimeout = 500 * time.Millisecond
+	e := start(t, func(c *Config) { c.WriteTimeout = writeTimeout })
+	var conns []*conn
+	for range 2 {
+		c := e.dial()
+		c.send("GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+		c.answer().check(t, 200, "healthy")
+		conns = append(conns, c)
+	}
+	<-time.After(writeTimeout + 50*time.Millisecond)
+	conns[0].send("POST /events HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n")
+	if line, err := conns[0].br.ReadString('\n'); err != nil || line != "HTTP/1.1 100 Continue\r\n" {
+		t.Errorf("got %q, %v; want 100 Continue", line, err)
+	}
+	if _, err := conns[1].Conn.Write([]byte("nonsense\r\n\r\n")); err != nil { // beside openapi.yaml
+		t.Fatal(err)
+	}
+	if line, err := conns[1].br.ReadString('\n'); err != nil || line != "HTTP/1.1 400 Bad Request\r\n" {
+		t.Errorf("got %q, %v; want 400", line, err)
+	}
+}
+
 func TestExpectContinue(t *testing.T) {
 	// A rate needs the time, which fasthttp does not know yet when it asks.
 	e := start(t, func(c *Config) { c.WriteKeys, c.KeyRate = []string{"k"}, 1e6 })
