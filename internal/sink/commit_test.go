@@ -297,6 +297,48 @@ func TestOwnerFrozenThenResumed(t *testing.T) {
 	l.exact()
 }
 
+// TestOwnerFrozenBeforeItsRows freezes a sink when ClickHouse has taken its INSERT and
+// the coordinator its plan, lets another recover the batch, and thaws the first: its
+// rows are of an insert that was killed.
+func TestOwnerFrozenBeforeItsRows(t *testing.T) {
+	l := newLab(t, 1)
+	first := l.start()
+	l.produce(10)
+	l.settled()
+	frozen := make(chan struct{})
+	freeze := sync.OnceFunc(func() {
+		first.click.freeze()
+		first.kafka.freeze()
+		close(frozen)
+	})
+	l.cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.OffsetCommit}, Observe: true, Count: -1, When: func(req kmsg.Request) bool {
+		if isPlan(req) {
+			freeze()
+		}
+		return true
+	}})
+	l.produce(20)
+	<-frozen
+	first.evict()
+	second := l.start()
+	l.settled()
+	l.exact()
+	if got := second.sink.stats.reinserted.Load(); got != 1 {
+		t.Errorf("the successor inserted %d declared batches; want 1", got)
+	}
+	first.click.thaw()
+	first.kafka.thaw()
+	eventually(t, "the first owner is told", func() error {
+		if first.sink.stats.disowned.Load() == 0 {
+			return errCut
+		}
+		return nil
+	})
+	l.produce(10)
+	l.settled()
+	l.exact()
+}
+
 // TestOwnerFrozenBeforeItsRecoveryInsert freezes a sink that has seen which rows
 // of a declared batch are missing, lets another recover the batch, and thaws the
 // first: its insert gets as far as the fence.

@@ -200,7 +200,9 @@ func (t *session) recoverOnce(ctx context.Context, f *flight) error {
 	return nil
 }
 
-// quiesce returns when no insert that names one of f's partitions runs.
+// quiesce returns when no insert that names one of f's partitions runs. The KILL
+// comes first: the embedded engine lists an insert only when it has all rows, and
+// has KILL QUERY reach the others.
 func (t *session) quiesce(ctx context.Context, f *flight) error {
 	var ids []string
 	for id := range f.batches {
@@ -209,17 +211,14 @@ func (t *session) quiesce(ctx context.Context, f *flight) error {
 	slices.Sort(ids)
 	where := fmt.Sprintf("match(Settings['log_comment'], '^edge/%d/.*,(%s),')", t.source.id, strings.Join(ids, "|"))
 	for try := 0; ; try++ {
-		running, err := t.cfg.ClickHouse.Strings(ctx, "SELECT query_id FROM system.processes WHERE "+where)
-		if err != nil {
-			return err
-		}
-		if len(running) == 0 {
-			return nil
-		}
-		t.cfg.Logger.Warn("ending inserts of an earlier owner", "queries", running)
 		if err := t.cfg.ClickHouse.Exec(ctx, "KILL QUERY WHERE "+where+" ASYNC"); err != nil {
 			return err
 		}
+		running, err := t.cfg.ClickHouse.Strings(ctx, "SELECT query_id FROM system.processes WHERE "+where)
+		if err != nil || len(running) == 0 {
+			return err
+		}
+		t.cfg.Logger.Warn("ending inserts of an earlier owner", "queries", running)
 		if err := pause(ctx, try); err != nil {
 			return err
 		}

@@ -92,6 +92,8 @@ func (s *session) insert(q *clientQuery, st *statement) error {
 		return err
 	}
 	defer buffer.close()
+	arriving := s.srv.arrivals.begin(s, q)
+	defer s.srv.arrivals.end(arriving)
 	if err := s.sendBlock(q, encodeHeader(columns), flag); err != nil {
 		return err
 	}
@@ -107,7 +109,11 @@ func (s *session) insert(q *clientQuery, st *statement) error {
 		return err
 	case buffer.refused != nil:
 		return buffer.refused
-	case rows > 0:
+	}
+	if err := s.srv.arrivals.hand(arriving); err != nil {
+		return err
+	}
+	if rows > 0 {
 		if err := s.commit(q, st, buffer); err != nil {
 			return err
 		}

@@ -136,6 +136,10 @@ func (s *session) execute(q *clientQuery) error {
 		return err
 	case st.insert:
 		return s.insert(q, &st)
+	case st.kills != "":
+		if err := s.killArrivals(st.kills, q.params); err != nil {
+			return err
+		}
 	case !st.reads:
 		defer s.srv.schema.Add(1) // whatever became of it
 	}

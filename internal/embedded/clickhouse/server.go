@@ -24,6 +24,7 @@ type server struct {
 
 	buffered atomic.Int64  // bytes of inserts under way
 	schema   atomic.Uint64 // grows with each statement that may change a table
+	arrivals arrivals
 
 	mu       sync.Mutex
 	sessions map[*session]struct{}

@@ -13,6 +13,7 @@ type statement struct {
 	changes bool   // SET: what is remembered about session settings is stale
 	reads   bool   // SELECT: what is remembered about tables stays right
 	names   bool   // has {x:Identifier} parameters, which may name a table
+	kills   string // the condition of a KILL QUERY
 
 	insert  bool   // the client sends the rows as Data packets
 	target  string // `db.t` or `FUNCTION f(…)` as written
@@ -89,6 +90,7 @@ func parseStatement(q string) (statement, error) {
 		// KILL and CHECK answer with rows too.
 		st.returns = true
 		st.reads = s.isOneOf(0, "SELECT", "WITH")
+		st.kills = s.killCondition()
 		st.text = s.withoutFormat()
 	}
 	return st, nil
@@ -182,6 +184,29 @@ func (s *scanner) withoutSync() string {
 		n -= 2
 	}
 	return s.q[:s.tokens[max(n-1, 0)].end]
+}
+
+// killCondition returns what follows the WHERE of a KILL QUERY that kills.
+func (s *scanner) killCondition() string {
+	if !s.is(0, "KILL") || !s.is(1, "QUERY") {
+		return ""
+	}
+	n := len(s.tokens)
+	if s.is(n-2, "FORMAT") {
+		n -= 2
+	}
+	switch {
+	case s.is(n-1, "TEST"):
+		return ""
+	case s.isOneOf(n-1, "SYNC", "ASYNC"):
+		n--
+	}
+	for i := range n {
+		if s.is(i, "WHERE") && s.tokens[i].depth == 0 {
+			return s.slice(i+1, n)
+		}
+	}
+	return ""
 }
 
 // withoutFormat drops `FORMAT x`: over the native protocol the client formats.

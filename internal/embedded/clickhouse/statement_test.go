@@ -33,6 +33,12 @@ func TestParseStatement(t *testing.T) {
 	f("  (SELECT 1) ; ;", statement{text: "  (SELECT 1)", returns: true})
 	f("EXPLAIN SELECT 1", statement{text: "EXPLAIN SELECT 1", returns: true})
 	f("REPLACE TABLE t (a UInt8) ENGINE = Memory", statement{text: "REPLACE TABLE t (a UInt8) ENGINE = Memory", returns: true})
+	kill := func(text, kills string) statement { return statement{text: text, returns: true, kills: kills} }
+	f("KILL QUERY WHERE a = 'SYNC' AND (b) ASYNC", kill("KILL QUERY WHERE a = 'SYNC' AND (b) ASYNC", "a = 'SYNC' AND (b)"))
+	f("kill query where a -- b\n", kill("kill query where a", "a"))
+	f("KILL QUERY ON CLUSTER c WHERE a SYNC FORMAT Null", kill("KILL QUERY ON CLUSTER c WHERE a SYNC ", "a"))
+	f("KILL QUERY WHERE a TEST", kill("KILL QUERY WHERE a TEST", ""))
+	f("KILL MUTATION WHERE a", kill("KILL MUTATION WHERE a", ""))
 	f("DROP TABLE x SYNC", statement{text: "DROP TABLE x"})
 	f("drop table x no delay;", statement{text: "drop table x"})
 	f("DROP TABLE sync", statement{text: "DROP TABLE sync"})
