@@ -166,6 +166,17 @@ func (c *engineConn) query(sql string, params []parameter) ([]byte, error) {
 	return append([]byte(nil), c.bytes(r)...), nil
 }
 
+// text runs a query for one string.
+func (c *engineConn) text(sql string) (string, error) {
+	row, err := c.query(sql, nil)
+	if err != nil {
+		return "", err
+	}
+	var in cursor
+	in.over(row)
+	return in.string(uint64(len(row)))
+}
+
 func (c *engineConn) bytes(r unsafe.Pointer) []byte {
 	n := c.lib.length(r)
 	if n == 0 {

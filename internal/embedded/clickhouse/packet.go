@@ -37,6 +37,7 @@ func decodeHello(c *cursor) (proto.ClientHello, error) {
 
 // A clientQuery is what a Query packet asks for.
 type clientQuery struct {
+	id         string
 	body       string
 	compressed bool
 	settings   []proto.Setting
@@ -48,7 +49,7 @@ type clientQuery struct {
 func decodeQuery(c *cursor, version int) (clientQuery, error) {
 	var q clientQuery
 	d := decoder{c: c}
-	d.string(maxName) // query id: the library makes its own
+	q.id = d.string(maxName) // the library makes its own
 	d.clientInfo(version)
 	q.settings = d.settings()
 	if proto.FeatureInterServerSecret.In(version) {

@@ -164,6 +164,9 @@ func (s *session) command(q *clientQuery, st *statement) error {
 	if st.changes {
 		s.settings.forget()
 	}
+	if st.moves && err == nil {
+		s.database, err = s.eng.text("SELECT currentDatabase() SETTINGS limit=0, offset=0")
+	}
 	if err != nil && !(w.cancelled.Load() && exceptionCode(err) == codeQueryCancelled) {
 		return err
 	}
@@ -262,7 +265,10 @@ func (s *session) sendRows(q *clientQuery, st *statement, w *watch) (sent int, p
 func (s *session) emptyHeader(q *clientQuery, st *statement) error {
 	columns, err := s.describe("DESCRIBE ("+st.text+"\n)", q.params)
 	var e *exception
-	if err != nil && !errors.As(err, &e) || len(columns) == 0 {
+	if errors.As(err, &e) {
+		return nil
+	}
+	if err != nil {
 		return err
 	}
 	flag := flagNone
@@ -272,7 +278,7 @@ func (s *session) emptyHeader(q *clientQuery, st *statement) error {
 	return s.sendBlock(q, encodeHeader(columns), flag)
 }
 
-// describe runs a DESCRIBE and returns the names and types it lists.
+// describe runs a DESCRIBE and returns the names and types it lists, at least one.
 func (s *session) describe(sql string, params []parameter) ([]column, error) {
 	p, err := s.eng.query(sql, params)
 	if err != nil {
@@ -290,6 +296,11 @@ func (s *session) describe(sql string, params []parameter) ([]column, error) {
 			}
 		}
 		columns = append(columns, column{row[0], row[1]})
+	}
+	if len(columns) == 0 {
+		// The library gives no other sign of it. A header without columns would keep
+		// the client waiting for another.
+		return nil, &exception{code: codeQueryCancelled, message: "Query was cancelled: it was killed while it looked at a table"}
 	}
 	return columns, nil
 }

@@ -31,11 +31,12 @@ const (
 // it. Its goroutine owns everything here but the write lock: while a query
 // runs, another goroutine sends progress.
 type session struct {
-	srv     *server
-	conn    net.Conn
-	version int
-	tag     string
-	eng     *engineConn
+	srv      *server
+	conn     net.Conn
+	version  int
+	tag      string
+	eng      *engineConn
+	database string // the current one
 
 	in       *cursor
 	unzipped *cursor // the bytes inside in's compressed frames
@@ -211,7 +212,9 @@ func (s *session) enter(hello proto.ClientHello) error {
 	}
 	s.eng = eng
 	s.settings = sessionSettings{eng: s.srv.eng, conn: eng, base: &s.srv.base}
-	if hello.Database != "" && hello.Database != "default" {
+	s.database = "default"
+	if hello.Database != "" && hello.Database != s.database {
+		s.database = hello.Database
 		return eng.exec("USE `"+escapeIdentifier(hello.Database)+"`", nil)
 	}
 	return nil

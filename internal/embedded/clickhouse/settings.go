@@ -110,7 +110,12 @@ func (s *sessionSettings) apply(wanted []proto.Setting) error {
 		return nil
 	}
 	s.changes++
-	if err := s.conn.exec(setStatement(change), nil); err != nil {
+	err := s.conn.exec(setStatement(change), nil)
+	for exceptionCode(err) == codeQueryCancelled {
+		// A KILL QUERY that names the settings of the last query took this for it.
+		err = s.conn.exec(setStatement(change), nil)
+	}
+	if err != nil {
 		return s.takeBack(change, err)
 	}
 	s.applied = want

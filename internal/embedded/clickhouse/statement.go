@@ -11,6 +11,7 @@ type statement struct {
 	text    string // for the engine
 	returns bool   // may answer with rows: goes to the stream interface first
 	changes bool   // SET: what is remembered about session settings is stale
+	moves   bool   // USE: the current database is another
 	reads   bool   // SELECT: what is remembered about tables stays right
 	names   bool   // has {x:Identifier} parameters, which may name a table
 	kills   string // the condition of a KILL QUERY
@@ -38,6 +39,8 @@ func (s *scanner) text(i int) string {
 func (s *scanner) is(i int, keyword string) bool {
 	return i >= 0 && i < len(s.tokens) && s.tokens[i].kind == tokenWord && strings.EqualFold(s.text(i), keyword)
 }
+
+func (s *scanner) isWord(i int) bool { return i < len(s.tokens) && s.tokens[i].kind == tokenWord }
 
 func (s *scanner) isPunct(i int, c string) bool {
 	return i >= 0 && i < len(s.tokens) && s.tokens[i].kind == tokenPunct && s.text(i) == c
@@ -84,7 +87,9 @@ func parseStatement(q string) (statement, error) {
 		st.text = s.withoutSync()
 	case s.is(0, "SET"):
 		st.changes = true
-	case s.isOneOf(0, "CREATE", "ALTER", "ATTACH", "RENAME", "EXCHANGE", "TRUNCATE", "OPTIMIZE", "USE",
+	case s.is(0, "USE"):
+		st.moves = true
+	case s.isOneOf(0, "CREATE", "ALTER", "ATTACH", "RENAME", "EXCHANGE", "TRUNCATE", "OPTIMIZE",
 		"SYSTEM", "GRANT", "REVOKE", "DELETE", "UPDATE", "UNDROP", "MOVE", "BEGIN", "COMMIT", "ROLLBACK"):
 	default:
 		// KILL and CHECK answer with rows too.
@@ -186,27 +191,29 @@ func (s *scanner) withoutSync() string {
 	return s.q[:s.tokens[max(n-1, 0)].end]
 }
 
-// killCondition returns what follows the WHERE of a KILL QUERY that kills.
+// killCondition returns what a KILL QUERY that kills says after WHERE.
 func (s *scanner) killCondition() string {
 	if !s.is(0, "KILL") || !s.is(1, "QUERY") {
 		return ""
 	}
-	n := len(s.tokens)
-	if s.is(n-2, "FORMAT") {
-		n -= 2
+	where := 2
+	for where < len(s.tokens) && !(s.is(where, "WHERE") && s.tokens[where].depth == 0) {
+		where++
 	}
-	switch {
-	case s.is(n-1, "TEST"):
-		return ""
-	case s.isOneOf(n-1, "SYNC", "ASYNC"):
-		n--
-	}
-	for i := range n {
-		if s.is(i, "WHERE") && s.tokens[i].depth == 0 {
-			return s.slice(i+1, n)
+	end, mode := len(s.tokens), ""
+	for i := len(s.tokens) - 1; i > where; i-- {
+		switch {
+		case s.tokens[i].depth > 0:
+		case s.is(i, "FORMAT") && s.isWord(i+1), s.is(i, "SETTINGS") && s.isWord(i+1) && s.text(i+2) == "=":
+			end = i // that is not the function, or the column
+		case s.isOneOf(i, "SYNC", "ASYNC", "TEST") && i+1 == end:
+			end, mode = i, s.text(i)
 		}
 	}
-	return ""
+	if strings.EqualFold(mode, "TEST") {
+		return ""
+	}
+	return s.slice(where+1, end)
 }
 
 // withoutFormat drops `FORMAT x`: over the native protocol the client formats.
