@@ -26,7 +26,8 @@ func TestPublishAllocatesNothing(t *testing.T) {
 		defer b.Release()
 		got := testing.AllocsPerRun(1000, func() {
 			j := p.jobs.Get().(*job)
-			j.start(b, AckBroker)
+			w := p.newWait()
+			j.start(b, w)
 			p.held.Add(int64(b.Size()))
 			if err := s.ring.Push(j, b.Size()); err != nil {
 				t.Error(err)
@@ -45,7 +46,7 @@ func TestPublishAllocatesNothing(t *testing.T) {
 				s.conclude(&s.parts[sent.Partition], &kmsg.ProduceResponseTopicPartition{})
 			}
 			s.spare = append(s.spare, r)
-			if err := j.wait(1 << 40); err != nil {
+			if err := w.outcome(1 << 40); err != nil {
 				t.Error(err)
 			}
 		})

@@ -81,6 +81,7 @@ type Producer struct {
 	metadata *metadata
 	shards   []*shard
 	jobs     sync.Pool
+	waits    sync.Pool
 
 	ctx     context.Context // of what runs beside the shards
 	cancel  context.CancelFunc
@@ -120,7 +121,7 @@ func newProducer(cfg Config, client *kgo.Client) *Producer {
 		patience: cfg.AckTimeout + 8*time.Second,
 	}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
-	p.jobs.New = func() any { return newJob(p) }
+	p.jobs.New = func() any { return &job{p: p} }
 	p.metadata = &metadata{name: cfg.Topic, client: client, wanted: make(chan struct{}, 1), changed: p.nudge, count: cfg.Kafka.Errors.Count}
 	for range cfg.Shards {
 		p.shards = append(p.shards, newShard(p))
@@ -143,6 +144,35 @@ func (p *Producer) nudge() {
 // The caller keeps its own reference to b and must Release it; the producer
 // holds another for as long as it reads b's bytes.
 func (p *Producer) Publish(b *codec.Batch) error {
+	if p.cfg.Ack == AckMemory {
+		return p.push(b, nil)
+	}
+	w := p.newWait()
+	waiting, err := p.Start(b, w)
+	if !waiting {
+		p.waits.Put(w)
+		return err
+	}
+	return w.outcome(p.cfg.AckTimeout)
+}
+
+// Start is Publish for those who cannot sleep: w hears of the outcome, perhaps
+// before Start returns. It reports false when there is nothing to wait for and w
+// hears nothing: b is as durable as it gets, or err says why nothing was kept. How
+// long to wait is for w to say.
+func (p *Producer) Start(b *codec.Batch, w Waiter) (waiting bool, err error) {
+	if p.cfg.Ack == AckMemory {
+		return false, p.push(b, nil)
+	}
+	if b.Len() == 0 {
+		return false, nil
+	}
+	err = p.push(b, w)
+	return err == nil, err
+}
+
+// push puts b into the ring of its shard.
+func (p *Producer) push(b *codec.Batch, w Waiter) error {
 	if b.Len() == 0 {
 		return nil
 	}
@@ -150,7 +180,7 @@ func (p *Producer) Publish(b *codec.Batch) error {
 	n := int64(b.Size())
 	p.held.Add(n)
 	j := p.jobs.Get().(*job)
-	j.start(b, p.cfg.Ack)
+	j.start(b, w)
 	// A request heavier than the whole ring would be refused for ever. It counts as
 	// what fits beside the quarter that a shard lets gather.
 	weight := int(min(n, p.cfg.RingBytes-p.cfg.RingBytes/4))
@@ -162,10 +192,7 @@ func (p *Producer) Publish(b *codec.Batch) error {
 		}
 		return ErrClosed
 	}
-	if p.cfg.Ack == AckMemory {
-		return nil
-	}
-	return j.wait(p.cfg.AckTimeout)
+	return nil
 }
 
 // Ping asks the cluster for the topic: nil when it can be produced to. A topic
