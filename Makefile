@@ -6,7 +6,7 @@ NOW_MS = $$(date +%s000)
 ENGINE := internal/embedded/clickhouse/engine
 ENGINE_STAMP := $(ENGINE)/node_modules/.package-lock.json
 
-RACE := ./internal/ring ./internal/codec ./internal/stat ./internal/logging ./internal/kafka ./internal/producer ./internal/server ./internal/sink ./internal/embedded
+RACE := ./internal/ring ./internal/loop ./internal/codec ./internal/stat ./internal/logging ./internal/kafka ./internal/producer ./internal/server ./internal/sink ./internal/embedded
 
 .DEFAULT_GOAL := help
 

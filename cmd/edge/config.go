@@ -31,6 +31,7 @@ type config struct {
 	ServerReadTimeout  time.Duration `env:"SERVER_READ_TIMEOUT" envDefault:"5s" doc:"one whole request, from its first byte"`
 	ServerWriteTimeout time.Duration `env:"SERVER_WRITE_TIMEOUT" envDefault:"10s" doc:"one answer"`
 	ServerIdleTimeout  time.Duration `env:"SERVER_IDLE_TIMEOUT" envDefault:"2m" doc:"between two requests on a connection"`
+	ServerLoops        int           `env:"SERVER_LOOPS" envDefault:"0" doc:"event loops that answer small posts; 0 is one per core, -1 none: each connection has a goroutine, as it always has over TLS"`
 	ServerTLSCert      string        `env:"SERVER_TLS_CERT" envDefault:"" doc:"file of the public listener's certificate and chain, PEM; with it the listener speaks TLS only"`
 	ServerTLSKey       string        `env:"SERVER_TLS_KEY" envDefault:"" doc:"file of its private key, PEM; both are read again on SIGHUP and when they change"`
 	AdminHost          string        `env:"ADMIN_HOST" envDefault:"127.0.0.1" doc:"address the admin listener binds to; it has no authentication"`
@@ -271,6 +272,9 @@ func (c *config) validate() error {
 	if int64(c.RingBytes) > 1<<30 || int64(c.MaxBufferedBytes) > 1<<31-1 {
 		bad("RING_BYTES may be at most 1GiB and MAX_BUFFERED_BYTES just under 2GiB")
 	}
+	if c.ServerLoops < -1 || c.ServerLoops > maxLoops {
+		bad("SERVER_LOOPS is %d; it must lie between -1 and %d", c.ServerLoops, maxLoops)
+	}
 	if c.Shards > maxShards {
 		bad("SHARDS is %d; more than %d only take memory", c.Shards, maxShards)
 	}
@@ -312,6 +316,7 @@ func (c *config) validate() error {
 // A ring's slots are allocated at the start: 64 bytes each, of every shard.
 const (
 	maxShards       = 256
+	maxLoops        = 256
 	maxRingRequests = 1 << 20
 )
 

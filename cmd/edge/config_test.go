@@ -55,6 +55,8 @@ func TestConfigRefusesBadValues(t *testing.T) {
 	f("CORS_ORIGINS", "none,https://a.example", "none")
 	f("MAX_AHEAD", "0s", "positive")
 	f("MIN_TIME", "1970-01-01T00:00:00Z", "1970")
+	f("SERVER_LOOPS", "-2", "between -1 and 256")
+	f("SERVER_LOOPS", "257", "between -1 and 256")
 	f("SHARDS", "-1", "negative")
 	f("SHARDS", "100000", "256")
 	f("RING_REQUESTS", "2000000000", "1048576")

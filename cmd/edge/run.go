@@ -451,12 +451,15 @@ func (a *app) startServer(context.Context) error {
 	sc.MaxEventBytes, sc.MaxBodyBytes = int(c.MaxEventBytes), int(c.MaxBodyBytes)
 	sc.MaxInflatedBytes, sc.MaxInflightBytes = int(c.MaxInflatedBytes), int64(c.MaxInflightBytes)
 	sc.MaxConns, sc.MaxConnsPerIP = c.MaxConns, c.MaxConnsPerIP
+	if c.ServerLoops != 0 {
+		sc.Loops = max(c.ServerLoops, 0)
+	}
 	sc.ReadTimeout, sc.WriteTimeout, sc.IdleTimeout = c.ServerReadTimeout, c.ServerWriteTimeout, c.ServerIdleTimeout
 	sc.QueryTimeout = c.QueryTimeout
 	sc.KeyRate, sc.RetryAfter = c.KeyRate, c.RetryAfter
 	sc.WriteKeys, sc.ReadKeys, sc.Origins = c.WriteKeys, c.ReadKeys, c.origins()
 	if a.producer != nil {
-		sc.Publish = a.producer.Publish
+		sc.Publish, sc.Start, sc.AckTimeout = a.producer.Publish, a.producer.Start, c.AckTimeout
 	}
 	if a.query != nil {
 		sc.Query = a.query.Query

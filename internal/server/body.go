@@ -30,6 +30,9 @@ const firstRead = 32 << 10
 // bytes of it. On error nothing is held.
 func (s *Server) readBody(ctx *fasthttp.RequestCtx, limit int) (*block, error) {
 	length := ctx.Request.Header.ContentLength() // -1 when chunked
+	if x := exchangeOf(ctx); x != nil && length > 0 {
+		return &x.body, nil // admit has looked at its size
+	}
 	stream := ctx.RequestBodyStream()
 	if stream == nil || length == 0 {
 		return nil, errEmptyBody

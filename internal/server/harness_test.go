@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"edge/internal/codec"
+	"edge/internal/producer"
 
 	"go.uber.org/goleak"
 )
@@ -31,14 +32,14 @@ const good = `{"event_name":"product_view","channel":"web","user_id":"user_12345
 // edge is a running server and the address to reach it at.
 type edge struct {
 	*Server
-	t    *testing.T
+	t    testing.TB
 	addr string
 	// published counts the events Publish took.
 	published *atomic.Int64
 }
 
 // start serves Defaults changed by change on a loopback port until the test ends.
-func start(t *testing.T, change func(*Config)) *edge {
+func start(t testing.TB, change func(*Config)) *edge {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -47,7 +48,7 @@ func start(t *testing.T, change func(*Config)) *edge {
 	return startOn(t, ln, change)
 }
 
-func startOn(t *testing.T, ln net.Listener, change func(*Config)) *edge {
+func startOn(t testing.TB, ln net.Listener, change func(*Config)) *edge {
 	t.Helper()
 	cfg := Defaults()
 	cfg.Events = codec.NewPool(codec.Rules{})
@@ -58,6 +59,12 @@ func startOn(t *testing.T, ln net.Listener, change func(*Config)) *edge {
 	}
 	if change != nil {
 		change(&cfg)
+	}
+	if publish := cfg.Publish; publish != nil && cfg.Start == nil {
+		cfg.Start = func(b *codec.Batch, w producer.Waiter) (bool, error) {
+			go func() { w.Settled(publish(b)) }()
+			return true, nil
+		}
 	}
 	if err := cfg.Validate(); err != nil {
 		t.Fatal(err)
@@ -85,7 +92,7 @@ func startOn(t *testing.T, ln net.Listener, change func(*Config)) *edge {
 // conn is one raw connection.
 type conn struct {
 	net.Conn
-	t    *testing.T
+	t    testing.TB
 	br   *bufio.Reader
 	sent []byte // and not yet answered
 }
@@ -179,7 +186,7 @@ func itoa(n int) string { return string(appendInt(n)) }
 func appendInt(n int) []byte { b, _ := json.Marshal(n); return b }
 
 // check compares status and body, and holds what every answer promises.
-func (a answer) check(t *testing.T, status int, body string) {
+func (a answer) check(t testing.TB, status int, body string) {
 	t.Helper()
 	if a.StatusCode != status {
 		t.Errorf("got status %d (%s); want %d", a.StatusCode, a.body, status)
@@ -190,7 +197,7 @@ func (a answer) check(t *testing.T, status int, body string) {
 	a.promises(t)
 }
 
-func (a answer) promises(t *testing.T) {
+func (a answer) promises(t testing.TB) {
 	t.Helper()
 	want := func(key, value string) {
 		t.Helper()
@@ -227,7 +234,7 @@ func (a answer) promises(t *testing.T) {
 }
 
 // eventually waits for cond with a deadline.
-func eventually(t *testing.T, what string, cond func() bool) {
+func eventually(t testing.TB, what string, cond func() bool) {
 	t.Helper()
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()

@@ -142,16 +142,18 @@ func (s *Server) postEvent(ctx *fasthttp.RequestCtx) error {
 		batch.Release()
 		return nil
 	}
-	err := s.publish(batch, a.bucket)
-	batch.Release()
+	s.hand(ctx, batch, a.bucket, (*Server).publishedEvent)
+	return nil
+}
+
+func (s *Server) publishedEvent(ctx *fasthttp.RequestCtx, _ *codec.Batch, err error) {
 	if err != nil {
 		s.refuse(ctx, err, 1)
-		return nil
+		return
 	}
 	s.stats.Accepted.Inc()
 	ctx.SetStatusCode(fasthttp.StatusAccepted)
 	ctx.Response.SetBodyRaw(bodyAccepted)
-	return nil
 }
 
 func (s *Server) postBulk(ctx *fasthttp.RequestCtx) error {
@@ -164,35 +166,36 @@ func (s *Server) postBulk(ctx *fasthttp.RequestCtx) error {
 	if a.format == formatLines {
 		how = batch.DecodeLines
 	}
-	s.answerBulk(ctx, batch, s.decode(ctx, body, how), a.bucket)
-	batch.Release()
-	return nil
-}
-
-// answerBulk publishes what is valid in batch and reports on the rest.
-func (s *Server) answerBulk(ctx *fasthttp.RequestCtx, batch *codec.Batch, broken *codec.Error, key *bucket) {
-	if broken != nil {
+	if broken := s.decode(ctx, body, how); broken != nil {
 		s.refuse(ctx, broken, 1)
-		return
+		batch.Release()
+		return nil
 	}
 	rejected := batch.Rejected()
-	accepted := batch.Len()
-	if accepted == 0 && len(rejected) == 0 {
+	if batch.Len() == 0 && len(rejected) == 0 {
 		s.refuse(ctx, errEmptyArray, 0)
-		return
+		batch.Release()
+		return nil
 	}
 	for i := range rejected {
 		s.stats.rejected[rejected[i].Err.Reason].Inc()
 	}
-	if accepted > 0 {
-		if err := s.publish(batch, key); err != nil {
-			s.refuse(ctx, err, accepted)
-			return
-		}
+	s.hand(ctx, batch, a.bucket, (*Server).publishedBulk)
+	return nil
+}
+
+// publishedBulk answers for what was valid in batch, and reports on the rest.
+func (s *Server) publishedBulk(ctx *fasthttp.RequestCtx, batch *codec.Batch, err error) {
+	accepted, rejected := batch.Len(), batch.Rejected()
+	switch {
+	case err != nil:
+		s.refuse(ctx, err, accepted)
+		return
+	case accepted == 0:
+		ctx.SetStatusCode(fasthttp.StatusBadRequest)
+	default:
 		s.stats.Accepted.Add(uint64(accepted))
 		ctx.SetStatusCode(fasthttp.StatusAccepted)
-	} else {
-		ctx.SetStatusCode(fasthttp.StatusBadRequest)
 	}
 	if len(rejected) == 0 {
 		var buf [96]byte
@@ -236,21 +239,51 @@ func appendBulk(dst []byte, accepted int, rejected []codec.Rejection) []byte {
 	return append(dst, '}')
 }
 
-// publish hands batch on and charges it to its key, unless nothing of it was
-// kept. Errors other than the producer's own are the broker's: logged here,
-// since the client gets no details.
-func (s *Server) publish(batch *codec.Batch, key *bucket) error {
-	n := batch.Len()
+// published answers a request whose batch has the outcome err.
+type published func(s *Server, ctx *fasthttp.RequestCtx, batch *codec.Batch, err error)
+
+// hand publishes batch, which is hand's from here on, and has then answer the
+// request: before it returns, or, in a loop that cannot wait for the outcome, later.
+func (s *Server) hand(ctx *fasthttp.RequestCtx, batch *codec.Batch, key *bucket, then published) {
 	if key != nil {
-		key.charge(n, time.Now())
+		key.charge(batch.Len(), time.Now())
 	}
-	err := s.cfg.Publish(batch)
+	x := exchangeOf(ctx)
+	switch {
+	case batch.Len() == 0:
+		then(s, ctx, batch, nil)
+	case x == nil:
+		then(s, ctx, batch, s.outcome(batch, key, s.cfg.Publish(batch)))
+	default:
+		x.batch, x.key, x.then = batch, key, then
+		x.state.Store(pending)
+		waiting, err := s.cfg.Start(batch, x)
+		if x.waiting = waiting; waiting {
+			return
+		}
+		then(s, ctx, batch, s.outcome(batch, key, err))
+	}
+	batch.Release()
+}
+
+// resume answers a request that waited in a loop.
+func (s *Server) resume(x *exchange, err error) {
+	x.waiting = false
+	defer s.done(&x.ctx, x.label)
+	defer x.batch.Release()
+	x.then(s, &x.ctx, x.batch, s.outcome(x.batch, x.key, err))
+}
+
+// outcome turns what the producer says of batch into what the client is told. A key
+// is charged unless nothing was kept. Errors other than the producer's own are the
+// broker's: logged here, since the client gets no details.
+func (s *Server) outcome(batch *codec.Batch, key *bucket, err error) error {
 	if err == nil {
 		return nil
 	}
 	full, closed := errors.Is(err, producer.ErrFull), errors.Is(err, producer.ErrClosed)
 	if key != nil && (full || closed) {
-		key.charge(-n, time.Now())
+		key.charge(-batch.Len(), time.Now())
 	}
 	switch {
 	case full:

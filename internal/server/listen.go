@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"time"
 
+	"edge/internal/loop"
+
 	"github.com/valyala/fasthttp"
 )
 
@@ -74,9 +76,6 @@ func (l *gatedListener) Accept() (net.Conn, error) {
 				reject(c, answer)
 				continue
 			}
-			if _, encrypted := c.(*tls.Conn); !encrypted { // that one is broken by a write that timed out
-				c = &lazyConn{Conn: c}
-			}
 			return c, nil
 		}
 		if !passing(err) {
@@ -123,20 +122,33 @@ func (g *gate) enter(c net.Conn) []byte {
 	return nil
 }
 
-// connState counts connections out. fasthttp reports every connection it was
-// given as closed exactly once. It sets the deadline of a write only before the
-// answer of a handler: without ours, a 100 Continue, or the answer to a header that
-// is none, would go out under that of the answer before, perhaps long past.
+// connState follows what fasthttp does with a connection. It sets the deadline of a
+// write only before the answer of a handler: without ours, a 100 Continue, or the
+// answer to a header that is none, would go out under that of the answer before,
+// perhaps long past. A connection of a loop is told when it may go back there, and
+// is counted out by the loop; any other here, exactly once.
 func (g *gate) connState(c net.Conn, state fasthttp.ConnState) {
+	looped, ofLoop := c.(*loop.Conn)
 	switch state {
 	case fasthttp.StateActive:
+		if ofLoop {
+			looped.SetIdle(false)
+		}
 		// An error shows in the write.
 		_ = c.SetWriteDeadline(time.Now().Add(g.writeTimeout))
-		return
+	case fasthttp.StateIdle:
+		if ofLoop {
+			looped.SetIdle(true)
+		}
 	case fasthttp.StateClosed:
-	default:
-		return
+		if !ofLoop { // else it is the loop's again, or already counted out
+			g.leave(c)
+		}
 	}
+}
+
+// leave counts c out.
+func (g *gate) leave(c net.Conn) {
 	g.open.Add(-1)
 	if addr, ok := g.address(c); ok {
 		g.mu.Lock()

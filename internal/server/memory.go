@@ -32,6 +32,9 @@ type block struct {
 	class int
 }
 
+// borrowed is the class of a block whose bytes are not the budget's.
+const borrowed = -1
+
 // newMemory returns a budget of limit bytes for bodies of up to maxBody bytes.
 func newMemory(limit int64, maxBody int) *memory {
 	// One byte more than the largest body tells that it is larger.
@@ -78,9 +81,9 @@ func (m *memory) grow(old *block, n int) *block {
 	return blk
 }
 
-// put takes blk back; nil is allowed.
+// put takes blk back; nil and borrowed bytes are allowed.
 func (m *memory) put(blk *block) {
-	if blk == nil {
+	if blk == nil || blk.class == borrowed {
 		return
 	}
 	size := prefetch << blk.class

@@ -38,7 +38,7 @@ var description = sync.OnceValues(func() (*openapi3.T, error) {
 // conforms holds an answer, and the request when it was taken, to openapi.yaml.
 // Every test that talks to a server goes through it. req is nil when what was
 // sent is no HTTP to net/http either.
-func conforms(t *testing.T, req *http.Request, a answer) {
+func conforms(t testing.TB, req *http.Request, a answer) {
 	t.Helper()
 	doc, err := description()
 	if err != nil {

@@ -78,8 +78,9 @@ func (s *Server) newRoutes() *router.Router {
 		r.GET(path, s.on(label, h))
 		r.HEAD(path, s.on(label, h))
 	}
-	r.POST("/events", s.on(routeEvents, s.postEvent))
-	r.POST("/events/bulk", s.on(routeBulk, s.postBulk))
+	s.events, s.bulk = s.on(routeEvents, s.postEvent), s.on(routeBulk, s.postBulk)
+	r.POST("/events", s.events)
+	r.POST("/events/bulk", s.bulk)
 	get("/metrics", routeMetrics, s.getMetrics)
 	get("/health", routeHealth, s.getHealth)
 	get("/ready", routeReady, s.getReady)
@@ -93,8 +94,10 @@ func (s *Server) newRoutes() *router.Router {
 func (s *Server) on(label route, h handler) fasthttp.RequestHandler {
 	return func(ctx *fasthttp.RequestCtx) {
 		defer s.done(ctx, label)
-		commonHeaders(ctx)
-		s.cors.allow(ctx)
+		if x := exchangeOf(ctx); x == nil || !x.bare { // else finish does it
+			commonHeaders(ctx)
+			s.cors.allow(ctx)
+		}
 		if err := framing(&ctx.Request.Header); err != nil {
 			s.fail(ctx, err)
 			ctx.SetConnectionClose() // where the next request begins is anybody's guess
@@ -150,6 +153,10 @@ func (s *Server) done(ctx *fasthttp.RequestCtx, label route) {
 	status := ctx.Response.StatusCode()
 	if status == fasthttp.StatusContinue {
 		return // the answer is still to come
+	}
+	if x := exchangeOf(ctx); x != nil && x.waiting {
+		x.label = label
+		return // here, too
 	}
 	if s.stopping.Load() {
 		ctx.SetConnectionClose()

@@ -30,10 +30,14 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"runtime"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"edge/internal/codec"
+	"edge/internal/loop"
+	"edge/internal/producer"
 	"edge/internal/query"
 
 	"github.com/fasthttp/router"
@@ -49,6 +53,11 @@ type Config struct {
 	// process that does not ingest.
 	Events  *codec.Pool
 	Publish func(*codec.Batch) error
+	// Start is Publish for requests in a loop, which cannot wait: it reports true
+	// when the Waiter will hear of the outcome, as in producer.Producer. They give
+	// up after AckTimeout with ErrTimeout.
+	Start      func(*codec.Batch, producer.Waiter) (bool, error)
+	AckTimeout time.Duration
 	// Query answers a parsed metrics query. Nil in a process that does not.
 	Query func(context.Context, query.Request) (*query.Result, error)
 	// Checks decide /ready.
@@ -62,6 +71,7 @@ type Config struct {
 	MaxHeaderBytes   int   // request line and header; also the read buffer of a connection
 	MaxConns         int   // open connections
 	MaxConnsPerIP    int   // open connections of one IPv4 address or IPv6 /64; 0 is no limit
+	Loops            int   // event loops for small requests; 0 is a goroutine a connection
 
 	ReadTimeout  time.Duration // a whole request, from its first byte; also a silent new connection
 	WriteTimeout time.Duration // one answer
@@ -98,6 +108,8 @@ func Defaults() Config {
 		// connection owns a buffer of this size, idle ones too.
 		MaxHeaderBytes: 8 << 10,
 		MaxConns:       32 << 10,
+		Loops:          runtime.GOMAXPROCS(0),
+		AckTimeout:     2 * time.Second,
 		ReadTimeout:    5 * time.Second,
 		WriteTimeout:   10 * time.Second,
 		IdleTimeout:    2 * time.Minute,
@@ -124,6 +136,7 @@ func (c *Config) Validate() error {
 	positive("the idle timeout", int64(c.IdleTimeout))
 	positive("the query timeout", int64(c.QueryTimeout))
 	positive("the retry-after time", int64(c.RetryAfter))
+	positive("the acknowledgement timeout", int64(c.AckTimeout))
 	if c.MaxHeaderBytes < 1<<10 {
 		errs = append(errs, fmt.Errorf("the header size limit is %d bytes; it must be at least 1024", c.MaxHeaderBytes))
 	}
@@ -142,8 +155,14 @@ func (c *Config) Validate() error {
 	if _, err := parseKeys(c.ReadKeys); err != nil {
 		errs = append(errs, fmt.Errorf("read keys: %w", err))
 	}
+	if c.Loops < 0 {
+		errs = append(errs, fmt.Errorf("the number of loops is %d; it must not be negative", c.Loops))
+	}
 	if c.Publish != nil && c.Events == nil {
 		errs = append(errs, errors.New("ingesting needs a pool of batches"))
+	}
+	if (c.Publish == nil) != (c.Start == nil) {
+		errs = append(errs, errors.New("only one of Publish and Start is there"))
 	}
 	return errors.Join(errs...)
 }
@@ -160,6 +179,8 @@ type Server struct {
 	cfg     Config
 	http    *fasthttp.Server
 	routes  *router.Router
+	events  fasthttp.RequestHandler // of POST /events
+	bulk    fasthttp.RequestHandler // of POST /events/bulk
 	memory  *memory
 	inflate *inflaters
 	gate    *gate
@@ -168,6 +189,11 @@ type Server struct {
 	retry   []byte // value of Retry-After
 	log     *slog.Logger
 	stats   Stats
+
+	mu       sync.Mutex
+	loops    *loop.Group
+	accepted chan struct{} // closed when loops gets no more connections
+	listener net.Listener  // of loops
 
 	draining atomic.Bool // not ready, still serving
 	stopping atomic.Bool // refuses new work
@@ -225,15 +251,57 @@ func New(cfg Config) *Server {
 	return s
 }
 
-// Serve answers connections of ln until Shutdown, and takes ownership of ln.
+// Serve answers connections of ln until Shutdown, and takes ownership of ln. It is
+// called once.
 func (s *Server) Serve(ln net.Listener) error {
 	if s.stopping.Load() {
 		return ln.Close()
 	}
-	if err := s.http.Serve(s.gate.listener(ln)); err != nil && !s.stopping.Load() {
+	var err error
+	if tcp, ok := ln.(*net.TCPListener); ok && loop.Supported && s.cfg.Loops > 0 {
+		err = s.serveLoops(tcp)
+	} else {
+		err = s.http.Serve(s.gate.listener(ln))
+	}
+	if err != nil && !s.stopping.Load() {
 		return fmt.Errorf("accept on %s: %w", ln.Addr(), err)
 	}
 	return nil
+}
+
+// serveLoops gives the connections of tcp to loops.
+func (s *Server) serveLoops(tcp *net.TCPListener) error {
+	loops, err := loop.New(loop.Config{
+		Loops: s.cfg.Loops, Handler: s.newWhole,
+		// It reports what the client has been told, or could not be.
+		Lent:        func(c *loop.Conn) { _ = s.http.ServeConn(c) },
+		Closed:      func(c *loop.Conn) { s.gate.leave(c) },
+		ReadTimeout: s.cfg.ReadTimeout, WriteTimeout: s.cfg.WriteTimeout, IdleTimeout: s.cfg.IdleTimeout,
+		ParkTimeout: s.cfg.AckTimeout,
+	})
+	if err != nil {
+		return err
+	}
+	ln, err := loops.Listener(tcp)
+	if err != nil {
+		return errors.Join(err, tcp.Close(), loops.Shutdown(context.Background()))
+	}
+	ln = s.gate.listener(ln)
+	s.mu.Lock()
+	if s.stopping.Load() { // Shutdown has found no loops
+		s.mu.Unlock()
+		return errors.Join(ln.Close(), loops.Shutdown(context.Background()))
+	}
+	s.loops, s.listener, s.accepted = loops, ln, make(chan struct{})
+	s.mu.Unlock()
+	defer close(s.accepted)
+	for {
+		c, err := ln.Accept()
+		if err != nil {
+			return err
+		}
+		loops.Add(c.(*loop.Conn))
+	}
 }
 
 // Drain makes /ready answer 503 while everything else goes on, so that load
@@ -247,7 +315,18 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	s.Drain()
 	s.stopping.Store(true)
 	s.gate.stop()
-	if err := s.http.ShutdownWithContext(ctx); err != nil {
+	s.mu.Lock()
+	loops, ln := s.loops, s.listener
+	s.mu.Unlock()
+	var err error
+	if loops == nil {
+		err = s.http.ShutdownWithContext(ctx)
+	} else {
+		_ = ln.Close()
+		<-s.accepted
+		err = loops.Shutdown(ctx)
+	}
+	if err != nil {
 		return fmt.Errorf("drain %d http connections: %w", s.gate.open.Load(), err)
 	}
 	return nil

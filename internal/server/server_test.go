@@ -277,7 +277,9 @@ func TestAnswersAreCounted(t *testing.T) {
 }
 
 func TestPanicIsAnAnswer(t *testing.T) {
-	e := start(t, func(c *Config) { c.Publish = func(*codec.Batch) error { panic("boom") } })
+	e := start(t, func(c *Config) {
+		c.Start = func(*codec.Batch, producer.Waiter) (bool, error) { panic("boom") }
+	})
 	for range 3 {
 		e.do("POST", "/events", nil, []byte(good)).check(t, 500, "internal error")
 	}

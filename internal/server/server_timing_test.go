@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"edge/internal/codec"
+	"edge/internal/producer"
 
 	"github.com/valyala/fasthttp"
 )
@@ -52,6 +53,7 @@ func atMemory() *Server {
 	cfg := Defaults()
 	cfg.Events = codec.NewPool(codec.Rules{})
 	cfg.Publish = func(*codec.Batch) error { return nil }
+	cfg.Start = func(*codec.Batch, producer.Waiter) (bool, error) { return false, nil }
 	return New(cfg)
 }
 
@@ -150,6 +152,7 @@ func guardedServer(t testing.TB, line string) *Server {
 	cfg := Defaults()
 	cfg.Events = codec.NewPool(codec.Rules{})
 	cfg.Publish = func(*codec.Batch) error { return nil }
+	cfg.Start = func(*codec.Batch, producer.Waiter) (bool, error) { return false, nil }
 	cfg.WriteKeys, cfg.KeyFile, cfg.KeyRate = []string{"listed"}, file, maxKeyRate
 	return New(cfg)
 }

@@ -1,0 +1,218 @@
+package server
+
+import (
+	"io"
+	"net"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"edge/internal/codec"
+	"edge/internal/loop"
+	"edge/internal/producer"
+)
+
+// twins are two servers that differ in who reads their connections.
+type twins struct{ loops, goroutines *edge }
+
+func startTwins(t testing.TB) twins {
+	if !loop.Supported {
+		t.Skip("no loops on this platform")
+	}
+	change := func(loops int) func(*Config) {
+		return func(c *Config) {
+			c.Loops, c.MaxBodyBytes, c.MaxInflatedBytes, c.WriteKeys = loops, 100<<10, 200<<10, []string{"k"}
+			c.Publish = func(b *codec.Batch) error {
+				if b.Len() == 3 {
+					return producer.ErrFull
+				}
+				return nil
+			}
+		}
+	}
+	return twins{start(t, change(2)), start(t, change(0))}
+}
+
+var dates = regexp.MustCompile(`Date: [^\r]*`)
+
+// transcript is all that a server answers to raw, which is sent in pieces cut at
+// cuts, to its end.
+func (e *edge) transcript(t *testing.T, raw string, cuts ...int) string {
+	t.Helper()
+	c, err := net.Dial("tcp", e.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+	from := 0
+	for _, to := range append(cuts, len(raw)) {
+		// The server may have closed: what it said before is what counts.
+		_, _ = io.WriteString(c, raw[from:to])
+		from = to
+	}
+	_ = c.(*net.TCPConn).CloseWrite()
+	said, err := io.ReadAll(c)
+	if err != nil && !strings.Contains(err.Error(), "reset") {
+		t.Fatalf("%.80q: %v", raw, err)
+	}
+	lines := strings.SplitAfter(dates.ReplaceAllString(string(said), "Date: -"), "\r\n")
+	for i, from := 0, 0; i < len(lines); i++ { // in which order headers stand means nothing
+		switch {
+		case strings.Contains(lines[i], "HTTP/1.1 "):
+			from = i + 1
+		case lines[i] == "\r\n":
+			slices.Sort(lines[from:i])
+		}
+	}
+	return strings.Join(lines, "")
+}
+
+// agree holds that nobody can tell who reads.
+func (w twins) agree(t *testing.T, raw string, cuts ...int) {
+	t.Helper()
+	want := w.goroutines.transcript(t, raw, cuts...)
+	if got := w.loops.transcript(t, raw, cuts...); got != want {
+		t.Errorf("%.300q cut at %v: a loop answers\n%s\nand fasthttp\n%s", raw, cuts, got, want)
+	}
+}
+
+// requests is what a loop serves, what it lends, and what lies between.
+func requests() (all []string) {
+	bulk := "[" + good + "," + good + "]"
+	lines := good + "\n" + strings.Replace(good, "user_id", "nobody", 1) + "\n"
+	long := "[" + strings.Repeat(good+",", 600) + good + "]" // longer than a loop takes
+	for _, target := range []string{"/events", "/events/", "/events/bulk", "/events/bulk/", "/events?x=1", "/events//", "/eventsx", "/%65vents", "/metrics"} {
+		for _, body := range []string{good, bulk, lines, "", "{", "null", good + " ", good + "x", long, "[" + good + "," + good + "," + good + "]"} {
+			all = append(all, "POST "+target+" HTTP/1.1\r\nHost: a\r\nX-API-Key: k\r\nContent-Length: "+itoa(len(body))+"\r\n\r\n"+body)
+		}
+	}
+	for _, header := range []string{
+		"", "Content-Type: application/x-ndjson\r\n", "Content-Type: text/html\r\n", "Content-Encoding: identity\r\n", "Content-Encoding: gzip\r\n",
+		"Origin: https://shop.example\r\n", "Connection: close\r\n", "Connection: keep-alive\r\n", "Expect: 100-continue\r\n", "Expect: x\r\n",
+		"Transfer-Encoding: chunked\r\n", "Transfer-Encoding: identity\r\n", "Content-Length: 3\r\n", "Host: b\r\n", "X: a\r\n b\r\n", "X : a\r\n", "X(: a\r\n",
+		"X: a\nY: b\r\n", "X: a\rb\r\n", "X: \x00\r\n", ": x\r\n", "X\r\n", "Upgrade: h2c\r\n", "X: " + strings.Repeat("y", 9000) + "\r\n",
+	} {
+		for _, key := range []string{"X-API-Key: k\r\n", "Authorization: Bearer k\r\n", "X-API-Key: wrong\r\n", ""} {
+			for _, version := range []string{"HTTP/1.1", "HTTP/1.0", "HTTP/1.9", "HTTP/2.0", "HTTP/1.1 "} {
+				all = append(all, "POST /events "+version+"\r\nHost: a\r\n"+header+key+"Content-Length: "+itoa(len(good))+"\r\n\r\n"+good)
+			}
+		}
+	}
+	one := "POST /events HTTP/1.1\r\nHost: a\r\nX-API-Key: k\r\nContent-Length: " + itoa(len(good)) + "\r\n\r\n" + good
+	return append(all,
+		one+one, one+"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"+one, one+"\r\n"+one, "\r\n"+one, "\n"+one, one+"x", one+one[:40],
+		"POST /events HTTP/1.1\r\nHost: a\r\nX-API-Key: k\r\n\r\n", "POST /events HTTP/1.1\r\n\r\n", "POST /events", "P", "",
+		"POST /events HTTP/1.1\r\nHost: a\r\nX-API-Key: k\r\nContent-Length: 7\r\n\r\n", // and the end
+		"POST /events HTTP/1.1\r\nHost: a\nX-API-Key: k\r\nContent-Length: 7\r\n\r\n{",
+		"POST /events HTTP/1.1\nHost: a\nX-API-Key: k\nContent-Length: "+itoa(len(good))+"\n\n"+good+"\r\n\r\n",
+		"POST /events HTTP/1.1\r\nHost: a\r\nX-API-Key: k\r\nContent-Length: 99999999999999999999\r\n\r\n"+good,
+		"POST /events HTTP/1.1\r\nHost: a\r\nX-API-Key: k\r\nContent-Length: -1\r\n\r\n"+good,
+		"POST /events/bulk HTTP/1.1\r\nHost: a\r\nX-API-Key: k\r\nContent-Length: 200000\r\n\r\n"+good,
+		strings.Replace(one, "Host: a", "Host: #a", 1), strings.Replace(one, "Host: a", "Host: ::a", 1), strings.Replace(one, "Host: a", "Host: Edge_1.b-c:8080", 1),
+		strings.Replace(one, "Host: a", "Host: a:", 1), strings.Replace(one, "Host: a", "Host: a:99999", 1), strings.Replace(one, "Host: a", "Host:", 1), strings.Replace(one, "Host: a", "Host: [::1]:80", 1),
+		"OPTIONS /events HTTP/1.1\r\nHost: a\r\nOrigin: https://shop.example\r\n\r\n"+one,
+		"GET /events HTTP/1.1\r\nHost: a\r\n\r\n"+one, "HEAD /health HTTP/1.1\r\nHost: a\r\n\r\n"+one)
+}
+
+func TestLoopsAnswerAsFasthttp(t *testing.T) {
+	w := startTwins(t)
+	for _, raw := range requests() {
+		w.agree(t, raw)
+		if end := strings.Index(raw, "\r\n\r\n"); end > 0 && len(raw) < 2000 {
+			w.agree(t, raw, end/2)
+			w.agree(t, raw, end+4)
+			w.agree(t, raw, end+(len(raw)-end)/2)
+			w.agree(t, raw, end+2, len(raw)-1)
+		}
+	}
+}
+
+func FuzzLoopsAnswerAsFasthttp(f *testing.F) {
+	for _, raw := range requests() {
+		if len(raw) < 2000 {
+			f.Add(raw, uint16(0))
+			f.Add(raw, uint16(len(raw)-1))
+		}
+	}
+	w := startTwins(f)
+	f.Fuzz(func(t *testing.T, raw string, cut uint16) {
+		w.agree(t, raw, min(int(cut), len(raw)))
+	})
+}
+
+// A request whose outcome does not come is answered after AckTimeout, its
+// connection goes on, and the outcome finds nobody.
+func TestOutcomeThatDoesNotCome(t *testing.T) {
+	waiters := make(chan producer.Waiter, 1)
+	e := start(t, func(c *Config) {
+		c.AckTimeout = 20 * time.Millisecond
+		c.Start = func(_ *codec.Batch, w producer.Waiter) (bool, error) {
+			waiters <- w
+			return true, nil
+		}
+	})
+	c := e.dial()
+	post := string(request("/events", "application/json", good))
+	for range 3 {
+		c.send(post)
+		w := <-waiters
+		c.answer().check(t, 503, "did not confirm in time")
+		if w.Settled(nil) {
+			t.Error("somebody waited for an outcome that came too late")
+		}
+		c.send(post)
+		if !(<-waiters).Settled(nil) {
+			t.Error("nobody waited")
+		}
+		c.answer().check(t, 202, "accepted")
+	}
+	// A client that is gone before its outcome.
+	c.send(post)
+	w := <-waiters
+	c.Close()
+	w.Settled(nil)
+}
+
+// What a loop serves costs no memory at all, and neither does its waiting.
+func TestLoopDoesNotAllocate(t *testing.T) {
+	if raceEnabled || !loop.Supported {
+		t.Skip("sync.Pool drops entries under the race detector")
+	}
+	f := func(name, path, typ, body string, begin func(*codec.Batch, producer.Waiter) (bool, error)) {
+		t.Helper()
+		e := start(t, func(c *Config) { c.Start = begin })
+		c := e.dial()
+		post, answer := request(path, typ, body), make([]byte, 1<<10)
+		got := testing.AllocsPerRun(2000, func() {
+			if _, err := c.Conn.Write(post); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := c.Conn.Read(answer); err != nil {
+				t.Fatal(err)
+			}
+		})
+		if !strings.HasPrefix(string(answer), "HTTP/1.1 202") {
+			t.Fatalf("%s: got %s", name, answer)
+		}
+		if got != 0 {
+			t.Errorf("%s: %v allocations per request; want 0", name, got)
+		}
+	}
+	bulk := strings.Repeat(sample+"\n", 100)
+	at := func(*codec.Batch, producer.Waiter) (bool, error) { return false, nil }
+	f("event", "/events", "application/json", sample, at)
+	f("bulk", "/events/bulk", "application/x-ndjson", bulk, at)
+	waiters := make(chan producer.Waiter, 1)
+	go func() {
+		for w := range waiters {
+			w.Settled(nil)
+		}
+	}()
+	later := func(_ *codec.Batch, w producer.Waiter) (bool, error) { waiters <- w; return true, nil }
+	f("event that waits", "/events", "application/json", sample, later)
+	f("bulk that waits", "/events/bulk", "application/x-ndjson", bulk, later)
+	close(waiters)
+}
