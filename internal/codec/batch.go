@@ -57,6 +57,7 @@ type Batch struct {
 	ev       Event
 	lim      limits
 	now      int64 // Unix ms
+	nowText  []byte
 	err      Error
 	random   *rand.ChaCha8
 	id       [36]byte // text of the id assigned last
@@ -235,6 +236,7 @@ func (b *Batch) line(line []byte, i, index int) {
 func (b *Batch) begin(now time.Time) {
 	b.reset()
 	b.now = now.UnixMilli()
+	b.nowText = appendMillis(b.nowText[:0], b.now)
 	b.lim = b.pool.rules.at(now)
 }
 
@@ -297,7 +299,7 @@ func (b *Batch) keep() {
 	}
 	b.ev.ReceivedAt = b.now
 	start := len(b.arena)
-	b.arena = AppendRecord(b.arena, &b.ev)
+	b.arena = appendRecord(b.arena, &b.ev, !b.dec.rough, b.nowText)
 	b.records = append(b.records, span{start, len(b.arena), PartitionHash(id), assigned})
 }
 

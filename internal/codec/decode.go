@@ -12,6 +12,7 @@ type Decoder struct {
 	tags    [][]byte           // backing of Event.Tags
 	stack   [stackWords]uint64 // brackets below the 64 innermost, see skipValue
 	offset  [fieldCount]int    // of each field's last value, 0 when absent: the brace comes first
+	rough   bool               // something was unescaped, so that text may need escaping
 	nul     uint16             // fields, by bit, whose last value holds U+0000
 	start   int                // of the event at hand
 	broken  Error              // first rule broken, if broken.what != none
@@ -68,6 +69,7 @@ func (d *Decoder) reject(w what, f field, offset int, limit int) {
 func (d *Decoder) event(data []byte, i int, ev *Event, lim *limits, record bool) int {
 	*ev = Event{}
 	d.scratch = d.scratch[:0]
+	d.rough = false
 	d.offset = [fieldCount]int{}
 	d.start = i
 	d.broken.what = none
@@ -133,6 +135,7 @@ func (d *Decoder) text(raw []byte, flags uint8, offset int, f field) []byte {
 	if flags&escaped == 0 {
 		return raw
 	}
+	d.rough = true
 	start := len(d.scratch)
 	d.scratch = unescape(d.scratch, raw)
 	text := d.scratch[start:len(d.scratch):len(d.scratch)]

@@ -11,18 +11,25 @@ import (
 // reads, keys in a fixed order, absent optional fields left out, metadata byte
 // for byte. The text of ev must be valid UTF-8, as Decode leaves it.
 func AppendRecord(dst []byte, ev *Event) []byte {
+	var text [20]byte
+	return appendRecord(dst, ev, false, appendMillis(text[:0], ev.ReceivedAt))
+}
+
+// appendRecord is AppendRecord for whoever knows that no text of ev needs escaping,
+// and the text of its ReceivedAt.
+func appendRecord(dst []byte, ev *Event, plain bool, receivedAt []byte) []byte {
 	dst = append(dst, `{"event_name":"`...)
-	dst = appendText(dst, ev.Name)
+	dst = appendText(dst, ev.Name, plain)
 	if len(ev.Channel) > 0 {
 		dst = append(dst, `","channel":"`...)
-		dst = appendText(dst, ev.Channel)
+		dst = appendText(dst, ev.Channel, plain)
 	}
 	if len(ev.CampaignID) > 0 {
 		dst = append(dst, `","campaign_id":"`...)
-		dst = appendText(dst, ev.CampaignID)
+		dst = appendText(dst, ev.CampaignID, plain)
 	}
 	dst = append(dst, `","user_id":"`...)
-	dst = appendText(dst, ev.UserID)
+	dst = appendText(dst, ev.UserID, plain)
 	dst = append(dst, `","timestamp":`...)
 	dst = appendMillis(dst, ev.Timestamp)
 	if len(ev.Tags) > 0 {
@@ -31,7 +38,7 @@ func AppendRecord(dst []byte, ev *Event) []byte {
 			if i > 0 {
 				dst = append(dst, `","`...)
 			}
-			dst = appendText(dst, tag)
+			dst = appendText(dst, tag, plain)
 		}
 		dst = append(dst, `"]`...)
 	}
@@ -40,9 +47,9 @@ func AppendRecord(dst []byte, ev *Event) []byte {
 		dst = append(dst, ev.Metadata...)
 	}
 	dst = append(dst, `,"event_id":"`...)
-	dst = appendText(dst, ev.EventID)
+	dst = appendText(dst, ev.EventID, plain)
 	dst = append(dst, `","received_at":`...)
-	dst = appendMillis(dst, ev.ReceivedAt)
+	dst = append(dst, receivedAt...)
 	return append(dst, '}')
 }
 
@@ -70,11 +77,16 @@ func textOfEight(n uint64) uint64 {
 	return n | 0x3030303030303030
 }
 
-// appendText appends text as the inside of a JSON string.
-func appendText(dst, text []byte) []byte {
-	if isPlain(text) {
+// appendText appends text as the inside of a JSON string; plain says that it needs no
+// escaping, as far as is known.
+func appendText(dst, text []byte, plain bool) []byte {
+	if plain || isPlain(text) {
 		return append(dst, text...)
 	}
+	return appendEscaped(dst, text)
+}
+
+func appendEscaped(dst, text []byte) []byte {
 	plain := 0
 	for i, c := range text {
 		if c >= 0x20 && c != '"' && c != '\\' {

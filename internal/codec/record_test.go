@@ -190,7 +190,7 @@ func TestAppendTextEscapesEveryPosition(t *testing.T) {
 		for _, c := range []byte{'"', '\\', '\n', 0, 0x1f} {
 			text := strings.Repeat("x", n) + string(c) + strings.Repeat("y", 9)
 			var back string
-			if err := json.Unmarshal(append(appendText([]byte{'"'}, []byte(text)), '"'), &back); err != nil || back != text {
+			if err := json.Unmarshal(append(appendText([]byte{'"'}, []byte(text), false), '"'), &back); err != nil || back != text {
 				t.Errorf("%q: got %q, %v", text, back, err)
 			}
 		}
