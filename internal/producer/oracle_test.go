@@ -3,6 +3,7 @@ package producer
 import (
 	"bytes"
 	"context"
+	crand "crypto/rand"
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/klauspost/compress/s2"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -113,6 +115,57 @@ func TestBatchesAreThoseOfKgo(t *testing.T) {
 	f(1, 8192, 0, snappy)
 	f(6, 2000, -10_000, snappy)
 	f(200, 20, 0, snappy)
+}
+
+// A batch that is packed in chunks is one snappy block of all its records, also when
+// they cannot be packed, wherever a chunk ends.
+func TestChunksMakeOneBlock(t *testing.T) {
+	f := func(records, size int, noise bool) {
+		t.Helper()
+		all := randomRecords(records, size, 1)
+		chunked, whole := newBatch(), newBatch()
+		defer chunked.free()
+		defer whole.free()
+		var scratch []byte
+		chunks := 0
+		for _, r := range all {
+			if noise {
+				_, _ = crand.Read(r.Value)
+			}
+			ms, assigned := r.Timestamp.UnixMilli(), len(r.Headers) > 0
+			if a, b := chunked.append(r.Value, ms, assigned), whole.append(r.Value, ms, assigned); a != b {
+				t.Fatalf("a record takes %d bytes and %d", a, b)
+			}
+			if chunked.full() {
+				scratch = chunked.squeeze(scratch)
+				chunks++
+			}
+		}
+		chunked.pack(scratch)
+		chunked.mark(identity{1, 2}, 3)
+		if chunks == 0 {
+			t.Fatalf("%d records of %d bytes are no chunk", records, size)
+		}
+		if codec := binary.BigEndian.Uint16(chunked.buf[codecAt:]); codec != snappy {
+			t.Errorf("codec %d", codec)
+		}
+		got, err := s2.Decode(nil, chunked.buf[recordsAt:])
+		if want := whole.buf[recordsAt:]; err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%d records of %d bytes in %d chunks: %d bytes, %v; want %d", records, size, chunks, len(got), err, len(want))
+		}
+		if err := checkBatch(chunked.buf); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, noise := range []bool{false, true} {
+		f(1, chunkBytes, noise)
+		f(1, maxBatchBytes-recordsAt-100, noise)
+		f(2, chunkBytes-20, noise)
+		f(chunkBytes/300+1, 300, noise)
+		f(3000, 300, noise)
+		f(40000, 1, noise)
+		f(7, 100_000, noise)
+	}
 }
 
 // The bytes of one batch, should both encoders change at once.

@@ -46,7 +46,7 @@ type partition struct {
 func (pt *partition) last(n int, since time.Time) *batch {
 	if k := len(pt.queue) - 1; k >= 0 {
 		b := pt.queue[k]
-		open := b.stamp == nobody && len(b.buf)+n <= maxBatchBytes && since.Sub(b.since) < gatherFor
+		open := b.stamp == nobody && recordsAt+b.size+n <= maxBatchBytes && since.Sub(b.since) < gatherFor
 		if open {
 			return b
 		}

@@ -193,6 +193,9 @@ func (s *shard) place(j *job) bool {
 		pt := &s.parts[kafka.PartitionOf(j.batch.Hash(j.placed), len(s.view.leaders))]
 		b := pt.last(size, j.since)
 		s.bytes += b.append(value, ms, j.batch.Assigned(j.placed))
+		if b.full() {
+			s.scratch = b.squeeze(s.scratch)
+		}
 		s.records++
 		b.owe(j)
 	}
