@@ -68,10 +68,10 @@ func (q *queryData) merge(ctx context.Context) error {
 	return err
 }
 
-// window is a time range that starts and ends on no boundary, ending a little
-// before the newest event.
+// window is a time range that starts and ends on no boundary of any bucket, ending a
+// little before the newest event.
 func (q *queryData) window(d time.Duration) (from, to int64) {
-	to = q.to.Unix() - 1500
+	to = q.to.Unix() - 1543
 	return max(to-int64(d.Seconds()), q.from.Unix()+7), to
 }
 
@@ -129,7 +129,8 @@ func (a *asker) ask(total, users, table, where, group string) (reply, error) {
 	began := time.Now()
 	err := a.pool.Do(a.ctx, ch.Query{
 		Body:   "SELECT " + total + " AS t, " + users + " AS u, " + key + " AS g FROM " + table + " WHERE event_name = 'product_view' AND " + where + by,
-		Result: proto.Results{{Name: "t", Data: &n}, {Name: "u", Data: new(proto.ColUInt64)}, {Name: "g", Data: new(proto.ColStr)}},
+		Settings: []ch.Setting{{Key: "use_statistics", Value: "0"}, {Key: "optimize_use_projections", Value: "0"}, {Key: "optimize_use_implicit_projections", Value: "0"}}, // as ours
+		Result:   proto.Results{{Name: "t", Data: &n}, {Name: "u", Data: new(proto.ColUInt64)}, {Name: "g", Data: new(proto.ColStr)}},
 		OnResult: func(context.Context, proto.Block) error {
 			for _, v := range n {
 				r.total += v

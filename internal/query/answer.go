@@ -1,103 +1,98 @@
 package query
 
 import (
+	"cmp"
 	"context"
-	"fmt"
+	"slices"
 	"time"
 
 	"github.com/ClickHouse/ch-go/proto"
 )
 
-// answer decodes the one row of a statement. Which columns there are follows
-// from the request, in the order build writes them.
+// answer decodes the rows of a statement. Which columns there are follows from the
+// request, in the order build writes them.
 type answer struct {
 	result Result
 	zone   *time.Location
 	timed  bool
+	starts []int64 // of the groups, when they are times
 
+	names  proto.ColStr
+	times  proto.ColInt64
+	whole  proto.ColUInt8
 	events proto.ColInt64
 	users  proto.ColUInt64
-	names  *proto.ColArr[string]
-	times  *proto.ColArr[int64]
-	totals *proto.ColArr[int64]
-	each   *proto.ColArr[uint64]
 }
 
 func newAnswer(r *Request, zone *time.Location) *answer {
-	return &answer{
-		zone:   zone,
-		result: Result{Request: *r},
-		timed:  bucketSeconds(r.GroupBy) != 0,
-		names:  new(proto.ColStr).Array(),
-		times:  new(proto.ColInt64).Array(),
-		totals: new(proto.ColInt64).Array(),
-		each:   new(proto.ColUInt64).Array(),
-	}
+	return &answer{zone: zone, result: Result{Request: *r}, timed: bucketSeconds(r.GroupBy) != 0}
 }
 
 func (a *answer) columns() proto.Results {
-	r := &a.result.Request
-	cols := proto.Results{{Name: "events", Data: &a.events}}
-	if !r.CountsOnly {
-		cols = append(cols, proto.ResultColumn{Name: "distinct_users", Data: &a.users})
+	var cols proto.Results
+	add := func(name string, data proto.ColResult) {
+		cols = append(cols, proto.ResultColumn{Name: name, Data: data})
 	}
-	if r.GroupBy == "" {
-		return cols
+	switch {
+	case a.timed:
+		add("label", &a.times)
+	case a.grouped():
+		add("label", &a.names)
 	}
-	labels := proto.ResultColumn{Name: "labels", Data: a.names}
-	if a.timed {
-		labels.Data = a.times
+	if a.grouped() {
+		add("whole", &a.whole)
 	}
-	cols = append(cols, labels, proto.ResultColumn{Name: "totals", Data: a.totals})
-	if !r.CountsOnly {
-		cols = append(cols, proto.ResultColumn{Name: "users_per_group", Data: a.each})
+	add("events", &a.events)
+	if !a.result.Request.CountsOnly {
+		add("distinct_users", &a.users)
 	}
 	return cols
 }
 
-// read takes the row out of the block that has it; headers have none. It may
-// run again from the start when the pool replaces a connection that broke.
+func (a *answer) grouped() bool { return a.result.Request.GroupBy != "" }
+
+// read takes the rows of one block; headers have none.
 func (a *answer) read(_ context.Context, b proto.Block) error {
-	if b.Rows == 0 {
-		return nil
-	}
-	if b.Rows > 1 {
-		return fmt.Errorf("answer has %d rows; want one", b.Rows)
-	}
-	res := &a.result
-	res.Events = a.events.Row(0)
-	if !res.Request.CountsOnly {
-		res.Users = a.users.Row(0)
-	}
-	if res.Request.GroupBy == "" {
-		return nil
-	}
-	a.readGroups()
-	if !a.timed && len(res.Groups) > maxNames {
-		res.Groups, res.Truncated = res.Groups[:maxNames], true
+	for i := range b.Rows {
+		g := Group{Events: a.events.Row(i)}
+		if !a.result.Request.CountsOnly {
+			g.Users = a.users.Row(i)
+		}
+		switch {
+		case !a.grouped() || a.whole.Row(i) != 0:
+			a.result.Events, a.result.Users = g.Events, g.Users
+		case g.Events == 0: // a rollup's counts may have been corrected down to nothing
+		case a.timed:
+			a.starts = append(a.starts, a.times.Row(i))
+			a.result.Groups = append(a.result.Groups, g)
+		default:
+			g.Label = a.names.Row(i)
+			a.result.Groups = append(a.result.Groups, g)
+		}
 	}
 	return nil
 }
 
-func (a *answer) readGroups() {
-	totals := a.totals.Row(0)
-	groups := make([]Group, len(totals))
-	for i := range groups {
-		groups[i].Events = totals[i]
-	}
-	if a.timed {
-		for i, sec := range a.times.Row(0) {
-			groups[i].Label = timeLabel(a.result.Request.GroupBy, sec, a.zone)
+// finish puts the groups in order: times ascending, names by descending count, which
+// the statement has done.
+func (a *answer) finish() *Result {
+	res := &a.result
+	if !a.timed {
+		if len(res.Groups) > maxNames {
+			res.Groups, res.Truncated = res.Groups[:maxNames], true
 		}
-	} else {
-		for i, name := range a.names.Row(0) {
-			groups[i].Label = name
-		}
+		return res
 	}
-	if !a.result.Request.CountsOnly {
-		for i, n := range a.each.Row(0) {
-			groups[i].Users = n
-		}
+	order := make([]int, len(a.starts))
+	for i := range order {
+		order[i] = i
 	}
-	a.result.Groups = groups
+	slices.SortFunc(order, func(i, j int) int { return cmp.Compare(a.starts[i], a.starts[j]) })
+	groups := make([]Group, len(order))
+	for i, k := range order {
+		groups[i] = res.Groups[k]
+		groups[i].Label = timeLabel(res.Request.GroupBy, a.starts[k], a.zone)
+	}
+	res.Groups = groups
+	return res
 }

@@ -109,6 +109,10 @@ func New(pool *clickhouse.Pool, o Options) *Engine {
 			// SELECT reads those of all parts to order its conditions: 36 of 39 ms
 			// for a minute of rows. A server that does not know it ignores it.
 			{Key: "use_statistics", Value: "0"},
+			// No table has a projection. Looking for the one that every table has, of
+			// what its parts know without being read, is a tenth of a short query.
+			{Key: "optimize_use_projections", Value: "0"},
+			{Key: "optimize_use_implicit_projections", Value: "0"},
 		},
 		seconds: stat.NewHistogram(stat.Seconds),
 	}
@@ -147,7 +151,7 @@ func (e *Engine) ask(ctx context.Context, r Request) (*Result, error) {
 		OnResult:   a.read,
 	})
 	e.seconds.Observe(time.Since(start))
-	e.count(&r, pieces)
+	e.count(pieces)
 	if err != nil {
 		switch proto.Error(clickhouse.Code(err)) {
 		case proto.ErrTimeoutExceeded, proto.ErrTooSlow, proto.ErrMemoryLimitExceeded:
@@ -155,15 +159,13 @@ func (e *Engine) ask(ctx context.Context, r Request) (*Result, error) {
 		}
 		return nil, fmt.Errorf("query metrics: %w", err) // no name: it is a client's text, and this is logged
 	}
-	return &a.result, nil
+	return a.finish(), nil
 }
 
 // count adds one to every table the query read.
-func (e *Engine) count(r *Request, pieces []piece) {
-	for t := range tables {
-		if len(t.from(pieces)) > 0 {
-			e.sources[t].Inc()
-		}
+func (e *Engine) count(pieces []piece) {
+	for _, s := range sourcesOf(pieces) {
+		e.sources[s.table].Inc()
 	}
 }
 

@@ -110,7 +110,7 @@ func rival(b *testing.B, pool *clickhouse.Pool, sql string) func() error {
 		var sum int64
 		err := pool.Do(b.Context(), ch.Query{
 			Body:     sql,
-			Settings: []ch.Setting{{Key: "use_statistics", Value: "0"}}, // as ours
+			Settings: []ch.Setting{{Key: "use_statistics", Value: "0"}, {Key: "optimize_use_projections", Value: "0"}, {Key: "optimize_use_implicit_projections", Value: "0"}}, // as ours
 			Result:   proto.Results{{Name: "t", Data: &total}, {Name: "u", Data: new(proto.ColUInt64)}, {Name: "g", Data: new(proto.ColStr)}},
 			OnResult: func(context.Context, proto.Block) error {
 				for _, n := range total {

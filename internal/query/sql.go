@@ -15,35 +15,43 @@ type statement struct {
 	params []proto.Parameter
 }
 
-// build writes one SELECT that answers with one row: total, users and, when
-// groups are asked for, an array per key of the data list. Three levels:
+// build writes one SELECT. It answers with a row: events, distinct_users; or, when
+// groups are asked for, with a row for each and one for the whole, which a rollup
+// makes of the groups, one state of each:
 //
 //	tables   one SELECT per table, UNION ALL: counts and mergeable states
-//	groups   GROUP BY g: one count and one state per group
-//	answer   the groups as sorted arrays, their counts summed and their states
-//	         merged once more into the total
+//	answer   GROUP BY label WITH ROLLUP
 //
-// GROUPING SETS ((g), ()) would say the same in fewer words and feed every
-// state into two aggregations; this way the total merges one state per group.
-// Raw rows alone come out of their SELECT grouped and skip the second level.
+// A request that one table answers needs no tables below the answer. GROUPING SETS
+// ((label), ()) would say the same as the rollup and feed every state into two
+// aggregations. Arrays in a single row, the whole computed above the groups, took a
+// third longer: most of a short query is its analysis, level by level.
 func build(r *Request, zone offsets, pieces []piece) statement {
 	b := &builder{r: r, zone: zone}
 	b.Grow(2048)
-	b.WriteString("SELECT sum(total) AS events")
-	b.users(", " + sketch("Merge") + "(users) AS distinct_users")
-	b.arrays()
-	b.WriteString("\nFROM (\n")
-	if r.GroupBy == "" || len(pieces) == 1 && pieces[0].grain == rowGrain {
-		b.tables(pieces)
+	sources := sourcesOf(pieces)
+	if len(sources) == 1 {
+		t := sources[0].table
+		b.answer(b.groupKey(t), schema[t].count, schema[t].users)
+		b.from(sources[0])
 	} else {
-		b.WriteString("SELECT g, sum(total) AS total")
-		b.users(", " + sketch("MergeState") + "(users) AS users")
-		b.WriteString("\nFROM (\n")
-		b.tables(pieces)
-		// A rollup's counts may have been corrected down to nothing.
-		b.WriteString(")\nGROUP BY g\nHAVING total != 0\n")
+		b.answer("g", "sum(total)", sketch("Merge")+"(users)")
+		b.WriteString(" FROM (")
+		for i, s := range sources {
+			if i > 0 {
+				b.WriteString("\nUNION ALL")
+			}
+			b.partial(s)
+		}
+		b.WriteString("\n)")
 	}
-	b.WriteString(")")
+	if r.GroupBy != "" {
+		b.WriteString("\nGROUP BY label WITH ROLLUP")
+	}
+	if r.GroupBy != "" && bucketSeconds(r.GroupBy) == 0 {
+		// The whole, the largest names, and one more, which tells that there were more.
+		b.WriteString("\nORDER BY whole DESC, events DESC, label LIMIT " + strconv.Itoa(maxNames+2))
+	}
 
 	s := statement{text: b.String(), params: []proto.Parameter{param("event", r.EventName)}}
 	if r.Channel != "" {
@@ -69,25 +77,6 @@ func (b *builder) users(s string) {
 	}
 }
 
-// arrays writes the columns of the data list. The sort key is the tuple
-// itself: names by descending total and then by name, times ascending. One
-// name more than an answer holds tells that there were more.
-func (b *builder) arrays() {
-	switch {
-	case b.r.GroupBy == "":
-		return
-	case bucketSeconds(b.r.GroupBy) != 0:
-		b.WriteString(",\n  (groupArraySorted(" + strconv.Itoa(maxBuckets) + ")((g, total")
-		b.users(", finalizeAggregation(users)")
-		b.WriteString(")) AS list).1 AS labels, list.2 AS totals")
-	default:
-		b.WriteString(",\n  (groupArraySorted(" + strconv.Itoa(maxNames+1) + ")((-total, CAST(g, 'String')")
-		b.users(", finalizeAggregation(users)")
-		b.WriteString(")) AS list).2 AS labels, arrayMap(x -> -x, list.1) AS totals")
-	}
-	b.users(", list.3 AS users_per_group")
-}
-
 // sketch is the aggregate function of users, whose precision is part of the
 // type of every state in the schema.
 func sketch(combinator string) string { return "uniqCombined64" + combinator + "(14)" }
@@ -105,79 +94,92 @@ const (
 // table is the one that has the buckets of g.
 func (g grain) table() table { return min(table(g), userTable) }
 
-// columns are the names that differ from table to table.
+// columns are the expressions that differ from table to table.
 type columns struct {
-	label      string // of the metric
-	name, time string
-	literal    string // a Unix second as a constant of the time column's type, for ranges
+	label        string // of the metric
+	name, time   string
+	literal      string // a Unix second as a constant of the time column's type, for ranges
+	count, users string // of all rows
+	total, state string // of one row that another SELECT adds up; of rows, one of a group
 }
 
 var schema = [tables]columns{
-	rawTable:    {"raw", "events", "ts", "toDateTime64(%, 3, 'UTC')"},
-	minuteTable: {"minute", "events_1m", "m", "%"},
-	userTable:   {"users", "events_users", "at", ""},
+	rawTable: {"raw", "events", "ts", "toDateTime64(%, 3, 'UTC')",
+		"toInt64(count())", sketch("") + "(user_id)", "toInt64(count())", sketch("State") + "(user_id)"},
+	minuteTable: {"minute", "events_1m", "m", "%", "sum(n)", "", "n", ""},
+	userTable:   {"users", "events_users", "at", "", "sum(n)", sketch("Merge") + "(u)", "n", "u"},
 }
 
-// from returns the pieces that t answers.
-func (t table) from(pieces []piece) []piece {
-	var own []piece
-	for _, p := range pieces {
-		if p.grain.table() == t {
-			own = append(own, p)
-		}
-	}
-	return own
+// source is a table and the pieces it answers.
+type source struct {
+	table  table
+	pieces []piece
 }
 
-// tables writes one SELECT per table that has a piece.
-func (b *builder) tables(pieces []piece) {
-	first := true
+// sourcesOf are the tables that have a piece.
+func sourcesOf(pieces []piece) (all []source) {
 	for t := range tables {
-		own := t.from(pieces)
-		if len(own) == 0 {
-			continue
+		var own []piece
+		for _, p := range pieces {
+			if p.grain.table() == t {
+				own = append(own, p)
+			}
 		}
-		if !first {
-			b.WriteString("UNION ALL\n")
+		if len(own) > 0 {
+			all = append(all, source{t, own})
 		}
-		first = false
-		b.selectFrom(t, own)
+	}
+	return all
+}
+
+// answer writes the columns of the answer.
+func (b *builder) answer(key, count, users string) {
+	b.WriteString("SELECT ")
+	switch {
+	case b.r.GroupBy == "":
+	case bucketSeconds(b.r.GroupBy) == 0:
+		b.WriteString("CAST(" + key + ", 'String') AS label, toUInt8(grouping(label)) AS whole, ")
+	default:
+		b.WriteString(key + " AS label, toUInt8(grouping(label)) AS whole, ")
+	}
+	b.WriteString(count + " AS events")
+	b.users(", " + users + " AS distinct_users")
+}
+
+// partial writes a SELECT that the answer adds up.
+func (b *builder) partial(s source) {
+	c := &schema[s.table]
+	b.WriteString("\nSELECT ")
+	if b.r.GroupBy != "" {
+		b.WriteString(b.groupKey(s.table) + " AS g, ")
+	}
+	b.WriteString(c.total + " AS total")
+	b.users(", " + c.state + " AS users")
+	b.from(s)
+	if s.table == rawTable && b.r.GroupBy != "" {
+		b.WriteString(" GROUP BY g")
 	}
 }
 
-func (b *builder) selectFrom(t table, own []piece) {
-	b.WriteString("SELECT ")
-	if b.r.GroupBy != "" {
-		b.WriteString(b.groupKey(t) + " AS g, ")
-	}
-	if t == rawTable {
-		b.WriteString("toInt64(count()) AS total")
-		b.users(", " + sketch("State") + "(user_id) AS users")
-	} else {
-		b.WriteString("n AS total")
-		b.users(", u AS users")
-	}
-	b.WriteString(" FROM " + schema[t].name + "\nWHERE event_name = {event:String}")
+// from writes where the rows come from, and which.
+func (b *builder) from(s source) {
+	b.WriteString(" FROM " + schema[s.table].name + "\nWHERE event_name = {event:String}")
 	if b.r.Channel != "" {
 		b.WriteString(" AND channel = {channel:String}")
 	}
 	if b.r.CampaignID != "" {
 		b.WriteString(" AND campaign_id = {campaign:String}")
 	}
-	if t == userTable {
+	if s.table == userTable {
 		b.WriteString(" AND by_channel = " + map[bool]string{false: "0", true: "1"}[byChannel(b.r)])
 	}
 	b.WriteString("\n  AND (")
-	if t == userTable {
-		b.buckets(own)
+	if s.table == userTable {
+		b.buckets(s.pieces)
 	} else {
-		b.ranges(t, own)
+		b.ranges(s.table, s.pieces)
 	}
 	b.WriteByte(')')
-	if t == rawTable && b.r.GroupBy != "" {
-		b.WriteString(" GROUP BY g")
-	}
-	b.WriteByte('\n')
 }
 
 // groupKey is the group of one row of t: a name, or a bucket in seconds.

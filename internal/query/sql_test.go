@@ -29,11 +29,7 @@ func TestBuild(t *testing.T) {
 
 	// Everything at once: both ragged ends, hours, days.
 	f(Request{EventName: "view", From: midnight - hour - 1, To: midnight + 2*day + hour + 1, GroupBy: "channel"}, `
-SELECT sum(total) AS events, uniqCombined64Merge(14)(users) AS distinct_users,
-  (groupArraySorted(10001)((-total, CAST(g, 'String'), finalizeAggregation(users))) AS list).2 AS labels, arrayMap(x -> -x, list.1) AS totals, list.3 AS users_per_group
-FROM (
-SELECT g, sum(total) AS total, uniqCombined64MergeState(14)(users) AS users
-FROM (
+SELECT CAST(g, 'String') AS label, toUInt8(grouping(label)) AS whole, sum(total) AS events, uniqCombined64Merge(14)(users) AS distinct_users FROM (
 SELECT channel AS g, toInt64(count()) AS total, uniqCombined64State(14)(user_id) AS users FROM events
 WHERE event_name = {event:String}
   AND (ts >= toDateTime64(1704149999, 3, 'UTC') AND ts < toDateTime64(1704150000, 3, 'UTC') OR ts >= toDateTime64(1704330000, 3, 'UTC') AND ts < toDateTime64(1704330001, 3, 'UTC')) GROUP BY g
@@ -42,24 +38,19 @@ SELECT channel AS g, n AS total, u AS users FROM events_users
 WHERE event_name = {event:String} AND by_channel = 1
   AND ((width, at) IN ((3600,1704150000),(86400,1704153600),(86400,1704240000),(3600,1704326400)))
 )
-GROUP BY g
-HAVING total != 0
-)`, event)
+GROUP BY label WITH ROLLUP
+ORDER BY whole DESC, events DESC, label LIMIT 10002`, event)
 
 	// No groups, and a channel.
 	f(Request{EventName: "view", From: midnight, To: midnight + day, Channel: "web"}, `
-SELECT sum(total) AS events, uniqCombined64Merge(14)(users) AS distinct_users
-FROM (
-SELECT n AS total, u AS users FROM events_users
+SELECT sum(n) AS events, uniqCombined64Merge(14)(u) AS distinct_users FROM events_users
 WHERE event_name = {event:String} AND channel = {channel:String} AND by_channel = 1
-  AND ((width, at) IN ((86400,1704153600)))
-)`, event, proto.Parameter{Key: "channel", Value: "'web'"})
+  AND ((width, at) IN ((86400,1704153600)))`, event, proto.Parameter{Key: "channel", Value: "'web'"})
 
 	// All channels together, with buckets of every width.
 	const wide = 79 * 256 * day
 	f(Request{EventName: "view", From: wide - 17*day - hour - 5*minute - 1, To: wide + 256*day + 16*day}, `
-SELECT sum(total) AS events, uniqCombined64Merge(14)(users) AS distinct_users
-FROM (
+SELECT sum(total) AS events, uniqCombined64Merge(14)(users) AS distinct_users FROM (
 SELECT toInt64(count()) AS total, uniqCombined64State(14)(user_id) AS users FROM events
 WHERE event_name = {event:String}
   AND (ts >= toDateTime64(1745880899, 3, 'UTC') AND ts < toDateTime64(1745880900, 3, 'UTC'))
@@ -71,36 +62,21 @@ WHERE event_name = {event:String} AND by_channel = 0
 
 	// More buckets than are listed.
 	f(Request{EventName: "view", From: midnight, To: midnight + 13*day + 5*minute, GroupBy: "hour", CountsOnly: true}, `
-SELECT sum(total) AS events,
-  (groupArraySorted(11000)((g, total)) AS list).1 AS labels, list.2 AS totals
-FROM (
-SELECT g, sum(total) AS total
-FROM (
-SELECT toInt64(intDiv(toUnixTimestamp(at), 3600) * 3600) AS g, n AS total FROM events_users
+SELECT toInt64(intDiv(toUnixTimestamp(at), 3600) * 3600) AS label, toUInt8(grouping(label)) AS whole, sum(n) AS events FROM events_users
 WHERE event_name = {event:String} AND by_channel = 0
   AND (width = 3600 AND at >= 1704153600 AND at < 1705276800 OR (width, at) IN ((300,1705276800)))
-)
-GROUP BY g
-HAVING total != 0
-)`, event)
+GROUP BY label WITH ROLLUP`, event)
 
 	// Campaigns are in raw rows only.
 	f(Request{EventName: "view", From: midnight, To: midnight + 9*day, GroupBy: "day", CampaignID: "it's"}, `
-SELECT sum(total) AS events, uniqCombined64Merge(14)(users) AS distinct_users,
-  (groupArraySorted(11000)((g, total, finalizeAggregation(users))) AS list).1 AS labels, list.2 AS totals, list.3 AS users_per_group
-FROM (
-SELECT toInt64(intDiv(toUnixTimestamp(ts), 86400) * 86400) AS g, toInt64(count()) AS total, uniqCombined64State(14)(user_id) AS users FROM events
+SELECT toInt64(intDiv(toUnixTimestamp(ts), 86400) * 86400) AS label, toUInt8(grouping(label)) AS whole, toInt64(count()) AS events, uniqCombined64(14)(user_id) AS distinct_users FROM events
 WHERE event_name = {event:String} AND campaign_id = {campaign:String}
-  AND (ts >= toDateTime64(1704153600, 3, 'UTC') AND ts < toDateTime64(1704931200, 3, 'UTC')) GROUP BY g
-)`, event, proto.Parameter{Key: "campaign", Value: `'it\\\'s'`})
+  AND (ts >= toDateTime64(1704153600, 3, 'UTC') AND ts < toDateTime64(1704931200, 3, 'UTC'))
+GROUP BY label WITH ROLLUP`, event, proto.Parameter{Key: "campaign", Value: `'it\\\'s'`})
 
 	// Counts alone come from the minutes.
 	f(Request{EventName: "view", From: midnight + 1, To: midnight + hour, GroupBy: "minute", CountsOnly: true}, `
-SELECT sum(total) AS events,
-  (groupArraySorted(11000)((g, total)) AS list).1 AS labels, list.2 AS totals
-FROM (
-SELECT g, sum(total) AS total
-FROM (
+SELECT g AS label, toUInt8(grouping(label)) AS whole, sum(total) AS events FROM (
 SELECT toInt64(intDiv(toUnixTimestamp(ts), 60) * 60) AS g, toInt64(count()) AS total FROM events
 WHERE event_name = {event:String}
   AND (ts >= toDateTime64(1704153601, 3, 'UTC') AND ts < toDateTime64(1704153660, 3, 'UTC')) GROUP BY g
@@ -109,9 +85,7 @@ SELECT toInt64(intDiv(toUnixTimestamp(m), 60) * 60) AS g, n AS total FROM events
 WHERE event_name = {event:String}
   AND (m >= 1704153660 AND m < 1704157200)
 )
-GROUP BY g
-HAVING total != 0
-)`, event)
+GROUP BY label WITH ROLLUP`, event)
 }
 
 // The text must not depend on what the caller wrote: then nothing the caller
