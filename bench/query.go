@@ -128,7 +128,7 @@ func (a *asker) ask(total, users, table, where, group string) (reply, error) {
 	var r reply
 	began := time.Now()
 	err := a.pool.Do(a.ctx, ch.Query{
-		Body:   "SELECT " + total + " AS t, " + users + " AS u, " + key + " AS g FROM " + table + " WHERE event_name = 'product_view' AND " + where + by,
+		Body:     "SELECT " + total + " AS t, " + users + " AS u, " + key + " AS g FROM " + table + " WHERE event_name = 'product_view' AND " + where + by,
 		Settings: []ch.Setting{{Key: "use_statistics", Value: "0"}, {Key: "optimize_use_projections", Value: "0"}, {Key: "optimize_use_implicit_projections", Value: "0"}}, // as ours
 		Result:   proto.Results{{Name: "t", Data: &n}, {Name: "u", Data: new(proto.ColUInt64)}, {Name: "g", Data: new(proto.ColStr)}},
 		OnResult: func(context.Context, proto.Block) error {

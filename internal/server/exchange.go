@@ -18,6 +18,10 @@ import (
 // other connections wait.
 const maxWhole = 64 << 10
 
+// maxFree is how many exchanges a loop keeps for later requests, of about 3 KiB each:
+// a burst of waiting requests must not stay for ever.
+const maxFree = 1024
+
 // whole serves in a loop the posts that come whole: POST of one of our routes over
 // HTTP/1.1, plain, with a Content-Length. Every other request is lent to fasthttp,
 // as it came: also those with anything odd about them, whose answer is fasthttp's
@@ -270,7 +274,10 @@ func (h *whole) put(x *exchange) {
 	if x.state.Load() == abandoned {
 		return
 	}
-	x.conn, x.err = nil, nil
+	if len(h.free) == maxFree {
+		return
+	}
+	x.conn, x.err, x.batch, x.key = nil, nil, nil, nil
 	x.ctx.Request.Reset()
 	x.ctx.Response.Reset()
 	h.free = append(h.free, x)
