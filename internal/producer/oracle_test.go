@@ -168,6 +168,34 @@ func TestChunksMakeOneBlock(t *testing.T) {
 	}
 }
 
+// A batch filled to its bound with what cannot be packed is one that brokers take.
+func TestFullBatchOfNoise(t *testing.T) {
+	for size := 61_000; size < 62_000; size += 50 {
+		b := newBatch()
+		var scratch []byte
+		add := func(n int) {
+			noise := make([]byte, n)
+			_, _ = crand.Read(noise)
+			b.append(noise, 1000, true)
+			if b.full() {
+				scratch = b.squeeze(scratch)
+			}
+		}
+		for recordsAt+b.size+recordSize(size) <= maxBatchBytes {
+			add(size)
+		}
+		if left := maxBatchBytes - recordsAt - b.size - recordSize(0); left > 0 {
+			add(left)
+		}
+		b.pack(scratch)
+		b.mark(identity{1, 2}, 3)
+		if err := checkBatch(b.buf); err != nil {
+			t.Errorf("records of %d bytes: %v", size, err)
+		}
+		b.free()
+	}
+}
+
 // The bytes of one batch, should both encoders change at once.
 func TestBatchIsGolden(t *testing.T) {
 	b := newBatch()
@@ -253,7 +281,7 @@ func checkPrefixes(t *testing.T, raw []byte) {
 	}
 }
 
-// checkBatch is what a broker looks at before it appends.
+// checkBatch is what a broker looks at before it appends, and a consumer after that.
 func checkBatch(raw []byte) error {
 	var b kmsg.RecordBatch
 	if err := b.ReadFrom(raw); err != nil {
@@ -268,6 +296,25 @@ func checkBatch(raw []byte) error {
 		return fmt.Errorf("%d records, the last is %d", b.NumRecords, b.LastOffsetDelta)
 	case uint32(b.CRC) != crc32.Checksum(raw[codecAt:], castagnoli):
 		return fmt.Errorf("checksum %x", b.CRC)
+	case len(raw) > 1<<20+12:
+		return fmt.Errorf("%d bytes, more than brokers take", len(raw))
+	}
+	records := b.Records
+	if b.Attributes == snappy {
+		var err error
+		if records, err = s2.Decode(nil, records); err != nil {
+			return fmt.Errorf("unpack: %w", err)
+		}
+	}
+	for range b.NumRecords {
+		length, n := binary.Varint(records)
+		if n <= 0 || length < 0 || int(length) > len(records)-n {
+			return fmt.Errorf("a record of %d bytes in %d", length, len(records))
+		}
+		records = records[n+int(length):]
+	}
+	if len(records) > 0 {
+		return fmt.Errorf("%d bytes behind the last record", len(records))
 	}
 	return nil
 }

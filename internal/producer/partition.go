@@ -46,7 +46,8 @@ type partition struct {
 func (pt *partition) last(n int, since time.Time) *batch {
 	if k := len(pt.queue) - 1; k >= 0 {
 		b := pt.queue[k]
-		open := b.stamp == nobody && recordsAt+b.size+n <= maxBatchBytes && since.Sub(b.since) < gatherFor
+		// One that was packed is closed, also when it has lost its stamp.
+		open := b.stamp == nobody && !b.packed && recordsAt+b.size+n <= maxBatchBytes && since.Sub(b.since) < gatherFor
 		if open {
 			return b
 		}

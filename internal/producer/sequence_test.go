@@ -244,3 +244,20 @@ func TestLinger(t *testing.T) {
 		s.wantLog(warm, first.records, second.records)
 	})
 }
+
+// A batch that the broker disowns waits for a new identity, packed as it was sent. What
+// comes meanwhile must not get into it: it would stand behind the packed records, and
+// no consumer could read past that.
+func TestNothingIsAddedToADisownedBatch(t *testing.T) {
+	simulateOn(t, []kfake.Opt{kfake.SeedTopics(1, topic)}, func(c *Config) { c.Shards = 1 }, func(s *sim) {
+		warm := s.expect(nil, ids("warm", 3)...)
+		s.cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: kerr.UnknownProducerID, Count: 1})
+		s.cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.InitProducerID}, Err: kerr.CoordinatorNotAvailable, Count: 1})
+		disowned := s.request(ids("disowned", 40)...)
+		synctest.Wait()
+		later := s.request(ids("later", 1)...)
+		disowned.expect(nil)
+		later.expect(nil)
+		s.wantLog(warm, disowned.records, later.records)
+	})
+}
