@@ -33,6 +33,7 @@ type Conn struct {
 	slot     int32
 	state    state
 	again    bool // something happened that was not looked at
+	queued   bool // in loop.more
 	hup      bool // the peer has closed its side, or both
 	late     bool // lent because it was too slow
 	idling   bool // lent, and between two requests
@@ -110,7 +111,9 @@ func (c *Conn) ring() {
 func (c *Conn) Read(p []byte) (int, error) {
 	if len(c.first) > 0 {
 		n := copy(p, c.first)
-		c.first = c.first[n:]
+		if c.first = c.first[n:]; len(c.first) == 0 {
+			c.first = nil // it may be a loan for long
+		}
 		return n, nil
 	}
 	if c.idling {

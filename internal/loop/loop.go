@@ -34,7 +34,8 @@
 // lost on whoever is not about to read until EAGAIN or a short read, so the loop
 // notes it (again) while a connection is parked, and reads when one comes back.
 // A short read means that the socket was empty, unless the peer has closed as well,
-// which the event said.
+// which the event said. After any other read there may be more, which waits until the
+// other connections have had theirs.
 //
 // # Sleeping
 //

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -28,6 +29,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 //	echo x   answered at once          park x   answered by Resume
 //	lend x   answered by a borrower    late     parked, and never resumed
 //	bye x    answered, then closed     big n    answered with n bytes
+//	mute     not answered              hold     blocks the loop until the test says so
 type lines struct {
 	w    *world
 	part map[*Conn][]byte
@@ -44,6 +46,8 @@ type world struct {
 	expired atomic.Int64
 	begun   atomic.Int64 // lines that came in pieces
 	late    chan *Conn   // parked, for the test to resume
+	held    chan struct{}
+	order   chan byte // of some lines: their first letters
 	ended   chan struct{}
 }
 
@@ -72,6 +76,12 @@ func (w *world) act(c *Conn, line string) Next {
 	case "late":
 		w.late <- c
 		return Parked
+	case "mute":
+		w.note('m')
+		return Idle
+	case "hold":
+		w.hold()
+		return Idle
 	case "big":
 		var n int
 		fmt.Sscan(rest, &n)
@@ -82,11 +92,27 @@ func (w *world) act(c *Conn, line string) Next {
 		c.Send([]byte(rest + "\n"))
 		return Closed
 	}
+	w.note('e')
 	c.Send([]byte(rest + "\n"))
 	return Idle
 }
 
+func (w *world) note(c byte) {
+	select {
+	case w.order <- c:
+	default: // nobody asks
+	}
+}
+
+func (w *world) hold() {
+	w.held <- struct{}{}
+	<-w.held
+}
+
 func (h *lines) Resume(c *Conn) Next {
+	if c.Data == "hold" {
+		h.w.hold()
+	}
 	c.Send([]byte(c.Data.(string) + "\n"))
 	return Idle
 }
@@ -129,7 +155,7 @@ func (w *world) borrow(c *Conn) {
 // start runs a group until the test ends, with long timeouts but for change.
 func start(t *testing.T, loops int, change func(*Config)) *world {
 	t.Helper()
-	w := &world{t: t, ended: make(chan struct{}), late: make(chan *Conn, 1)}
+	w := &world{t: t, ended: make(chan struct{}), late: make(chan *Conn, 1), held: make(chan struct{}), order: make(chan byte, 1000)}
 	cfg := Config{
 		Loops: loops, Lent: w.borrow, Closed: func(*Conn) { w.closed.Add(1) },
 		Handler:     func() Handler { return &lines{w, make(map[*Conn][]byte)} },
@@ -145,6 +171,9 @@ func start(t *testing.T, loops int, change func(*Config)) *world {
 	tcp, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
+	}
+	if raw, err := tcp.(*net.TCPListener).SyscallConn(); err == nil { // connections have it from the listener
+		_ = raw.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, 1<<20) })
 	}
 	if w.ln, err = w.g.Listener(tcp.(*net.TCPListener)); err != nil {
 		t.Fatal(err)
@@ -403,6 +432,85 @@ func TestShutdown(t *testing.T) {
 	stays.end()
 	if err := w.g.Shutdown(context.Background()); err != nil {
 		t.Error(err)
+	}
+	w.ln = nil
+}
+
+// A client that fills every read has its turn like the others, and not a loop of its own.
+func TestNobodyKeepsTheLoop(t *testing.T) {
+	w := start(t, 1, nil)
+	holds, floods, asks := w.dial(), w.dial(), w.dial()
+	for _, c := range []*client{holds, floods, asks} { // the loop has them
+		c.say("echo x\n")
+		c.hear("x")
+	}
+	for len(w.order) > 0 {
+		<-w.order
+	}
+	holds.say("hold\n")
+	<-w.held
+	line := "mute " + strings.Repeat("m", readBytes-len("mute \n")) + "\n"
+	floods.say(strings.Repeat(line, 8)) // what a socket takes without being read
+	asks.say("echo y\n")
+	w.held <- struct{}{}
+	asks.hear("y")
+	before := 0
+	for c := <-w.order; c != 'e'; c = <-w.order {
+		before++
+	}
+	if before > 1 {
+		t.Errorf("%d reads of one client came before the other's", before)
+	}
+}
+
+// A child process has all descriptors until it runs: epoll then tells of a connection
+// that is closed here.
+func TestEventOfAClosedConnection(t *testing.T) {
+	w := start(t, 1, nil)
+	c := w.dial()
+	c.say("late x\n")
+	parked := <-w.late
+	dup, err := unix.Dup(parked.fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(dup)
+	parked.Resume()
+	c.hear("x")
+	c.say("bye now\n")
+	c.hear("now")
+	eventually(t, "it is closed", func() bool { return w.closed.Load() == 1 })
+	c.Close() // the event
+	other := w.dial()
+	for range 3 { // rounds of the loop
+		other.say("echo y\n")
+		other.hear("y")
+	}
+}
+
+// A connection that was accepted and has not been looked at when the stop comes is
+// closed like those that have.
+func TestShutdownMeetsANewConnection(t *testing.T) {
+	w := start(t, 1, nil)
+	holds := w.dial()
+	holds.say("late hold\n")
+	(<-w.late).Resume()
+	<-w.held // the loop goes through what was posted
+	fresh := w.dial()
+	eventually(t, "it is accepted", func() bool { return w.opened.Load() == 2 })
+	w.ln.Close()
+	<-w.ended
+	ended := make(chan error, 1)
+	go func() { ended <- w.g.Shutdown(context.Background()) }()
+	eventually(t, "it is to stop", w.g.stopping.Load)
+	holds.Close()
+	w.held <- struct{}{}
+	fresh.Close()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if got := w.closed.Load(); got != 2 {
+		t.Errorf("%d connections closed; want 2", got)
 	}
 	w.ln = nil
 }

@@ -99,6 +99,8 @@ type loop struct {
 	free   []int32
 	open   int
 	lap    []*Conn // posted, being gone through
+	more   []*Conn // to be read in the next round
+	turn   []*Conn // being gone through
 	every  time.Duration
 	due    time.Time          // when deadlines are looked at next
 	look   func(uintptr) bool // whether there are events, for raw
@@ -113,7 +115,7 @@ func newLoop(g *Group) (*loop, error) {
 	if err != nil {
 		return nil, fmt.Errorf("epoll: %w", err)
 	}
-	l := &loop{g: g, fd: fd, buf: make([]byte, readBytes), handler: g.cfg.Handler()}
+	l := &loop{g: g, fd: fd, wake: -1, buf: make([]byte, readBytes), handler: g.cfg.Handler()}
 	// What is older than its timeout is noticed an eighth of the shortest late.
 	shortest := min(g.cfg.ReadTimeout, g.cfg.IdleTimeout, g.cfg.ParkTimeout)
 	l.every = min(max(shortest/8, time.Millisecond), 250*time.Millisecond)
@@ -138,19 +140,23 @@ func newLoop(g *Group) (*loop, error) {
 
 func (l *loop) release() {
 	_ = l.epoll.Close()
-	if l.wake > 0 {
+	l.mu.Lock()
+	if l.wake >= 0 {
 		_ = unix.Close(l.wake)
 	}
+	l.wake = -1
+	l.mu.Unlock()
 }
 
 func (l *loop) run() {
 	defer l.release()
 	for {
 		n := l.poll()
-		if n == 0 {
+		if n == 0 && len(l.more) == 0 {
 			n = l.sleep()
 		}
 		l.now = time.Now()
+		l.readMore()
 		for i := range n {
 			if e := &l.events[i]; e.Fd >= 0 {
 				l.event(e)
@@ -220,7 +226,11 @@ var one = []byte{1, 0, 0, 0, 0, 0, 0, 0}
 // nudge wakes the loop if it sleeps.
 func (l *loop) nudge() {
 	if l.asleep.Load() && l.asleep.CompareAndSwap(true, false) {
-		_, _ = write(l.wake, one) // fails only at 2^64 nudges
+		l.mu.Lock()
+		if l.wake >= 0 { // else the loop has woken by itself, and ended
+			_, _ = write(l.wake, one) // fails only at 2^64 nudges
+		}
+		l.mu.Unlock()
 	}
 }
 
@@ -273,9 +283,13 @@ func (l *loop) back(c *Conn) {
 
 // event acts on one event of epoll.
 func (l *loop) event(e *unix.EpollEvent) {
-	// A slot changes hands only in collect, and a closed descriptor has no events:
-	// this is the connection that epoll means.
+	// Nearly always the connection that epoll means. A closed descriptor has events as
+	// long as a child process that is being started has it, too; what they cost the
+	// next in its slot is a look in vain.
 	c := l.conns[e.Fd]
+	if c == nil {
+		return
+	}
 	c.hup = c.hup || e.Events&(unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0
 	switch c.state {
 	case lent:
@@ -287,26 +301,44 @@ func (l *loop) event(e *unix.EpollEvent) {
 	}
 }
 
-// read gives the handler what c sent.
+// read gives the handler what c sent, as much as is read at once. What is left then
+// has its turn after the other connections.
 func (l *loop) read(c *Conn) {
-	for {
-		n, errno := read(c.fd, l.buf)
-		switch {
-		case errno == unix.EAGAIN:
-			return
-		case errno == unix.EINTR:
-			continue
-		case errno != 0 || n == 0:
-			l.ended(c)
-			return
-		}
-		if c.state == idle || c.state == silent {
-			c.deadline = l.now.Add(l.g.cfg.ReadTimeout) // should it have to wait for more
-		}
-		c.again = n == len(l.buf) || c.hup
-		l.then(c, l.handler.Receive(c, l.buf[:n]))
-		if !c.again || c.state == parked || c.state == lent || c.fd < 0 {
-			return
+	n, errno := read(c.fd, l.buf)
+	for errno == unix.EINTR {
+		n, errno = read(c.fd, l.buf)
+	}
+	switch {
+	case errno == unix.EAGAIN:
+		return
+	case errno != 0 || n == 0:
+		l.ended(c)
+		return
+	}
+	if c.state == idle || c.state == silent {
+		c.deadline = l.now.Add(l.g.cfg.ReadTimeout) // should it have to wait for more
+	}
+	c.again = n == len(l.buf) || c.hup
+	l.then(c, l.handler.Receive(c, l.buf[:n]))
+	l.askAgain(c)
+}
+
+// askAgain has c read in the next round if there may be more.
+func (l *loop) askAgain(c *Conn) {
+	if c.again && !c.queued && (c.state == idle || c.state == reading) {
+		c.queued = true
+		l.more = append(l.more, c)
+	}
+}
+
+// readMore reads from those that had more than one read.
+func (l *loop) readMore() {
+	l.turn, l.more = l.more, l.turn[:0]
+	for i, c := range l.turn {
+		l.turn[i] = nil
+		c.queued = false
+		if c.fd >= 0 && (c.state == idle || c.state == reading) {
+			l.read(c)
 		}
 	}
 }
@@ -335,11 +367,8 @@ func (l *loop) then(c *Conn, next Next) {
 
 // rest waits for the next request.
 func (l *loop) rest(c *Conn) {
-	resumed := c.state == parked
 	c.state, c.deadline = idle, l.now.Add(l.g.cfg.IdleTimeout)
-	if resumed && c.again {
-		l.read(c)
-	}
+	l.askAgain(c) // of what came while it was parked
 }
 
 // ended acts on a connection that its peer has closed, or broken: the handler has
@@ -386,5 +415,7 @@ func (l *loop) drained() bool {
 			l.close(c)
 		}
 	}
-	return l.open == 0
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.open == 0 && len(l.posted) == 0
 }

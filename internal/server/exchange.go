@@ -18,9 +18,12 @@ import (
 // other connections wait.
 const maxWhole = 64 << 10
 
-// maxFree is how many exchanges a loop keeps for later requests, of about 3 KiB each:
-// a burst of waiting requests must not stay for ever.
-const maxFree = 1024
+// What a loop keeps for later requests: exchanges of about 3 KiB each. A burst of
+// waiting requests must not stay for ever, nor what a long header has grown.
+const (
+	maxFree     = 1024
+	maxKeptHead = 2 << 10
+)
 
 // whole serves in a loop the posts that come whole: POST of one of our routes over
 // HTTP/1.1, plain, with a Content-Length. Every other request is lent to fasthttp,
@@ -114,7 +117,7 @@ func (h *whole) Receive(c *loop.Conn, p []byte) loop.Next {
 	if len(p) == x.size {
 		return h.serve(x, p)
 	}
-	if x.part = h.s.memory.get(x.size); x.part == nil {
+	if x.part = h.s.memory.get(len(p)); x.part == nil {
 		h.put(x)
 		return c.Lend(p)
 	}
@@ -124,22 +127,26 @@ func (h *whole) Receive(c *loop.Conn, p []byte) loop.Next {
 
 // more adds p to a request that has begun.
 func (h *whole) more(x *exchange, p []byte) loop.Next {
-	part := x.part
-	if len(part.b)+len(p) > x.size {
-		c := x.conn
-		next := c.Lend(part.b, p)
+	need := len(x.part.b) + len(p)
+	if need <= x.size && need > cap(x.part.b) {
+		if bigger := h.s.memory.grow(x.part, min(x.size, 4*need)); bigger != nil {
+			x.part = bigger
+		}
+	}
+	if need > x.size || need > cap(x.part.b) {
+		next := x.conn.Lend(x.part.b, p)
 		h.put(x)
 		return next
 	}
-	if part.b = append(part.b, p...); len(part.b) < x.size {
+	if x.part.b = append(x.part.b, p...); need < x.size {
 		return loop.Reading
 	}
-	return h.serve(x, part.b)
+	return h.serve(x, x.part.b)
 }
 
 // parse reads the header p and reports whether the request is one for a loop.
 func (h *whole) parse(x *exchange, p []byte) bool {
-	if len(p) > h.header.Size() {
+	if x.head = len(p); x.head > h.header.Size() {
 		return false
 	}
 	x.ctx.Init2(x.conn, quiet{h.s.log}, false)
@@ -157,7 +164,7 @@ func (h *whole) parse(x *exchange, p []byte) bool {
 	default:
 		return false
 	}
-	x.head, x.bare = len(p), len(hd.PeekCanonical(keyOrigin)) == 0
+	x.bare = len(hd.PeekCanonical(keyOrigin)) == 0
 	length := hd.ContentLength()
 	x.size = x.head + length
 	return length >= 0 && x.size <= maxWhole && hd.IsHTTP11() && !hd.ConnectionClose() &&
@@ -274,7 +281,7 @@ func (h *whole) put(x *exchange) {
 	if x.state.Load() == abandoned {
 		return
 	}
-	if len(h.free) == maxFree {
+	if len(h.free) == maxFree || x.head > maxKeptHead {
 		return
 	}
 	x.conn, x.err, x.batch, x.key = nil, nil, nil, nil

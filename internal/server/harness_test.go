@@ -32,8 +32,9 @@ const good = `{"event_name":"product_view","channel":"web","user_id":"user_12345
 // edge is a running server and the address to reach it at.
 type edge struct {
 	*Server
-	t    testing.TB
-	addr string
+	t     testing.TB
+	addr  string
+	other *conn // of round
 	// published counts the events Publish took.
 	published *atomic.Int64
 }

@@ -1,8 +1,10 @@
 package server
 
 import (
+	"bufio"
 	"io"
 	"net"
+	"net/http"
 	"regexp"
 	"slices"
 	"strings"
@@ -32,7 +34,7 @@ func startTwins(t testing.TB) twins {
 			}
 		}
 	}
-	return twins{start(t, change(2)), start(t, change(0))}
+	return twins{start(t, change(1)), start(t, change(0))}
 }
 
 var dates = regexp.MustCompile(`Date: [^\r]*`)
@@ -48,7 +50,10 @@ func (e *edge) transcript(t *testing.T, raw string, cuts ...int) string {
 	defer c.Close()
 	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
 	from := 0
-	for _, to := range append(cuts, len(raw)) {
+	for i, to := range append(cuts, len(raw)) {
+		if i > 0 {
+			e.round(t)
+		}
 		// The server may have closed: what it said before is what counts.
 		_, _ = io.WriteString(c, raw[from:to])
 		from = to
@@ -68,6 +73,32 @@ func (e *edge) transcript(t *testing.T, raw string, cuts ...int) string {
 		}
 	}
 	return strings.Join(lines, "")
+}
+
+// round waits until a loop has read what was sent before: a request of another
+// connection is answered after that.
+func (e *edge) round(t testing.TB) {
+	t.Helper()
+	if e.cfg.Loops == 0 {
+		return
+	}
+	if e.other == nil {
+		c, err := net.Dial("tcp", e.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		e.other = &conn{Conn: c, br: bufio.NewReader(c)}
+	}
+	_ = e.other.SetDeadline(time.Now().Add(10 * time.Second))
+	const refused = "POST /events HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n{}"
+	if _, err := io.WriteString(e.other.Conn, refused); err != nil {
+		t.Fatal(err)
+	}
+	res, err := http.ReadResponse(e.other.br, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _ = io.Copy(io.Discard, res.Body)
 }
 
 // agree holds that nobody can tell who reads.
@@ -126,7 +157,17 @@ func TestLoopsAnswerAsFasthttp(t *testing.T) {
 			w.agree(t, raw, end+4)
 			w.agree(t, raw, end+(len(raw)-end)/2)
 			w.agree(t, raw, end+2, len(raw)-1)
+			if len(raw) > end+8 {
+				w.agree(t, raw, end+5, end+6, end+7)
+			}
 		}
+	}
+	// Bodies that outgrow the block that their beginning is kept in.
+	for _, size := range []int{9_000, 30_000, 60_000} {
+		body := "[" + good + "]" + strings.Repeat(" ", size)
+		raw := "POST /events/bulk HTTP/1.1\r\nHost: a\r\nX-API-Key: k\r\nContent-Length: " + itoa(len(body)) + "\r\n\r\n" + body
+		w.agree(t, raw, 300)
+		w.agree(t, raw, 300, 8_100, 8_300, len(raw)-1)
 	}
 }
 
@@ -215,4 +256,39 @@ func TestLoopDoesNotAllocate(t *testing.T) {
 	f("event that waits", "/events", "application/json", sample, later)
 	f("bulk that waits", "/events/bulk", "application/x-ndjson", bulk, later)
 	close(waiters)
+}
+
+// Who sends a header and no body, or a long header, takes nothing from others: the
+// budget is for bytes that have come, and no exchange is kept that a header has grown.
+func TestHeadersCostNothing(t *testing.T) {
+	if !loop.Supported {
+		t.Skip("no loops on this platform")
+	}
+	e := start(t, func(c *Config) { c.Loops, c.WriteKeys = 1, []string{"k"} })
+	for range 50 {
+		e.dial().send("POST /events/bulk HTTP/1.1\r\nHost: a\r\nContent-Length: 65000\r\n\r\n" + strings.Repeat(" ", 100))
+	}
+	e.round(t)
+	if got := e.memory.used.Load(); got != 0 {
+		t.Errorf("%d bytes charged for bodies of 100", got)
+	}
+	c := e.dial()
+	c.send("POST /events/bulk HTTP/1.1\r\nHost: a\r\nX-API-Key: k\r\nContent-Length: 65000\r\n\r\n" + strings.Repeat(" ", 9000))
+	e.round(t)
+	if got := e.memory.used.Load(); got != 2*prefetch {
+		t.Errorf("%d bytes charged for 9000; want %d", got, 2*prefetch)
+	}
+
+	h := e.newWhole().(*whole)
+	for _, header := range []string{"", strings.Repeat("a:\r\n", 1500)} {
+		x := h.get(new(loop.Conn))
+		if !h.parse(x, []byte("POST /events HTTP/1.1\r\nHost: a\r\n"+header+"Content-Length: 2\r\n\r\n")) {
+			t.Fatal("not for a loop")
+		}
+		h.put(x)
+		if kept := len(h.free) > 0; kept != (header == "") {
+			t.Errorf("kept %t with %d bytes of header", kept, len(header))
+		}
+		h.free = nil
+	}
 }

@@ -2,8 +2,9 @@
 // requests into checked batches and answers with what became of them, and the
 // handler of the admin listener.
 //
-// fasthttp runs one goroutine per connection and calls the handler once the
-// header is in. Three choices shape the rest:
+// Small posts that come whole are answered in an event loop (exchange.go). Every other
+// request is served by fasthttp, which has a goroutine for it and calls the handler
+// once the header is in. For those three choices shape the rest:
 //
 // Bodies are streamed (StreamRequestBody), though every decoder here wants its
 // body in one piece. Unstreamed, fasthttp reads the whole body before it asks
@@ -104,8 +105,8 @@ func Defaults() Config {
 		MaxBodyBytes:     10 << 20,
 		MaxInflatedBytes: 32 << 20,
 		MaxInflightBytes: 256 << 20,
-		// Browsers send up to 4 KiB of cookies next to a long referrer. Every
-		// connection owns a buffer of this size, idle ones too.
+		// Browsers send up to 4 KiB of cookies next to a long referrer. A connection
+		// of fasthttp owns a buffer of this size.
 		MaxHeaderBytes: 8 << 10,
 		MaxConns:       32 << 10,
 		Loops:          runtime.GOMAXPROCS(0),
@@ -280,7 +281,7 @@ func (s *Server) serveLoops(tcp *net.TCPListener) error {
 		ParkTimeout: s.cfg.AckTimeout,
 	})
 	if err != nil {
-		return err
+		return errors.Join(err, tcp.Close())
 	}
 	ln, err := loops.Listener(tcp)
 	if err != nil {
