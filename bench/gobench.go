@@ -145,7 +145,11 @@ func decodeStage(b *bench, s *section, _ *fleet) error {
 	s.Tables = append(s.Tables, r.table("Decode", "ns/op", "B/op", "allocs/op"))
 	s.note("edge validates every byte, UTF-8 and metadata included; what its rivals leave unchecked stands in bench/rival")
 	ns, allocs := r.median("Decode/edge", "ns/op"), r.median("Decode/edge", "allocs/op")
-	times := r.median("Decode/encoding-json", "ns/op") / ns
+	standard := r.median("Decode/encoding-json", "ns/op")
+	times := standard / ns
+	// The aims are ratios where they can be. Those in nanoseconds come from a machine on
+	// which the standard library took 2375 ns for this event.
+	s.note("encoding/json took 2375 ns where the aims in ns and events/s were set; this machine is %.1f times slower", standard/2375)
 	s.number("decode_ns", ns)
 	s.goal(goal{What: "decode", Must: "≤ 350 ns, 0 allocs, ≥ 7x encoding/json", Stretch: "≤ 200 ns", Measured: fmt.Sprintf("%.0f ns, %.0f allocs", ns, allocs),
 		Ratio: fmt.Sprintf("%.1fx encoding/json", times), Verdict: verdict(ns <= 350 && allocs == 0 && times >= 7, ns <= 200)})
