@@ -118,6 +118,25 @@ func TestManyMigrators(t *testing.T) {
 	}
 }
 
+func TestMergesAddNoStatistics(t *testing.T) {
+	t.Parallel()
+	o := database(t)
+	migrate(t, o, options())
+	p := open(t, o)
+	const left = "SELECT count() FROM system.tables WHERE database = currentDatabase() AND name LIKE 'events%' AND engine LIKE '%MergeTree' AND "
+	if n := row(t, p, left+"position(engine_full, 'auto_statistics_types = \\'\\'') = 0"); n != "0" {
+		t.Errorf("%s tables get statistics", n)
+	}
+	// One that somebody wants them for keeps them.
+	if err := p.Exec(testContext(t), "ALTER TABLE events MODIFY SETTING auto_statistics_types = 'minmax'"); err != nil {
+		t.Fatal(err)
+	}
+	migrate(t, o, options())
+	if n := row(t, p, left+"position(engine_full, 'minmax') > 0"); n != "1" {
+		t.Errorf("%s tables have what was set by hand; want 1", n)
+	}
+}
+
 func TestChangedMigrationIsRefused(t *testing.T) {
 	t.Parallel()
 	o := database(t)
