@@ -64,7 +64,7 @@ CREATE TABLE IF NOT EXISTS events_users{{.OnCluster}} (
     u          AggregateFunction(uniqCombined64(14), String)
 ) ENGINE = {{.Engine "AggregatingMergeTree"}}
 ORDER BY (event_name, by_channel, width, at, channel)
-SETTINGS index_granularity = 16, merge_selector_base = 12;
+SETTINGS index_granularity = 32, merge_selector_base = 12;
 
 CREATE MATERIALIZED VIEW IF NOT EXISTS events_1m_mv{{.OnCluster}} TO events_1m AS
 SELECT toStartOfMinute(ts) AS m, event_name, channel, toInt64(count()) AS n
