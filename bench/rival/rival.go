@@ -7,7 +7,6 @@ package rival
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -23,8 +22,8 @@ import (
 // starts: sending it costs what encoding and the server cost, and nothing else.
 type Block struct {
 	ts, receivedAt       *proto.ColDateTime64
-	name, channel        *proto.ColLowCardinality[string]
-	campaign             *proto.ColLowCardinality[string]
+	name                 *proto.ColLowCardinality[string]
+	channel, campaign    proto.ColStr
 	user, metadata       proto.ColStr
 	tags                 *proto.ColArr[string]
 	id                   proto.ColUUID
@@ -39,9 +38,7 @@ func NewBlock() *Block {
 		ts:         new(proto.ColDateTime64).WithPrecision(proto.PrecisionMilli),
 		receivedAt: new(proto.ColDateTime64).WithPrecision(proto.PrecisionMilli),
 		name:       new(proto.ColStr).LowCardinality(),
-		channel:    new(proto.ColStr).LowCardinality(),
-		campaign:   new(proto.ColStr).LowCardinality(),
-		tags:       proto.NewArray(new(proto.ColStr).LowCardinality()),
+		tags:       proto.NewArray(new(proto.ColStr)),
 	}
 }
 
@@ -57,8 +54,8 @@ func (b *Block) Append(record []byte, d *codec.Decoder) error {
 	b.ts.AppendRaw(proto.DateTime64(ev.Timestamp))
 	b.receivedAt.AppendRaw(proto.DateTime64(ev.ReceivedAt))
 	b.name.Append(string(ev.Name))
-	b.channel.Append(string(ev.Channel))
-	b.campaign.Append(string(ev.CampaignID))
+	b.channel.AppendBytes(ev.Channel)
+	b.campaign.AppendBytes(ev.CampaignID)
 	b.user.AppendBytes(ev.UserID)
 	b.metadata.AppendBytes(ev.Metadata)
 	tags := make([]string, len(ev.Tags))
@@ -80,29 +77,17 @@ type ready struct {
 	proto.StateEncoder
 }
 
-// prepared builds c's dictionary now.
-func prepared(c interface {
-	proto.ColInput
-	proto.StateEncoder
-	proto.Preparable
-}) (ready, error) {
-	return ready{c, c}, c.Prepare()
-}
-
 // Input are the columns for ch-go, complete: nothing is left to prepare.
 func (b *Block) Input() (proto.Input, error) {
-	name, err1 := prepared(b.name)
-	channel, err2 := prepared(b.channel)
-	campaign, err3 := prepared(b.campaign)
-	tags, err4 := prepared(b.tags)
+	err := b.name.Prepare()
 	return proto.Input{
-		{Name: "ts", Data: b.ts}, {Name: "event_name", Data: name}, {Name: "channel", Data: channel},
-		{Name: "campaign_id", Data: campaign}, {Name: "user_id", Data: &b.user}, {Name: "tags", Data: tags},
+		{Name: "ts", Data: b.ts}, {Name: "event_name", Data: ready{b.name, b.name}}, {Name: "channel", Data: &b.channel},
+		{Name: "campaign_id", Data: &b.campaign}, {Name: "user_id", Data: &b.user}, {Name: "tags", Data: b.tags},
 		{Name: "metadata", Data: &b.metadata}, {Name: "event_id", Data: &b.id}, {Name: "received_at", Data: b.receivedAt},
 		{Name: "_src", Data: &b.src}, {Name: "_part", Data: &b.part}, {Name: "_offset", Data: &b.offset},
 		{Name: "_first", Data: &b.first}, {Name: "_last", Data: &b.last}, {Name: "_rows", Data: &b.rowCount},
 		{Name: "_dup", Data: &b.dup}, {Name: "_dead", Data: &b.empty},
-	}, errors.Join(err1, err2, err3, err4)
+	}, err
 }
 
 // Fill inserts the block, one INSERT each time, until n rows are in, and returns

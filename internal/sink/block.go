@@ -1,6 +1,8 @@
 package sink
 
 import (
+	"encoding/binary"
+
 	"github.com/ClickHouse/ch-go/proto"
 	"github.com/google/uuid"
 
@@ -15,11 +17,11 @@ import (
 type block struct {
 	ts         *proto.ColDateTime64
 	eventName  dictionary
-	channel    dictionary
-	campaignID dictionary
-	userID     proto.ColStr
+	channel    text
+	campaignID text
+	userID     text
 	tags       tagsColumn
-	metadata   proto.ColStr
+	metadata   text
 	eventID    proto.ColUUID
 	receivedAt *proto.ColDateTime64
 	src        proto.ColUInt32
@@ -39,9 +41,6 @@ func newBlock() *block {
 		ts:         new(proto.ColDateTime64).WithPrecision(proto.PrecisionMilli),
 		receivedAt: new(proto.ColDateTime64).WithPrecision(proto.PrecisionMilli),
 		eventName:  newDictionary(),
-		channel:    newDictionary(),
-		campaignID: newDictionary(),
-		tags:       tagsColumn{values: newDictionary()},
 	}
 }
 
@@ -54,9 +53,9 @@ func (b *block) append(ev *codec.Event, id [16]byte, partition int32, offset int
 	b.eventName.append(ev.Name)
 	b.channel.append(ev.Channel)
 	b.campaignID.append(ev.CampaignID)
-	b.userID.AppendBytes(ev.UserID)
+	b.userID.append(ev.UserID)
 	b.tags.append(ev.Tags)
-	b.metadata.AppendBytes(ev.Metadata)
+	b.metadata.append(ev.Metadata)
 	b.eventID = append(b.eventID, uuid.UUID(id))
 	b.receivedAt.AppendRaw(proto.DateTime64(ev.ReceivedAt))
 	b.part = append(b.part, uint32(partition))
@@ -104,11 +103,11 @@ func (b *block) input(g *gate) proto.Input {
 func (b *block) copyRow(from *block, i int) {
 	b.ts.AppendRaw(from.ts.Data[i])
 	b.eventName.append(from.eventName.row(i))
-	b.channel.append(from.channel.row(i))
-	b.campaignID.append(from.campaignID.row(i))
-	b.userID.AppendBytes(from.userID.RowBytes(i))
-	b.tags.append(from.tags.row(i))
-	b.metadata.AppendBytes(from.metadata.RowBytes(i))
+	b.channel.copyRow(&from.channel, i)
+	b.campaignID.copyRow(&from.campaignID, i)
+	b.userID.copyRow(&from.userID, i)
+	b.tags.copyRow(&from.tags, i)
+	b.metadata.copyRow(&from.metadata, i)
 	b.eventID = append(b.eventID, from.eventID[i])
 	b.receivedAt.AppendRaw(from.receivedAt.Data[i])
 	b.src = append(b.src, from.src[i])
@@ -127,9 +126,9 @@ func (b *block) reset() {
 	b.eventName.reset()
 	b.channel.reset()
 	b.campaignID.reset()
-	b.userID.Reset()
+	b.userID.reset()
 	b.tags.reset()
-	b.metadata.Reset()
+	b.metadata.reset()
 	b.eventID = b.eventID[:0]
 	b.receivedAt.Reset()
 	b.src, b.part, b.offset = b.src[:0], b.part[:0], b.offset[:0]
@@ -173,7 +172,7 @@ type dictionary struct {
 	values *proto.ColStr
 	keys   map[string]uint32
 	// recent are keys plus one by the looks of their values: a few values make
-	// up most rows. A row into columns took 380 ns without it and takes 330.
+	// up most rows, and a map is slower than this.
 	recent [64]uint32
 }
 
@@ -227,30 +226,68 @@ func (d *dictionary) reset() {
 	}
 }
 
-// tagsColumn is Array(LowCardinality(String)): the ends of the rows, then the
-// values of all rows in one dictionary column.
+// text is a String column as it goes over the wire, every value behind its length:
+// sending it copies nothing. ch-go's own column keeps 16 bytes a value beside the
+// bytes, and copies both when it is sent.
+type text struct {
+	wire []byte
+	ends []uint32 // of the values in wire: FLUSH_BYTES is 128 MiB at most
+}
+
+func (c *text) append(v []byte) {
+	c.wire = binary.AppendUvarint(c.wire, uint64(len(v)))
+	c.wire = append(c.wire, v...)
+	c.ends = append(c.ends, uint32(len(c.wire)))
+}
+
+// copyRow appends row i of from.
+func (c *text) copyRow(from *text, i int) {
+	var start uint32
+	if i > 0 {
+		start = from.ends[i-1]
+	}
+	c.wire = append(c.wire, from.wire[start:from.ends[i]]...)
+	c.ends = append(c.ends, uint32(len(c.wire)))
+}
+
+func (c *text) reset() { c.wire, c.ends = c.wire[:0], c.ends[:0] }
+
+// Type implements proto.ColInput.
+func (*text) Type() proto.ColumnType { return proto.ColumnTypeString }
+
+// Rows implements proto.ColInput.
+func (c *text) Rows() int { return len(c.ends) }
+
+// EncodeColumn implements proto.ColInput.
+func (c *text) EncodeColumn(b *proto.Buffer) { b.PutRaw(c.wire) }
+
+// WriteColumn implements proto.ColInput.
+func (c *text) WriteColumn(w *proto.Writer) { w.ChainWrite(c.wire) }
+
+// tagsColumn is Array(String): how many values there are by the end of each row, and
+// the values of all rows.
 type tagsColumn struct {
 	ends   proto.ColUInt64
-	values dictionary
+	values text
 }
 
 func (c *tagsColumn) append(tags [][]byte) {
 	for _, t := range tags {
 		c.values.append(t)
 	}
-	c.ends = append(c.ends, uint64(len(c.values.Keys32)))
+	c.ends = append(c.ends, uint64(c.values.Rows()))
 }
 
-func (c *tagsColumn) row(i int) [][]byte {
+// copyRow appends row i of from.
+func (c *tagsColumn) copyRow(from *tagsColumn, i int) {
 	var start uint64
 	if i > 0 {
-		start = c.ends[i-1]
+		start = from.ends[i-1]
 	}
-	var tags [][]byte
-	for k := start; k < c.ends[i]; k++ {
-		tags = append(tags, c.values.row(int(k)))
+	for k := start; k < from.ends[i]; k++ {
+		c.values.copyRow(&from.values, int(k))
 	}
-	return tags
+	c.ends = append(c.ends, uint64(c.values.Rows()))
 }
 
 func (c *tagsColumn) reset() {
@@ -263,9 +300,6 @@ func (c *tagsColumn) Type() proto.ColumnType { return proto.ColumnTypeArray.Sub(
 
 // Rows implements proto.ColInput.
 func (c *tagsColumn) Rows() int { return len(c.ends) }
-
-// EncodeState implements proto.StateEncoder.
-func (c *tagsColumn) EncodeState(b *proto.Buffer) { c.values.EncodeState(b) }
 
 // EncodeColumn implements proto.ColInput.
 func (c *tagsColumn) EncodeColumn(b *proto.Buffer) {

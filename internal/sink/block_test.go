@@ -2,6 +2,7 @@ package sink
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
 	"strings"
 	"testing"
@@ -71,6 +72,23 @@ func TestBlockCopiesRows(t *testing.T) {
 		from.append(&odd[i], codec.ID(odd[i].EventID), 3, int64(i))
 	}
 	from.seal(7, map[int32]*batch{3: {first: 0, last: 9, rows: len(odd), duplicates: 1, dead: 2}})
+	value := func(c *text, i int) string {
+		one := text{}
+		one.copyRow(c, i)
+		n, k := binary.Uvarint(one.wire)
+		if int(n)+k != len(one.wire) {
+			t.Errorf("value %d says that it has %d bytes, and has %d", i, n, len(one.wire)-k)
+		}
+		return string(one.wire[k:])
+	}
+	tags := func(b *block, i int) (all []string) {
+		one := tagsColumn{}
+		one.copyRow(&b.tags, i)
+		for k := range one.values.Rows() {
+			all = append(all, value(&one.values, k))
+		}
+		return all
+	}
 	to := newBlock()
 	for round := range 2 {
 		for i := range odd {
@@ -79,8 +97,8 @@ func TestBlockCopiesRows(t *testing.T) {
 		for i := range odd {
 			k := len(odd) - 1 - i
 			show := func(b *block, i int) string {
-				return fmt.Sprintf("%d %s %s %s %s %s %s %x %d %d %d %d %d %d %d %d %d", b.ts.Data[i], b.eventName.row(i), b.channel.row(i), b.campaignID.row(i),
-					b.userID.Row(i), b.tags.row(i), b.metadata.Row(i), b.eventID[i], b.receivedAt.Data[i], b.src[i], b.part[i], b.offset[i], b.first[i],
+				return fmt.Sprintf("%d %s %s %s %s %s %s %x %d %d %d %d %d %d %d %d %d", b.ts.Data[i], b.eventName.row(i), value(&b.channel, i), value(&b.campaignID, i),
+					value(&b.userID, i), tags(b, i), value(&b.metadata, i), b.eventID[i], b.receivedAt.Data[i], b.src[i], b.part[i], b.offset[i], b.first[i],
 					b.last[i], b.rowCount[i], b.dup[i], b.dead[i])
 			}
 			if got, want := show(to, i), show(from, k); got != want {
@@ -88,7 +106,7 @@ func TestBlockCopiesRows(t *testing.T) {
 			}
 		}
 		to.reset()
-		if to.rows() != 0 || to.eventName.values.Rows() != 0 || len(to.tags.values.Keys32) != 0 {
+		if to.rows() != 0 || to.eventName.values.Rows() != 0 || to.tags.Rows() != 0 || to.tags.values.Rows() != 0 || to.userID.Rows() != 0 {
 			t.Error("a reset block is not empty")
 		}
 	}
