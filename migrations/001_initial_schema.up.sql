@@ -8,8 +8,8 @@
 -- them, and on the other hand their parts are small and their merges many. The ragged
 -- ends of an answer's range are a granule of every part at least, hence the small
 -- ones: a quarter off such a query, for 1 % of disk.
--- Only the name is LowCardinality: to merge a column of it costs twice what strings
--- cost, of an array four times, and under ZSTD they are as small.
+-- Only the name is LowCardinality: merging such a column, and an array of it more so,
+-- costs twice what merging strings costs, which under ZSTD are nearly as small.
 CREATE TABLE IF NOT EXISTS events{{.OnCluster}} (
     ts          DateTime64(3, 'UTC') CODEC(Delta, ZSTD(1)),
     event_name  LowCardinality(String),

@@ -70,23 +70,40 @@ func (b *Block) Append(record []byte, d *codec.Decoder) error {
 	return nil
 }
 
-// ready is a column that is prepared already: ch-go builds the dictionary of a
-// LowCardinality column anew for every insert, which is no work of a ready block.
+// ready is a column in wire form: building dictionaries and copying values is no work
+// of a ready block.
 type ready struct {
-	proto.ColInput
-	proto.StateEncoder
+	typ         proto.ColumnType
+	rows        int
+	state, data []byte
 }
+
+// readyOf encodes c now.
+func readyOf(name string, c proto.ColInput) proto.InputColumn {
+	var state, data proto.Buffer
+	if s, ok := c.(proto.StateEncoder); ok {
+		s.EncodeState(&state)
+	}
+	c.EncodeColumn(&data)
+	return proto.InputColumn{Name: name, Data: &ready{c.Type(), c.Rows(), state.Buf, data.Buf}}
+}
+
+func (r *ready) Type() proto.ColumnType       { return r.typ }
+func (r *ready) Rows() int                    { return r.rows }
+func (r *ready) EncodeState(b *proto.Buffer)  { b.PutRaw(r.state) }
+func (r *ready) EncodeColumn(b *proto.Buffer) { b.PutRaw(r.data) }
+func (r *ready) WriteColumn(w *proto.Writer)  { w.ChainWrite(r.data) }
 
 // Input are the columns for ch-go, complete: nothing is left to prepare.
 func (b *Block) Input() (proto.Input, error) {
 	err := b.name.Prepare()
 	return proto.Input{
-		{Name: "ts", Data: b.ts}, {Name: "event_name", Data: ready{b.name, b.name}}, {Name: "channel", Data: &b.channel},
-		{Name: "campaign_id", Data: &b.campaign}, {Name: "user_id", Data: &b.user}, {Name: "tags", Data: b.tags},
-		{Name: "metadata", Data: &b.metadata}, {Name: "event_id", Data: &b.id}, {Name: "received_at", Data: b.receivedAt},
-		{Name: "_src", Data: &b.src}, {Name: "_part", Data: &b.part}, {Name: "_offset", Data: &b.offset},
-		{Name: "_first", Data: &b.first}, {Name: "_last", Data: &b.last}, {Name: "_rows", Data: &b.rowCount},
-		{Name: "_dup", Data: &b.dup}, {Name: "_dead", Data: &b.empty},
+		readyOf("ts", b.ts), readyOf("event_name", b.name), readyOf("channel", &b.channel),
+		readyOf("campaign_id", &b.campaign), readyOf("user_id", &b.user), readyOf("tags", b.tags),
+		readyOf("metadata", &b.metadata), readyOf("event_id", &b.id), readyOf("received_at", b.receivedAt),
+		readyOf("_src", &b.src), readyOf("_part", &b.part), readyOf("_offset", &b.offset),
+		readyOf("_first", &b.first), readyOf("_last", &b.last), readyOf("_rows", &b.rowCount),
+		readyOf("_dup", &b.dup), readyOf("_dead", &b.empty),
 	}, err
 }
 

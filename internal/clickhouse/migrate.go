@@ -67,11 +67,12 @@ func Migrate(ctx context.Context, o Options, m MigrateOptions) error {
 		if err := r.apply(ctx, files); err != nil {
 			return err
 		}
+		// It is only what merges cost, so nothing waits for it.
+		if err := r.dropStatistics(ctx); err != nil {
+			r.Logger.Warn("merges compute statistics that nothing here uses", "error", err)
+		}
 	}
-	if err := r.applyTTL(ctx); err != nil {
-		return err
-	}
-	return r.dropStatistics(ctx)
+	return r.applyTTL(ctx)
 }
 
 // createDatabase, like everything here, asks before it creates: a database that
@@ -227,7 +228,8 @@ func (r runner) applyTTL(ctx context.Context) error {
 // dropStatistics has merges leave out the statistics that newer servers add to every
 // column by themselves: no query here uses them, and they are an eighth of what a merge
 // costs and a twentieth of a part. It is not a migration: an older server does not know
-// the setting.
+// the setting. It goes with one, because then every server of a cluster is there and the
+// user may alter tables.
 func (r runner) dropStatistics(ctx context.Context) error {
 	added, err := r.Strings(ctx, "SELECT name FROM system.merge_tree_settings WHERE name = 'auto_statistics_types' AND value != ''")
 	if err != nil {

@@ -28,11 +28,11 @@ func insert(t testing.TB, pool *clickhouse.Pool, events []event) {
 	var (
 		ts             = new(proto.ColDateTime64).WithPrecision(proto.PrecisionMilli).WithLocation(time.UTC)
 		name           = new(proto.ColStr).LowCardinality()
-		channel        = new(proto.ColStr).LowCardinality()
-		campaign       = new(proto.ColStr).LowCardinality()
+		channel        proto.ColStr
+		campaign       proto.ColStr
 		user           proto.ColStr
-		rows           = proto.Input{{Name: "ts", Data: ts}, {Name: "event_name", Data: name}, {Name: "channel", Data: channel}}
-		restOfTheTable = proto.Input{{Name: "campaign_id", Data: campaign}, {Name: "user_id", Data: &user}}
+		rows           = proto.Input{{Name: "ts", Data: ts}, {Name: "event_name", Data: name}, {Name: "channel", Data: &channel}}
+		restOfTheTable = proto.Input{{Name: "campaign_id", Data: &campaign}, {Name: "user_id", Data: &user}}
 	)
 	rows = append(rows, restOfTheTable...)
 	for _, e := range events {

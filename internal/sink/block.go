@@ -227,30 +227,39 @@ func (d *dictionary) reset() {
 }
 
 // text is a String column as it goes over the wire, every value behind its length:
-// sending it copies nothing. ch-go's own column keeps 16 bytes a value beside the
-// bytes, and copies both when it is sent.
+// without compression, sending it copies nothing. ch-go's own column keeps 16 bytes a
+// value beside the bytes, and copies both when it is sent.
 type text struct {
 	wire []byte
-	ends []uint32 // of the values in wire: FLUSH_BYTES is 128 MiB at most
+	ends []int // of the values in wire
 }
+
+// maxKeptText bounds what a reset column keeps. FLUSH_BYTES is at most this much; the
+// block of a recovery or a rescan may be several of them.
+const maxKeptText = 128 << 20
 
 func (c *text) append(v []byte) {
 	c.wire = binary.AppendUvarint(c.wire, uint64(len(v)))
 	c.wire = append(c.wire, v...)
-	c.ends = append(c.ends, uint32(len(c.wire)))
+	c.ends = append(c.ends, len(c.wire))
 }
 
 // copyRow appends row i of from.
 func (c *text) copyRow(from *text, i int) {
-	var start uint32
+	start := 0
 	if i > 0 {
 		start = from.ends[i-1]
 	}
 	c.wire = append(c.wire, from.wire[start:from.ends[i]]...)
-	c.ends = append(c.ends, uint32(len(c.wire)))
+	c.ends = append(c.ends, len(c.wire))
 }
 
-func (c *text) reset() { c.wire, c.ends = c.wire[:0], c.ends[:0] }
+func (c *text) reset() {
+	c.wire, c.ends = c.wire[:0], c.ends[:0]
+	if cap(c.wire) > maxKeptText {
+		c.wire = nil
+	}
+}
 
 // Type implements proto.ColInput.
 func (*text) Type() proto.ColumnType { return proto.ColumnTypeString }

@@ -36,7 +36,13 @@ func manyTags(n int) (tags [][]byte) {
 
 // TestEveryColumnComesBack stores odd values and reads each column as text.
 func TestEveryColumnComesBack(t *testing.T) {
+	t.Run("plain", func(t *testing.T) { everyColumnComesBack(t, false) })
+	t.Run("compressed", func(t *testing.T) { everyColumnComesBack(t, true) })
+}
+
+func everyColumnComesBack(t *testing.T, compress bool) {
 	l := newLab(t, 1)
+	l.clickhouse.Compress = compress
 	l.start()
 	var want []string
 	l.produce(len(odd), func(i int, ev *codec.Event) { *ev = odd[i] })
