@@ -69,7 +69,7 @@ func Migrate(ctx context.Context, o Options, m MigrateOptions) error {
 		}
 		// It is only what merges cost, so nothing waits for it.
 		if err := r.dropStatistics(ctx); err != nil {
-			r.Logger.Warn("merges compute statistics that nothing here uses", "error", err)
+			r.Logger.Warn("merges compute statistics that nothing here uses", "err", err)
 		}
 	}
 	return r.applyTTL(ctx)
