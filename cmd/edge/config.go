@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"edge/internal/server"
+	"edge/internal/sink"
 
 	"github.com/caarlos0/env/v11"
 )
@@ -260,11 +261,11 @@ func (c *config) validate() error {
 	if c.InsertTimeout < time.Second {
 		bad("INSERT_TIMEOUT is %s; ClickHouse counts whole seconds, so it needs at least 1s", c.InsertTimeout)
 	}
-	if c.FlushRows > maxFlushRows {
-		bad("FLUSH_ROWS is %d; more than %d rows would no longer be one block, which recovery relies on", c.FlushRows, maxFlushRows)
+	if c.FlushRows > sink.MaxFlushRows {
+		bad("FLUSH_ROWS is %d; more than %d rows would no longer be one block, which recovery relies on", c.FlushRows, sink.MaxFlushRows)
 	}
-	if c.FlushBytes > maxFlushBytes {
-		bad("FLUSH_BYTES is %s; more than %s might no longer be one block, which recovery relies on", c.FlushBytes, size(maxFlushBytes))
+	if c.FlushBytes > sink.MaxFlushBytes {
+		bad("FLUSH_BYTES is %s; more than %s might no longer be one block, which recovery relies on", c.FlushBytes, size(sink.MaxFlushBytes))
 	}
 	if int64(c.MaxEventBytes) > 1<<19 {
 		bad("MAX_EVENT_BYTES is %s; a Kafka batch of this client holds at most 512KiB of one event", c.MaxEventBytes)
@@ -322,12 +323,6 @@ const (
 
 // topicName is what Kafka takes, with room for ".dead" behind it.
 var topicName = regexp.MustCompile(`^[a-zA-Z0-9._-]{1,244}$`)
-
-// A block must stay below what the sink tells ClickHouse to keep in one piece.
-const (
-	maxFlushRows  = 500_000
-	maxFlushBytes = 128 << 20
-)
 
 // validateAges checks the settings that depend on each other: a row older than
 // the table's TTL vanishes when it is inserted while the rollups count it, so

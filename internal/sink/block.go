@@ -171,9 +171,6 @@ type dictionary struct {
 	proto.ColLowCardinalityRaw
 	values *proto.ColStr
 	keys   map[string]uint32
-	// recent are keys plus one by the looks of their values: a few values make
-	// up most rows, and a map is slower than this.
-	recent [64]uint32
 }
 
 // maxKeptKeys bounds what a reset dictionary keeps; a stream of ever new names
@@ -190,35 +187,19 @@ func newDictionary() dictionary {
 }
 
 func (d *dictionary) append(v []byte) {
-	recent := &d.recent[looks(v)]
-	if *recent != 0 && string(d.values.RowBytes(int(*recent-1))) == string(v) {
-		d.Keys32 = append(d.Keys32, *recent-1)
-		return
-	}
 	key, ok := d.keys[string(v)]
 	if !ok {
 		key = uint32(d.values.Rows())
 		d.values.AppendBytes(v)
 		d.keys[string(v)] = key
 	}
-	*recent = key + 1
 	d.Keys32 = append(d.Keys32, key)
-}
-
-// looks tells apart names as people give them: by length, first and last bytes.
-func looks(v []byte) byte {
-	n := len(v)
-	if n < 2 {
-		return byte(n)
-	}
-	return (byte(n)*5 + v[0] + v[n-1]*7 + v[n-2]*3) % 64
 }
 
 func (d *dictionary) row(i int) []byte { return d.values.RowBytes(int(d.Keys32[i])) }
 
 func (d *dictionary) reset() {
 	d.Reset()
-	d.recent = [64]uint32{}
 	if len(d.keys) > maxKeptKeys {
 		d.keys = make(map[string]uint32)
 	} else {
@@ -233,10 +214,6 @@ type text struct {
 	wire []byte
 	ends []int // of the values in wire
 }
-
-// maxKeptText bounds what a reset column keeps. FLUSH_BYTES is at most this much; the
-// block of a recovery or a rescan may be several of them.
-const maxKeptText = 128 << 20
 
 func (c *text) append(v []byte) {
 	c.wire = binary.AppendUvarint(c.wire, uint64(len(v)))
@@ -254,9 +231,10 @@ func (c *text) copyRow(from *text, i int) {
 	c.ends = append(c.ends, len(c.wire))
 }
 
+// reset keeps what a full block may need; that of a recovery may have been several.
 func (c *text) reset() {
 	c.wire, c.ends = c.wire[:0], c.ends[:0]
-	if cap(c.wire) > maxKeptText {
+	if cap(c.wire) > MaxFlushBytes {
 		c.wire = nil
 	}
 }

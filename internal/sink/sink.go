@@ -45,6 +45,13 @@ import (
 	"edge/internal/kafka"
 )
 
+// The most that Config.FlushRows and Config.FlushBytes may be: a larger block would not
+// be one block for ClickHouse, see checkSettings.
+const (
+	MaxFlushRows  = 500_000
+	MaxFlushBytes = 128 << 20
+)
+
 // Config bounds the sink. Every field is required.
 type Config struct {
 	Kafka           kafka.Options
