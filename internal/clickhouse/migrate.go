@@ -231,15 +231,9 @@ func (r runner) applyTTL(ctx context.Context) error {
 // the setting. It goes with one, because then every server of a cluster is there and the
 // user may alter tables.
 func (r runner) dropStatistics(ctx context.Context) error {
-	added, err := r.Strings(ctx, "SELECT name FROM system.merge_tree_settings WHERE name = 'auto_statistics_types' AND value != ''")
-	if err != nil {
-		return fmt.Errorf("read the server's table settings: %w", err)
-	}
-	if len(added) == 0 {
-		return nil
-	}
 	tables, err := r.Strings(ctx, "SELECT name FROM system.tables WHERE database = currentDatabase()"+
-		" AND name IN ('events', 'events_1m', 'events_users') AND position(engine_full, 'auto_statistics_types') = 0")
+		" AND name IN ('events', 'events_1m', 'events_users') AND position(engine_full, 'auto_statistics_types') = 0"+
+		" AND 'auto_statistics_types' IN (SELECT name FROM system.merge_tree_settings WHERE value != '')")
 	if err != nil {
 		return fmt.Errorf("read the tables' settings: %w", err)
 	}

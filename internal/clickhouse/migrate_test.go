@@ -127,11 +127,19 @@ func TestMergesAddNoStatistics(t *testing.T) {
 	if n := row(t, p, left+"position(engine_full, 'auto_statistics_types = \\'\\'') = 0"); n != "0" {
 		t.Errorf("%s tables get statistics", n)
 	}
-	// One that somebody wants them for keeps them.
+	// One that somebody wants them for keeps them, one that has none set does not.
 	if err := p.Exec(testContext(t), "ALTER TABLE events MODIFY SETTING auto_statistics_types = 'uniq'"); err != nil {
 		t.Fatal(err)
 	}
-	migrate(t, o, options())
+	if err := p.Exec(testContext(t), "ALTER TABLE events_1m RESET SETTING auto_statistics_types"); err != nil {
+		t.Fatal(err)
+	}
+	if err := (runner{p, options()}).dropStatistics(testContext(t)); err != nil {
+		t.Fatal(err)
+	}
+	if n := row(t, p, left+"position(engine_full, 'auto_statistics_types = \\'\\'') > 0"); n != "2" {
+		t.Errorf("%s tables get no statistics; want 2", n)
+	}
 	if n := row(t, p, left+"position(engine_full, 'uniq') > 0"); n != "1" {
 		t.Errorf("%s tables have what was set by hand; want 1", n)
 	}

@@ -109,9 +109,10 @@ func New(pool *clickhouse.Pool, o Options) *Engine {
 			// SELECT reads those of all parts to order its conditions: 36 of 39 ms
 			// for a minute of rows. A server that does not know it ignores it.
 			{Key: "use_statistics", Value: "0"},
+			// grouping() is 1 in the row of all groups together.
+			{Key: "force_grouping_standard_compatibility", Value: "1"},
 			// No table has a projection. Looking for the one that every table has, of
 			// what its parts know without being read, is a tenth of a short query.
-			{Key: "force_grouping_standard_compatibility", Value: "1"}, // 1 is the whole
 			{Key: "optimize_use_projections", Value: "0"},
 			{Key: "optimize_use_implicit_projections", Value: "0"},
 		},
