@@ -21,9 +21,8 @@
 // minutes, 23 hours, 15 days and 15 times 16 days at either end, and one more
 // for every eight months between them. Without group_by there is one state for
 // all channels: an answer costs the same for a day and for three years. By
-// channel there is one for each, and none below the hour: an answer costs as
-// many times more as there are channels, reads up to an hour of rows at both
-// ends, and does not grow with the range either. By the hour or by the day an
+// channel there is one for each: an answer merges as many times more as there are
+// channels, and does not grow with the range either. By the hour or by the day an
 // answer grows with its groups, since each needs a state of its own.
 //
 // The precision of the states is 14, where ClickHouse's default is 17: a state
@@ -33,8 +32,8 @@
 // The theory says 0.81 % standard error. unique_users=false leaves the states
 // out.
 //
-// One request is one SELECT with one row of arrays as its answer (sql.go): one
-// round trip, total and groups of the same moment. Requests for the same, from and
+// One request is one SELECT, whose answer has a row for each group and one for
+// the whole (sql.go): one round trip, total and groups of the same moment. Requests for the same, from and
 // to included, that come while one is under way share the next (wave.go).
 //
 // # What a caller may rely on
@@ -111,6 +110,11 @@ func New(pool *clickhouse.Pool, o Options) *Engine {
 			{Key: "use_statistics", Value: "0"},
 			// grouping() is 1 in the row of all groups together.
 			{Key: "force_grouping_standard_compatibility", Value: "1"},
+			// A bucket is one row that takes long to merge: hand them out to threads by two
+			// granules, and do not wait for more rows than any answer reads.
+			{Key: "merge_tree_min_rows_for_concurrent_read", Value: "1"},
+			{Key: "merge_tree_min_bytes_for_concurrent_read", Value: "1"},
+			{Key: "merge_tree_min_read_task_size", Value: "2"},
 			// No table has a projection. Looking for the one that every table has, of
 			// what its parts know without being read, is a tenth of a short query.
 			{Key: "optimize_use_projections", Value: "0"},
