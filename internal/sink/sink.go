@@ -162,6 +162,7 @@ type session struct {
 	flying     *flight
 	spare      *block
 	launched   time.Time // of the last flight
+	carried    int       // its rows
 	polled     []polled
 }
 
@@ -235,6 +236,7 @@ func (t *session) run(ctx context.Context) error {
 		}
 		var fetches kgo.Fetches
 		if len(t.polled) == 0 {
+			t.rest(ctx)
 			fetches = t.poll(ctx)
 		}
 		t.mu.Lock()
@@ -278,15 +280,20 @@ const backlogPatience = 10
 
 // due is how long the filling flight still waits for more. Callers hold mu.
 func (t *session) due() time.Duration {
-	behind := int64(0)
-	for _, p := range t.partitions {
-		behind += max(p.high-p.next, 0)
-	}
 	interval := t.cfg.FlushInterval
-	if behind >= int64(t.cfg.FlushRows-t.filling.block.rows()) {
+	if t.behind() >= int64(t.cfg.FlushRows-t.filling.block.rows()) {
 		interval *= backlogPatience
 	}
 	return max(interval-time.Since(t.launched), 0)
+}
+
+// behind is how many records the log had when it was last asked that are not
+// taken. Callers hold mu.
+func (t *session) behind() (n int64) {
+	for _, p := range t.partitions {
+		n += max(p.high-p.next, 0)
+	}
+	return n
 }
 
 // launch sends the filling flight off when it is due and the runway is free.
@@ -307,7 +314,7 @@ func (t *session) launch(now bool) {
 // fly stores f in a goroutine of its own. Callers hold mu and have seen that
 // nothing else is flying.
 func (t *session) fly(f *flight) {
-	t.flying, t.launched = f, time.Now()
+	t.flying, t.launched, t.carried = f, time.Now(), f.block.rows()
 	go func() {
 		err := t.store(t.ctx, f)
 		t.mu.Lock()

@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"edge/internal/codec"
 	"edge/internal/embedded"
@@ -35,6 +37,31 @@ func TestEveryRecordIsStoredOnce(t *testing.T) {
 	l.produce(100)
 	l.settled()
 	l.exact()
+}
+
+// TestFewRecordsAreFewFetches sends records one after the other, each as soon as the
+// log has the one before.
+func TestFewRecordsAreFewFetches(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, 1)
+	var fetches atomic.Int64
+	l.cluster.ControlKey(kmsg.Fetch.Int16(), func(kmsg.Request) (kmsg.Response, error, bool) {
+		fetches.Add(1)
+		return nil, nil, false
+	})
+	l.start(func(c *Config) { c.FlushInterval = 300 * time.Millisecond })
+	l.produce(1)
+	l.settled() // the next flight is due in 300 ms
+	const records = 100
+	before := fetches.Load()
+	for range records {
+		l.produce(1)
+	}
+	l.settled()
+	l.exact()
+	if n := fetches.Load() - before; n > records/4 {
+		t.Errorf("%d records in a row were fetched in %d requests", records, n)
+	}
 }
 
 // TestInsertsShareAConnection breaks the connection that waits for the next
