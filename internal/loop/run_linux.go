@@ -33,11 +33,15 @@ type Group struct {
 	next     atomic.Uint32
 	stopping atomic.Bool
 	running  sync.WaitGroup
+	ended    chan struct{} // closed when no loop runs any more
+
+	lent    chan *Conn // to a borrower that rests
+	resting atomic.Int32
 }
 
 // New starts the loops. Shutdown ends them.
 func New(cfg Config) (*Group, error) {
-	g := &Group{cfg: cfg}
+	g := &Group{cfg: cfg, ended: make(chan struct{}), lent: make(chan *Conn)}
 	for range cfg.Loops {
 		l, err := newLoop(g)
 		if err != nil {
@@ -51,6 +55,7 @@ func New(cfg Config) (*Group, error) {
 	for _, l := range g.loops {
 		g.running.Go(l.run)
 	}
+	go func() { g.running.Wait(); close(g.ended) }()
 	return g, nil
 }
 
@@ -67,13 +72,32 @@ func (g *Group) Shutdown(ctx context.Context) error {
 	for _, l := range g.loops {
 		l.nudge()
 	}
-	ended := make(chan struct{})
-	go func() { g.running.Wait(); close(ended) }()
 	select {
-	case <-ended:
+	case <-g.ended:
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
+	}
+}
+
+// maxResting bounds the borrowers that wait for another connection.
+const maxResting = 64
+
+// borrow serves c, and then others: growing the stack of a new goroutine to what
+// serving needs is a seventh of a short request.
+func (g *Group) borrow(c *Conn) {
+	for {
+		g.cfg.Lent(c)
+		if g.resting.Add(1) > maxResting {
+			g.resting.Add(-1)
+			return
+		}
+		select {
+		case c = <-g.lent:
+			g.resting.Add(-1)
+		case <-g.ended:
+			return
+		}
 	}
 }
 
@@ -287,7 +311,11 @@ func (l *loop) then(c *Conn, next Next) {
 	switch {
 	case next == Lent:
 		c.lend()
-		go l.g.cfg.Lent(c)
+		select {
+		case l.g.lent <- c:
+		default:
+			go l.g.borrow(c)
+		}
 	case next == Parked:
 		if c.state != parked {
 			c.state, c.deadline = parked, l.now.Add(l.g.cfg.ParkTimeout)
