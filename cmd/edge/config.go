@@ -108,6 +108,7 @@ type config struct {
 	StuckAfter    time.Duration `env:"STUCK_AFTER" envDefault:"60s" doc:"a sink that has something to store and stores nothing for this long is not ready"`
 
 	QueryTimeout time.Duration `env:"QUERY_TIMEOUT" envDefault:"10s" doc:"one metrics query"`
+	QueryKeep    time.Duration `env:"QUERY_KEEP" envDefault:"0s" doc:"how old an answer may be for who asks the same again, range included; 0 is no older than the question"`
 
 	EmbeddedSync             bool          `env:"EMBEDDED_SYNC" envDefault:"true" doc:"embedded broker: fsync before acknowledging; false survives a kill but not a power cut"`
 	EmbeddedRetention        time.Duration `env:"EMBEDDED_RETENTION" envDefault:"1h" doc:"embedded broker: how long it keeps events that are stored"`
@@ -250,7 +251,7 @@ func (c *config) validate() error {
 	for _, p := range []struct {
 		name string
 		d    time.Duration
-	}{{"MAX_AGE", c.MaxAge}, {"LINGER", c.Linger}, {"TABLE_TTL", c.TableTTL}, {"KAFKA_RETENTION", c.KafkaRetention}, {"EMBEDDED_RETENTION", c.EmbeddedRetention}, {"KAFKA_PARTITIONS", time.Duration(c.KafkaPartitions)}, {"PRESTOP_DELAY", c.PrestopDelay}, {"KEY_RATE", time.Duration(c.KeyRate)}, {"SHARDS", time.Duration(c.Shards)}, {"DEDUP_MAX_IDS", time.Duration(c.DedupIDs)}, {"DEDUP_WINDOW", c.DedupWindow}} {
+	}{{"MAX_AGE", c.MaxAge}, {"LINGER", c.Linger}, {"TABLE_TTL", c.TableTTL}, {"QUERY_KEEP", c.QueryKeep}, {"KAFKA_RETENTION", c.KafkaRetention}, {"EMBEDDED_RETENTION", c.EmbeddedRetention}, {"KAFKA_PARTITIONS", time.Duration(c.KafkaPartitions)}, {"PRESTOP_DELAY", c.PrestopDelay}, {"KEY_RATE", time.Duration(c.KeyRate)}, {"SHARDS", time.Duration(c.Shards)}, {"DEDUP_MAX_IDS", time.Duration(c.DedupIDs)}, {"DEDUP_WINDOW", c.DedupWindow}} {
 		if p.d < 0 {
 			bad("%s must not be negative", p.name)
 		}

@@ -319,7 +319,7 @@ func (a *app) startQuery(context.Context) error {
 	if !a.cfg.has(roleQuery) {
 		return nil
 	}
-	a.query = query.New(a.pool, query.Options{Timeout: a.cfg.QueryTimeout})
+	a.query = query.New(a.pool, query.Options{Timeout: a.cfg.QueryTimeout, Keep: a.cfg.QueryKeep})
 	a.describe(a.query)
 	return nil
 }

@@ -34,7 +34,8 @@
 //
 // One request is one SELECT, whose answer has a row for each group and one for
 // the whole (sql.go): one round trip, total and groups of the same moment. Requests for the same, from and
-// to included, that come while one is under way share the next (wave.go).
+// to included, that come while one is under way share the next, or get its answer
+// if it may be that old (wave.go).
 //
 // # What a caller may rely on
 //
@@ -74,6 +75,9 @@ type Options struct {
 	// parameters. Not for a user whose profile is read-only already, which may
 	// not set it, nor for the embedded engine, whose sessions keep it.
 	ReadOnly bool
+	// Keep is how old an answer may be, for who asks the same again; 0: none is
+	// older than the question.
+	Keep time.Duration
 }
 
 // Engine runs queries. All methods may be called from any goroutine.
@@ -120,6 +124,7 @@ func New(pool *clickhouse.Pool, o Options) *Engine {
 			{Key: "optimize_use_projections", Value: "0"},
 			{Key: "optimize_use_implicit_projections", Value: "0"},
 		},
+		waves:   waves{keep: o.Keep},
 		seconds: stat.NewHistogram(stat.Seconds),
 	}
 	if o.ReadOnly {

@@ -1,6 +1,7 @@
 package query
 
 import (
+	"slices"
 	"strconv"
 	"time"
 	"unicode/utf8"
@@ -28,6 +29,7 @@ type Group struct {
 // AppendJSON appends the answer as one JSON object. unique_users is left out
 // when it was not asked for, and "truncated":true is there only when it is so.
 func (r *Result) AppendJSON(dst []byte) []byte {
+	dst = slices.Grow(dst, 256+96*len(r.Groups))
 	dst = append(dst, `{"event_name":`...)
 	dst = appendString(dst, r.Request.EventName)
 	dst = append(dst, `,"from":`...)

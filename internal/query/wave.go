@@ -15,16 +15,26 @@ import (
 //
 // The next one waits for its turn no longer than waveTurn. Sharing pays for short
 // queries; a long one, or one that hangs, keeps nobody, and four a second may begin.
+//
+// With keep, who asks the same within that time of a query's begin gets its answer,
+// whether it is there already or not.
 type waves struct {
+	keep time.Duration // 0: no answer is older than the question
+
 	mu   sync.Mutex
-	last map[Request]*wave // the newest of each request that has not ended
+	last map[Request]*wave // the newest of each request that has not ended or is kept
+	kept int               // groups of the answers that are kept
 }
 
 const waveTurn = 250 * time.Millisecond
 
+// maxKept bounds the memory of kept answers, to some ten megabytes.
+const maxKept = 100_000
+
 // wave is one query and those who wait for it.
 type wave struct {
-	begun   bool // too late to join; guarded by waves.mu, as is
+	begun   time.Time // 0: not yet; guarded by waves.mu, as are
+	closed  bool      // nobody may join any more
 	waiting int
 
 	ctx    context.Context // ends when nobody waits any more
@@ -35,12 +45,12 @@ type wave struct {
 	bug    any // what the query panicked with
 }
 
-// do returns the answer of a call to ask that began after do did. The context of
-// that call ends when nobody waits for it any more; ctx ends this waiting.
+// do returns the answer of a call to ask that began after do did, or at most keep
+// before. The context of that call ends when nobody waits for it any more; ctx ends this waiting.
 func (w *waves) do(ctx context.Context, r Request, ask func(context.Context) (*Result, error)) (*Result, error) {
 	w.mu.Lock()
 	v := w.last[r]
-	if v == nil || v.begun {
+	if !w.joinable(v) {
 		before := v
 		v = &wave{ended: make(chan struct{})}
 		v.ctx, v.cancel = context.WithCancel(context.Background())
@@ -62,11 +72,16 @@ func (w *waves) do(ctx context.Context, r Request, ask func(context.Context) (*R
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		if v.waiting--; v.waiting == 0 {
-			v.begun = true
+			v.closed = true
 			v.cancel()
 		}
 		return nil, context.Cause(ctx)
 	}
+}
+
+// joinable tells whether v's answer will do for who asks now. Callers hold mu.
+func (w *waves) joinable(v *wave) bool {
+	return v != nil && !v.closed && (v.begun.IsZero() || time.Since(v.begun) < w.keep)
 }
 
 // run is v's life: its turn, its query, its end.
@@ -81,18 +96,43 @@ func (w *waves) run(r Request, v, before *wave, ask func(context.Context) (*Resu
 		turn.Stop()
 	}
 	w.mu.Lock()
-	v.begun = true
+	v.begun = time.Now()
 	w.mu.Unlock()
 	if v.err = v.ctx.Err(); v.err == nil {
 		v.ask(ask)
 	}
 	w.mu.Lock()
-	if w.last[r] == v {
-		delete(w.last, r)
-	}
+	w.end(r, v)
 	w.mu.Unlock()
 	v.cancel()
 	close(v.ended)
+}
+
+// end keeps v's answer for as long as it will do for somebody. Callers hold mu.
+func (w *waves) end(r Request, v *wave) {
+	forget := func() {
+		v.closed = true
+		if w.last[r] == v {
+			delete(w.last, r)
+		}
+	}
+	left := w.keep - time.Since(v.begun)
+	if v.result == nil || v.err != nil || left <= 0 {
+		forget()
+		return
+	}
+	groups := 1 + len(v.result.Groups)
+	if w.kept+groups > maxKept {
+		forget()
+		return
+	}
+	w.kept += groups
+	time.AfterFunc(left, func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.kept -= groups
+		forget()
+	})
 }
 
 func (v *wave) ask(ask func(context.Context) (*Result, error)) {

@@ -155,6 +155,82 @@ func TestWaves(t *testing.T) {
 	})
 }
 
+func TestKeptAnswers(t *testing.T) {
+	const keep = time.Second
+	f := func(name string, test func(d *tide)) {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				d := newTide(t)
+				d.waves.keep = keep
+				test(d)
+				<-time.After(keep)
+				d.empty()
+				if d.waves.kept != 0 {
+					t.Errorf("%d groups are counted as kept", d.waves.kept)
+				}
+			})
+		})
+	}
+	f("an answer is as old as its query's begin", func(d *tide) {
+		first := d.call(d.t.Context())
+		d.queries(1)
+		<-time.After(keep / 4)
+		second := d.call(d.t.Context()) // joins a query under way
+		d.end(1, nil)
+		d.gets(first, told{1, nil})
+		d.gets(second, told{1, nil})
+		<-time.After(3*keep/4 - 1)
+		d.gets(d.call(d.t.Context()), told{1, nil})
+		<-time.After(1)
+		third := d.call(d.t.Context())
+		d.queries(2)
+		d.end(2, nil)
+		d.gets(third, told{2, nil})
+	})
+	f("nobody joins a query that is older, and its answer is not kept", func(d *tide) {
+		first := d.call(d.t.Context())
+		<-time.After(keep)
+		second := d.call(d.t.Context())
+		d.end(1, nil)
+		d.gets(first, told{1, nil})
+		d.queries(2)
+		d.end(2, nil)
+		d.gets(second, told{2, nil})
+		d.gets(d.call(d.t.Context()), told{2, nil})
+	})
+	f("an error is not kept", func(d *tide) {
+		broken := errors.New("broken")
+		first := d.call(d.t.Context())
+		d.end(1, broken)
+		d.gets(first, told{1, broken})
+		second := d.call(d.t.Context())
+		d.queries(2)
+		d.end(2, nil)
+		d.gets(second, told{2, nil})
+	})
+	f("nor is a query that nobody waited for", func(d *tide) {
+		short, giveUp := context.WithCancel(d.t.Context())
+		first := d.call(short)
+		giveUp()
+		d.gets(first, told{0, context.Canceled})
+		second := d.call(d.t.Context())
+		d.queries(2)
+		d.end(2, nil)
+		d.gets(second, told{2, nil})
+	})
+	f("what is kept is bounded", func(d *tide) {
+		d.waves.kept = maxKept // of other requests
+		first := d.call(d.t.Context())
+		d.end(1, nil)
+		d.gets(first, told{1, nil})
+		second := d.call(d.t.Context())
+		d.queries(2)
+		d.waves.kept = 0
+		d.end(2, nil)
+		d.gets(second, told{2, nil})
+	})
+}
+
 func TestWaveOfABug(t *testing.T) {
 	var w waves
 	for range 2 {
