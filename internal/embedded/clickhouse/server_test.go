@@ -181,6 +181,20 @@ func TestFormatClauseIsTheClientsBusiness(t *testing.T) {
 	}
 }
 
+func TestExplainAnswers(t *testing.T) {
+	child := startChild(t, "")
+	c := dial(t, child)
+	for _, sql := range []string{"EXPLAIN SELECT 7 AS n", "EXPLAIN indexes = 1, actions = 1 SELECT 7 AS n -- comment", "EXPLAIN PIPELINE SELECT 7 AS n FORMAT TSV"} {
+		var line proto.ColStr
+		lines := 0
+		err := c.Do(t.Context(), ch.Query{Body: sql, Result: proto.Results{{Name: "explain", Data: &line}},
+			OnResult: func(context.Context, proto.Block) error { lines += line.Rows(); return nil }})
+		if err != nil || lines == 0 {
+			t.Errorf("%s: %d lines, %v", sql, lines, err)
+		}
+	}
+}
+
 func TestDropSyncReturns(t *testing.T) {
 	child := startChild(t, "")
 	c := dial(t, child)

@@ -31,7 +31,7 @@ func TestParseStatement(t *testing.T) {
 	f("with 1 AS a SELECT a", rows("with 1 AS a SELECT a"))
 	// What else answers with rows might change a table, for all that is known.
 	f("  (SELECT 1) ; ;", statement{text: "  (SELECT 1)", returns: true})
-	f("EXPLAIN SELECT 1", statement{text: "EXPLAIN SELECT 1", returns: true})
+	f("EXPLAIN SELECT 1 -- c\nFORMAT TSV", rows("SELECT * FROM (EXPLAIN SELECT 1 -- c\n\n)"))
 	f("REPLACE TABLE t (a UInt8) ENGINE = Memory", statement{text: "REPLACE TABLE t (a UInt8) ENGINE = Memory", returns: true})
 	kill := func(text, kills string) statement { return statement{text: text, returns: true, kills: kills} }
 	f("KILL QUERY WHERE a = 'SYNC' AND (b) ASYNC", kill("KILL QUERY WHERE a = 'SYNC' AND (b) ASYNC", "a = 'SYNC' AND (b)"))
