@@ -17,6 +17,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/term"
 
@@ -94,7 +95,12 @@ func command(args []string, out, errOut io.Writer) int {
 		fmt.Fprintln(errOut)
 		return exitUsage
 	}
-	limiter := logging.New(logHandler(errOut, &in.level), logging.Period)
+	terminal := isTerminal(errOut)
+	direct := slog.New(logHandler(errOut, terminal, &in.level))
+	lines := logging.NewWriter(errOut, func(dropped int64) {
+		direct.Warn("log lines dropped: they were not read fast enough", "component", "logging", "lines", dropped)
+	})
+	limiter := logging.New(logHandler(lines, terminal, &in.level), logging.Period)
 	in.log = slog.New(limiter)
 	slog.SetDefault(in.log) // for what libraries say by themselves
 	// The first signal begins an orderly stop, the second ends at once.
@@ -104,6 +110,7 @@ func command(args []string, out, errOut io.Writer) int {
 	in.ctx = ctx
 	err = run(in)
 	limiter.Flush()
+	lines.Close(time.Second)
 	var asked *usageError
 	switch {
 	case errors.As(err, &asked):
@@ -141,13 +148,18 @@ func environ() map[string]string {
 	return m
 }
 
-// logHandler writes text to a terminal and JSON to everything else.
-func logHandler(w io.Writer, level *slog.LevelVar) slog.Handler {
+// logHandler writes text for a terminal and JSON for everything else.
+func logHandler(w io.Writer, terminal bool, level *slog.LevelVar) slog.Handler {
 	opts := &slog.HandlerOptions{Level: level}
-	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+	if terminal {
 		return slog.NewTextHandler(w, opts)
 	}
 	return slog.NewJSONHandler(w, opts)
+}
+
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
 }
 
 func serve(in *invocation) error {

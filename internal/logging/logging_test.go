@@ -41,8 +41,10 @@ func (s *sheet) lines() []string {
 	return strings.Split(text, "\n")
 }
 
-func (s *sheet) logger(level slog.Leveler) (*slog.Logger, *Limiter) {
-	l := New(slog.NewTextHandler(s, &slog.HandlerOptions{Level: level, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+func (s *sheet) logger(level slog.Leveler) (*slog.Logger, *Limiter) { return loggerTo(s, level) }
+
+func loggerTo(w io.Writer, level slog.Leveler) (*slog.Logger, *Limiter) {
+	l := New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: level, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
 		if a.Key == slog.TimeKey {
 			return slog.Attr{}
 		}
