@@ -110,22 +110,22 @@ func (a *asker) bare(from, to int64, group string) (reply, error) {
 	if to-from < 3*86400 {
 		width = 3600
 	}
-	return a.ask("sum(n)", "uniqCombined64Merge(14)(u)", "events_users",
+	return a.ask(bucketSettings, "sum(n)", "uniqCombined64Merge(14)(u)", "events_users",
 		fmt.Sprintf("by_channel = 1 AND width = %d AND at >= %d AND at < %d", width, from/width*width, to/width*width), group)
 }
 
 // raw is the same question to the rows.
 func (a *asker) raw(from, to int64, group string) (reply, error) {
-	return a.ask("toInt64(count())", "uniqCombined64(14)(user_id)", "events", fmt.Sprintf("ts >= %d AND ts < %d", from, to), group)
+	return a.ask(nil, "toInt64(count())", "uniqCombined64(14)(user_id)", "events", fmt.Sprintf("ts >= %d AND ts < %d", from, to), group)
 }
 
-// asOurs are the settings that make our queries fast.
-var asOurs = []ch.Setting{
-	{Key: "use_statistics", Value: "0"}, {Key: "optimize_use_projections", Value: "0"}, {Key: "optimize_use_implicit_projections", Value: "0"},
-	{Key: "merge_tree_min_rows_for_concurrent_read", Value: "1"}, {Key: "merge_tree_min_bytes_for_concurrent_read", Value: "1"}, {Key: "merge_tree_min_read_task_size", Value: "2"},
-}
+// The settings that make our queries fast, and those of the part that reads buckets.
+var (
+	asOurs         = []ch.Setting{{Key: "use_statistics", Value: "0"}, {Key: "optimize_use_projections", Value: "0"}, {Key: "optimize_use_implicit_projections", Value: "0"}}
+	bucketSettings = []ch.Setting{{Key: "merge_tree_min_rows_for_concurrent_read", Value: "1"}, {Key: "merge_tree_min_bytes_for_concurrent_read", Value: "1"}, {Key: "merge_tree_min_read_task_size", Value: "2"}}
+)
 
-func (a *asker) ask(total, users, table, where, group string) (reply, error) {
+func (a *asker) ask(more []ch.Setting, total, users, table, where, group string) (reply, error) {
 	key, by := "''", ""
 	if group != "" {
 		key, by = "CAST("+group+", 'String')", " GROUP BY g"
@@ -135,7 +135,7 @@ func (a *asker) ask(total, users, table, where, group string) (reply, error) {
 	began := time.Now()
 	err := a.pool.Do(a.ctx, ch.Query{
 		Body:     "SELECT " + total + " AS t, " + users + " AS u, " + key + " AS g FROM " + table + " WHERE event_name = 'product_view' AND " + where + by,
-		Settings: asOurs,
+		Settings: slices.Concat(asOurs, more),
 		Result:   proto.Results{{Name: "t", Data: &n}, {Name: "u", Data: new(proto.ColUInt64)}, {Name: "g", Data: new(proto.ColStr)}},
 		OnResult: func(context.Context, proto.Block) error {
 			for _, v := range n {

@@ -108,7 +108,7 @@ type config struct {
 	StuckAfter    time.Duration `env:"STUCK_AFTER" envDefault:"60s" doc:"a sink that has something to store and stores nothing for this long is not ready"`
 
 	QueryTimeout time.Duration `env:"QUERY_TIMEOUT" envDefault:"10s" doc:"one metrics query"`
-	QueryKeep    time.Duration `env:"QUERY_KEEP" envDefault:"0s" doc:"how old an answer may be for who asks the same again, range included; 0 is no older than the question"`
+	QueryKeep    time.Duration `env:"QUERY_KEEP" envDefault:"0s" doc:"how old an answer may be for who asks the same again, range included, at most 1m; 0 is no older than the question"`
 
 	EmbeddedSync             bool          `env:"EMBEDDED_SYNC" envDefault:"true" doc:"embedded broker: fsync before acknowledging; false survives a kill but not a power cut"`
 	EmbeddedRetention        time.Duration `env:"EMBEDDED_RETENTION" envDefault:"1h" doc:"embedded broker: how long it keeps events that are stored"`
@@ -258,6 +258,9 @@ func (c *config) validate() error {
 	}
 	if c.SessionTimeout < 6*time.Second || c.SessionTimeout > 30*time.Minute {
 		bad("KAFKA_SESSION_TIMEOUT is %s; brokers take 6s to 30m unless configured otherwise", c.SessionTimeout)
+	}
+	if c.QueryKeep > time.Minute {
+		bad("QUERY_KEEP is %s; it may be at most 1m: what is kept has a bound, and old answers would keep new ones out", c.QueryKeep)
 	}
 	if c.InsertTimeout < time.Second {
 		bad("INSERT_TIMEOUT is %s; ClickHouse counts whole seconds, so it needs at least 1s", c.InsertTimeout)

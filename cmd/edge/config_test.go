@@ -47,6 +47,7 @@ func TestConfigRefusesBadValues(t *testing.T) {
 	f("TABLE_TTL", "2160h", "MAX_AGE")
 	f("TABLE_TTL", "-1h", "negative")
 	f("FLUSH_ROWS", "600000", "one block")
+	f("QUERY_KEEP", "2m", "at most 1m")
 	f("FLUSH_BYTES", "1GiB", "one block")
 	f("INSERT_TIMEOUT", "10ms", "1s")
 	f("EMBEDDED_KAFKA_LISTEN", "0.0.0.0:19092", "loopback")

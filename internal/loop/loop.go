@@ -24,8 +24,8 @@
 // # Who owns a connection
 //
 // Exactly one goroutine at a time: its loop, or, while it is lent, the goroutine
-// that borrowed it. The loop hands it over by starting that goroutine, the goroutine
-// by putting it on the loop's list. Whoever owns it reads, writes and closes. Only
+// that borrowed it. The loop hands it over by starting that goroutine, or
+// to one that has borrowed before, the goroutine by putting it on the loop's list. Whoever owns it reads, writes and closes. Only
 // the loop asks epoll; it tells a borrower by a token that something has changed.
 //
 // # Edges
@@ -81,8 +81,8 @@ type Handler interface {
 type Config struct {
 	Loops   int
 	Handler func() Handler // one for each loop
-	// Lent serves a connection that a Handler lent, in a goroutine of its own,
-	// and ends with its Close.
+	// Lent serves a connection that a Handler lent, in a goroutine that is the
+	// connection's until then, and ends with its Close.
 	Lent func(*Conn)
 	// Closed is told of each connection that is closed for good, by the goroutine
 	// that owned it.

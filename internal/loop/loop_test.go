@@ -10,6 +10,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -44,6 +45,36 @@ func TestEveryWay(t *testing.T) {
 	}
 	if got := w.lent.Load(); got < 24 {
 		t.Errorf("lent %d times; want 24 at least", got)
+	}
+}
+
+func TestBorrowersAreUsedAgain(t *testing.T) {
+	var mu sync.Mutex
+	seen := make(map[string]bool)
+	w := start(t, 1, func(cfg *Config) {
+		lent := cfg.Lent
+		cfg.Lent = func(c *Conn) {
+			stack := make([]byte, 64)
+			id, _, _ := strings.Cut(string(stack[:runtime.Stack(stack, false)]), " [")
+			mu.Lock()
+			seen[id] = true
+			mu.Unlock()
+			lent(c)
+		}
+	})
+	c := w.dial()
+	const lends = 100
+	for range lends {
+		c.say("lend me\n")
+		c.hear("me")
+		for w.g.resting.Load() == 0 { // it has answered, and is on its way
+			runtime.Gosched()
+		}
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if len(seen) > lends/2 {
+		t.Errorf("%d goroutines for %d loans", len(seen), lends)
 	}
 }
 

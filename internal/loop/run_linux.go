@@ -80,7 +80,8 @@ func (g *Group) Shutdown(ctx context.Context) error {
 	}
 }
 
-// maxResting bounds the borrowers that wait for another connection.
+// maxResting bounds the borrowers that wait for another connection. Those of 64
+// connections that ask one query after the other all find one; each is 8 to 16 kB.
 const maxResting = 64
 
 // borrow serves c, and then others: growing the stack of a new goroutine to what

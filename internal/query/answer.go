@@ -74,9 +74,9 @@ func (a *answer) read(_ context.Context, b proto.Block) error {
 }
 
 // finish puts the groups in order: times ascending, names by descending count, which
-// the statement has done.
+// the statement has done. What it returns holds none of the columns.
 func (a *answer) finish() *Result {
-	res := &a.result
+	res := new(a.result)
 	if !a.timed {
 		if len(res.Groups) > maxNames {
 			res.Groups, res.Truncated = res.Groups[:maxNames], true

@@ -114,11 +114,6 @@ func New(pool *clickhouse.Pool, o Options) *Engine {
 			{Key: "use_statistics", Value: "0"},
 			// grouping() is 1 in the row of all groups together.
 			{Key: "force_grouping_standard_compatibility", Value: "1"},
-			// A bucket is one row that takes long to merge: hand them out to threads by two
-			// granules, and do not wait for more rows than any answer reads.
-			{Key: "merge_tree_min_rows_for_concurrent_read", Value: "1"},
-			{Key: "merge_tree_min_bytes_for_concurrent_read", Value: "1"},
-			{Key: "merge_tree_min_read_task_size", Value: "2"},
 			// No table has a projection. Looking for the one that every table has, of
 			// what its parts know without being read, is a tenth of a short query.
 			{Key: "optimize_use_projections", Value: "0"},

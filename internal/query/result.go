@@ -26,6 +26,16 @@ type Group struct {
 	Users  uint64
 }
 
+// bytes is about the memory that r takes.
+func (r *Result) bytes() int {
+	q := &r.Request
+	n := 256 + len(q.EventName) + len(q.GroupBy) + len(q.Channel) + len(q.CampaignID) + len(q.Zone)
+	for i := range r.Groups {
+		n += 64 + len(r.Groups[i].Label)
+	}
+	return n
+}
+
 // AppendJSON appends the answer as one JSON object. unique_users is left out
 // when it was not asked for, and "truncated":true is there only when it is so.
 func (r *Result) AppendJSON(dst []byte) []byte {

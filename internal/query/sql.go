@@ -53,6 +53,9 @@ func build(r *Request, zone offsets, pieces []piece) statement {
 		b.WriteString("\nORDER BY whole DESC, events DESC, label LIMIT " + strconv.Itoa(maxNames+2))
 	}
 
+	if len(sources) == 1 {
+		b.settings(sources[0])
+	}
 	s := statement{text: b.String(), params: []proto.Parameter{param("event", r.EventName)}}
 	if r.Channel != "" {
 		s.params = append(s.params, param("channel", r.Channel))
@@ -158,6 +161,16 @@ func (b *builder) partial(s source) {
 	b.from(s)
 	if s.table == rawTable && b.r.GroupBy != "" {
 		b.WriteString(" GROUP BY g")
+	}
+	b.settings(s)
+}
+
+// settings writes those under which s is read. A bucket is one row that takes long to
+// merge: they are handed to threads two granules at a time, where the server counts
+// in rows. Rows of events are not: that would make reading them half as fast.
+func (b *builder) settings(s source) {
+	if s.table == userTable && !b.r.CountsOnly {
+		b.WriteString("\nSETTINGS merge_tree_min_rows_for_concurrent_read = 1, merge_tree_min_bytes_for_concurrent_read = 1, merge_tree_min_read_task_size = 2")
 	}
 }
 

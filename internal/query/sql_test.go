@@ -37,6 +37,7 @@ UNION ALL
 SELECT channel AS g, n AS total, u AS users FROM events_users
 WHERE event_name = {event:String} AND by_channel = 1
   AND ((width, at) IN ((3600,1704150000),(86400,1704153600),(86400,1704240000),(3600,1704326400)))
+SETTINGS merge_tree_min_rows_for_concurrent_read = 1, merge_tree_min_bytes_for_concurrent_read = 1, merge_tree_min_read_task_size = 2
 )
 GROUP BY label WITH ROLLUP
 ORDER BY whole DESC, events DESC, label LIMIT 10002`, event)
@@ -45,7 +46,8 @@ ORDER BY whole DESC, events DESC, label LIMIT 10002`, event)
 	f(Request{EventName: "view", From: midnight, To: midnight + day, Channel: "web"}, `
 SELECT sum(n) AS events, uniqCombined64Merge(14)(u) AS distinct_users FROM events_users
 WHERE event_name = {event:String} AND channel = {channel:String} AND by_channel = 1
-  AND ((width, at) IN ((86400,1704153600)))`, event, proto.Parameter{Key: "channel", Value: "'web'"})
+  AND ((width, at) IN ((86400,1704153600)))
+SETTINGS merge_tree_min_rows_for_concurrent_read = 1, merge_tree_min_bytes_for_concurrent_read = 1, merge_tree_min_read_task_size = 2`, event, proto.Parameter{Key: "channel", Value: "'web'"})
 
 	// All channels together, with buckets of every width.
 	const wide = 79 * 256 * day
@@ -58,6 +60,7 @@ UNION ALL
 SELECT n AS total, u AS users FROM events_users
 WHERE event_name = {event:String} AND by_channel = 0
   AND ((width, at) IN ((300,1745880900),(3600,1745881200),(86400,1745884800),(1382400,1745971200),(22118400,1747353600),(1382400,1769472000)))
+SETTINGS merge_tree_min_rows_for_concurrent_read = 1, merge_tree_min_bytes_for_concurrent_read = 1, merge_tree_min_read_task_size = 2
 )`, event)
 
 	// More buckets than are listed.

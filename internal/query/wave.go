@@ -16,25 +16,28 @@ import (
 // The next one waits for its turn no longer than waveTurn. Sharing pays for short
 // queries; a long one, or one that hangs, keeps nobody, and four a second may begin.
 //
-// With keep, who asks the same within that time of a query's begin gets its answer,
-// whether it is there already or not.
+// With keep, who asks the same within that time of a query's begin gets its answer. Of
+// one that is still on its way, no later than waveTurn: one that hangs keeps nobody.
 type waves struct {
 	keep time.Duration // 0: no answer is older than the question
 
 	mu   sync.Mutex
 	last map[Request]*wave // the newest of each request that has not ended or is kept
-	kept int               // groups of the answers that are kept
+	kept int               // bytes of the answers that are kept
 }
 
 const waveTurn = 250 * time.Millisecond
 
-// maxKept bounds the memory of kept answers, to some ten megabytes.
-const maxKept = 100_000
+const (
+	maxKept   = 16 << 20 // bytes of kept answers: ten thousand of a few groups
+	waveBytes = 1 << 10  // of a kept wave beside its answer: contexts, timer, channel, its place in the map
+)
 
 // wave is one query and those who wait for it.
 type wave struct {
 	begun   time.Time // 0: not yet; guarded by waves.mu, as are
 	closed  bool      // nobody may join any more
+	kept    bool      // its answer is there
 	waiting int
 
 	ctx    context.Context // ends when nobody waits any more
@@ -81,7 +84,15 @@ func (w *waves) do(ctx context.Context, r Request, ask func(context.Context) (*R
 
 // joinable tells whether v's answer will do for who asks now. Callers hold mu.
 func (w *waves) joinable(v *wave) bool {
-	return v != nil && !v.closed && (v.begun.IsZero() || time.Since(v.begun) < w.keep)
+	switch {
+	case v == nil || v.closed:
+		return false
+	case v.begun.IsZero():
+		return true
+	case v.kept:
+		return time.Since(v.begun) < w.keep
+	}
+	return time.Since(v.begun) < min(w.keep, waveTurn)
 }
 
 // run is v's life: its turn, its query, its end.
@@ -117,20 +128,21 @@ func (w *waves) end(r Request, v *wave) {
 		}
 	}
 	left := w.keep - time.Since(v.begun)
-	if v.result == nil || v.err != nil || left <= 0 {
+	if v.closed || w.last[r] != v || v.result == nil || v.err != nil || left <= 0 {
 		forget()
 		return
 	}
-	groups := 1 + len(v.result.Groups)
-	if w.kept+groups > maxKept {
+	size := waveBytes + v.result.bytes()
+	if w.kept+size > maxKept {
 		forget()
 		return
 	}
-	w.kept += groups
+	v.kept = true
+	w.kept += size
 	time.AfterFunc(left, func() {
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		w.kept -= groups
+		w.kept -= size
 		forget()
 	})
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -14,6 +15,8 @@ import (
 type tide struct {
 	t     *testing.T
 	waves waves
+
+	mu    sync.Mutex
 	begun []*asked
 }
 
@@ -35,8 +38,10 @@ func (d *tide) call(ctx context.Context) chan told {
 	go func() {
 		res, err := d.waves.do(ctx, Request{EventName: "a", To: 1}, func(ctx context.Context) (*Result, error) {
 			q := &asked{ctx, make(chan error)}
+			d.mu.Lock()
 			d.begun = append(d.begun, q)
 			n := int64(len(d.begun))
+			d.mu.Unlock()
 			select {
 			case err := <-q.end:
 				return &Result{Events: n}, err
@@ -57,14 +62,24 @@ func (d *tide) call(ctx context.Context) chan told {
 // queries wants n to have begun.
 func (d *tide) queries(n int) {
 	d.t.Helper()
-	if synctest.Wait(); len(d.begun) != n {
+	synctest.Wait()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if len(d.begun) != n {
 		d.t.Fatalf("%d queries have begun; want %d", len(d.begun), n)
 	}
 }
 
+// query is the nth, counted from 1.
+func (d *tide) query(n int) *asked {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.begun[n-1]
+}
+
 // end ends query n, counted from 1.
 func (d *tide) end(n int, err error) {
-	d.begun[n-1].end <- err
+	d.query(n).end <- err
 	synctest.Wait()
 }
 
@@ -75,11 +90,21 @@ func (d *tide) gets(call chan told, want told) {
 	}
 }
 
+// keep has answers of so many bytes more be kept.
+func (d *tide) keep(bytes int) {
+	d.waves.mu.Lock()
+	defer d.waves.mu.Unlock()
+	d.waves.kept += bytes
+}
+
 // empty wants nothing to be kept.
 func (d *tide) empty() {
 	d.t.Helper()
-	if synctest.Wait(); len(d.waves.last) != 0 {
-		d.t.Errorf("%d waves are kept", len(d.waves.last))
+	synctest.Wait()
+	d.waves.mu.Lock()
+	defer d.waves.mu.Unlock()
+	if n, size := len(d.waves.last), d.waves.kept; n != 0 || size != 0 {
+		d.t.Errorf("%d waves are kept, %d bytes", n, size)
 	}
 }
 
@@ -133,7 +158,7 @@ func TestWaves(t *testing.T) {
 		giveUp()
 		d.gets(first, told{0, context.Canceled})
 		d.gets(third, told{0, context.Canceled})
-		if d.begun[0].ctx.Err() == nil {
+		if d.query(1).ctx.Err() == nil {
 			d.t.Error("a query goes on that nobody waits for")
 		}
 		d.queries(2)
@@ -165,21 +190,18 @@ func TestKeptAnswers(t *testing.T) {
 				test(d)
 				<-time.After(keep)
 				d.empty()
-				if d.waves.kept != 0 {
-					t.Errorf("%d groups are counted as kept", d.waves.kept)
-				}
 			})
 		})
 	}
 	f("an answer is as old as its query's begin", func(d *tide) {
 		first := d.call(d.t.Context())
 		d.queries(1)
-		<-time.After(keep / 4)
+		<-time.After(waveTurn - 1)
 		second := d.call(d.t.Context()) // joins a query under way
 		d.end(1, nil)
 		d.gets(first, told{1, nil})
 		d.gets(second, told{1, nil})
-		<-time.After(3*keep/4 - 1)
+		<-time.After(keep - waveTurn)
 		d.gets(d.call(d.t.Context()), told{1, nil})
 		<-time.After(1)
 		third := d.call(d.t.Context())
@@ -187,16 +209,29 @@ func TestKeptAnswers(t *testing.T) {
 		d.end(2, nil)
 		d.gets(third, told{2, nil})
 	})
-	f("nobody joins a query that is older, and its answer is not kept", func(d *tide) {
+	f("a long query keeps nobody, and its answer is kept", func(d *tide) {
 		first := d.call(d.t.Context())
-		<-time.After(keep)
+		<-time.After(waveTurn)
 		second := d.call(d.t.Context())
+		d.queries(1)
+		<-time.After(waveTurn)
+		d.queries(2)
 		d.end(1, nil)
 		d.gets(first, told{1, nil})
+		third := d.call(d.t.Context()) // the second's, which is the newest
+		d.end(2, nil)
+		d.gets(second, told{2, nil})
+		d.gets(third, told{2, nil})
+	})
+	f("an answer that took longer than it is good for is not kept", func(d *tide) {
+		first := d.call(d.t.Context())
+		<-time.After(keep)
+		d.end(1, nil)
+		d.gets(first, told{1, nil})
+		second := d.call(d.t.Context())
 		d.queries(2)
 		d.end(2, nil)
 		d.gets(second, told{2, nil})
-		d.gets(d.call(d.t.Context()), told{2, nil})
 	})
 	f("an error is not kept", func(d *tide) {
 		broken := errors.New("broken")
@@ -219,13 +254,13 @@ func TestKeptAnswers(t *testing.T) {
 		d.gets(second, told{2, nil})
 	})
 	f("what is kept is bounded", func(d *tide) {
-		d.waves.kept = maxKept // of other requests
+		d.keep(maxKept) // of other requests
 		first := d.call(d.t.Context())
 		d.end(1, nil)
 		d.gets(first, told{1, nil})
 		second := d.call(d.t.Context())
 		d.queries(2)
-		d.waves.kept = 0
+		d.keep(-maxKept)
 		d.end(2, nil)
 		d.gets(second, told{2, nil})
 	})

@@ -32,6 +32,7 @@ type flight struct {
 	dead    []*kgo.Record // dead letters, not yet written
 	recover bool          // declared earlier: look at the data first
 	behind  bool          // of a rescan: the group's offsets are past it and stay there
+	records int           // taken
 	decoder codec.Decoder
 	event   codec.Event
 
@@ -58,6 +59,7 @@ func (f *flight) take(r *kgo.Record, w *window) {
 		f.batches[r.Partition] = b
 	}
 	b.last = r.Offset
+	f.records++
 	f.block.bytes += len(r.Value)
 	if err := f.decoder.DecodeRecord(r.Value, &f.event); err != nil {
 		f.dead = append(f.dead, deadLetter(r, err))

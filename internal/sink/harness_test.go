@@ -159,11 +159,12 @@ func (w *memberWatch) Handle(ctx context.Context, r slog.Record) error {
 	return w.Handler.Handle(ctx, r)
 }
 
-// config is small and quick, so that a test passes every state often.
+// config is small and quick, so that a test passes every state often; an interval
+// that is longer than restLead lets sinks rest.
 func (l *lab) config() Config {
 	return Config{
 		Topic: topic, DeadLetterTopic: letter, Group: group,
-		FlushInterval: 10 * time.Millisecond, FlushRows: 500, FlushBytes: 1 << 20,
+		FlushInterval: 25 * time.Millisecond, FlushRows: 500, FlushBytes: 1 << 20,
 		InsertTimeout: 10 * time.Second, RevokeTimeout: 5 * time.Second, SessionTimeout: 15 * time.Second,
 		DedupIDs: 100_000, DedupAge: time.Hour,
 	}

@@ -162,8 +162,8 @@ type session struct {
 	flying     *flight
 	spare      *block
 	launched   time.Time // of the last flight
-	carried    int       // its rows
 	polled     []polled
+	resting
 }
 
 // partition is what a session knows of one it owns.
@@ -193,6 +193,7 @@ func (s *Sink) session(ctx context.Context) error {
 		partitions: make(map[int32]*partition),
 		filling:    newFlight(newBlock()),
 		spare:      newBlock(),
+		resting:    resting{brought: 2},
 	}
 	t.client, err = s.cfg.Kafka.Client(
 		kgo.ConsumerGroup(s.cfg.Group),
@@ -314,7 +315,8 @@ func (t *session) launch(now bool) {
 // fly stores f in a goroutine of its own. Callers hold mu and have seen that
 // nothing else is flying.
 func (t *session) fly(f *flight) {
-	t.flying, t.launched, t.carried = f, time.Now(), f.block.rows()
+	t.flying, t.launched = f, time.Now()
+	t.resting.flown(f.few() && !f.full(&t.cfg))
 	go func() {
 		err := t.store(t.ctx, f)
 		t.mu.Lock()

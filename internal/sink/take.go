@@ -21,35 +21,6 @@ type polled struct {
 	records []*kgo.Record
 }
 
-// A stream of few records is fetched a few times a flight and not once a record,
-// which both sides pay for: at 1,000 records/s it was half of the sink's work.
-const (
-	fewRows  = 1000                   // in a flight: decoded in a small part of restLead
-	restLead = 15 * time.Millisecond  // for fetching and decoding what has gathered
-	maxRest  = 100 * time.Millisecond // bounds what gathers when few become many
-)
-
-// rest lets records gather in the log while the last flight had few, all that was
-// there is taken, and the next flight is not due.
-func (t *session) rest(ctx context.Context) {
-	t.mu.Lock()
-	wait := min(t.due()-restLead, maxRest)
-	if max(t.carried, t.filling.block.rows()) > fewRows || t.behind() > 0 {
-		wait = 0
-	}
-	t.mu.Unlock()
-	if wait <= 0 {
-		return
-	}
-	timer := time.NewTimer(wait)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-ctx.Done():
-	case <-t.ctx.Done():
-	}
-}
-
 // poll waits for records, for the time of the next flight, or for a flight to
 // land, whichever is first.
 func (t *session) poll(ctx context.Context) kgo.Fetches {
@@ -160,6 +131,7 @@ func (t *session) sort(fetches kgo.Fetches) {
 	if healthy {
 		t.state.idle()
 	}
+	t.resting.brought += min(fetches.NumRecords(), 1)
 	fetches.EachPartition(func(ft kgo.FetchTopicPartition) {
 		p := t.partitions[ft.Partition]
 		if p == nil {
