@@ -71,10 +71,6 @@ var ErrTooExpensive = errors.New("the query needs more time or memory than one q
 type Options struct {
 	Timeout   time.Duration // of one query, enforced by the server; 0: 10s
 	MaxMemory int64         // bytes the server may use for one query; 0: 1 GiB
-	// ReadOnly sends readonly=1 with each query, a second lock behind the
-	// parameters. Not for a user whose profile is read-only already, which may
-	// not set it, nor for the embedded engine, whose sessions keep it.
-	ReadOnly bool
 	// Keep is how old an answer may be, for who asks the same again; 0: none is
 	// older than the question.
 	Keep time.Duration
@@ -121,9 +117,6 @@ func New(pool *clickhouse.Pool, o Options) *Engine {
 		},
 		waves:   waves{keep: o.Keep},
 		seconds: stat.NewHistogram(stat.Seconds),
-	}
-	if o.ReadOnly {
-		e.settings = append(e.settings, ch.Setting{Key: "readonly", Value: "1", Important: true})
 	}
 	return e
 }

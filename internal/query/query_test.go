@@ -331,21 +331,6 @@ func TestQueriesRunConcurrently(t *testing.T) {
 	wg.Wait()
 }
 
-func TestReadOnly(t *testing.T) {
-	insert(t, openDatabase(t, "readonly"), []event{{dataFrom * 1000, "view", "web", "", "u"}})
-	e := New(openDatabase(t, "readonly"), Options{ReadOnly: true})
-	for range 2 {
-		got, err := e.Query(t.Context(), Request{EventName: "view", From: dataFrom, To: dataTo})
-		if err != nil || got.Events != 1 {
-			t.Fatal(got, err)
-		}
-	}
-	err := e.pool.Do(t.Context(), ch.Query{Body: "DROP TABLE events", Settings: e.settings})
-	if clickhouse.Code(err) != int(proto.ErrReadonly) {
-		t.Errorf("drop a table with the settings of a query: %v; want code %d", err, proto.ErrReadonly)
-	}
-}
-
 func TestDescribe(t *testing.T) {
 	pool := openDatabase(t, "describe")
 	e := New(pool, Options{})
