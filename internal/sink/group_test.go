@@ -94,7 +94,8 @@ func TestRepairBesideOtherSinks(t *testing.T) {
 	quit := make(chan struct{})
 	var load sync.WaitGroup
 	load.Go(func() {
-		for tick := time.NewTicker(5 * time.Millisecond); ; {
+		// No more than the view gets through: what is left at the end would be cut.
+		for tick := time.NewTicker(50 * time.Millisecond); ; {
 			select {
 			case <-quit:
 				tick.Stop()
