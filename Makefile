@@ -130,7 +130,7 @@ vuln: $(VULN)
 
 CHAOS_REPORT := $(CURDIR)/.tools/chaos.md
 
-## chaos: every fault, as often as a claim needs (about 17 minutes), and a table
+## chaos: every fault, as often as a claim needs (about 18 minutes), and a table
 chaos: setup $(KAFKA_STAMP)
 	@mkdir -p $(dir $(CHAOS_REPORT)) && rm -f $(CHAOS_REPORT)
 	@status=0; \
@@ -149,7 +149,7 @@ $(BENCH): build
 	@mkdir -p $(@D)
 	cd bench && $(BENCH_GO) build -o ../$@ .
 
-## bench: every stage beside its limit and a rival (a quarter of an hour; BENCH_QUICK=1, BENCH_STAGES=…)
+## bench: every stage beside its limit and a rival (twenty minutes; BENCH_QUICK=1, BENCH_STAGES=…)
 bench: $(BENCH)
 	cd bench && ../$(BENCH)
 
