@@ -24,9 +24,10 @@
 // # Who owns a connection
 //
 // Exactly one goroutine at a time: its loop, or, while it is lent, the goroutine
-// that borrowed it. The loop hands it over by starting that goroutine, or
-// to one that has borrowed before, the goroutine by putting it on the loop's list. Whoever owns it reads, writes and closes. Only
-// the loop asks epoll; it tells a borrower by a token that something has changed.
+// that borrowed it. The loop hands it to one that has borrowed before, or starts one;
+// the goroutine gives it back by putting it on the loop's list. Whoever owns it reads,
+// writes and closes. Only the loop asks epoll; it tells a borrower by a token that
+// something has changed.
 //
 // # Edges
 //

