@@ -243,12 +243,15 @@ func (c *Child) handshake(ctx context.Context) error {
 	if _, err := io.ReadFull(conn, answer); err != nil {
 		return errors.Join(ctx.Err(), err)
 	}
-	switch code := proto.ServerCode(answer[0]); code {
-	case proto.ServerCodeHello, proto.ServerCodeException:
-		return nil
-	default:
+	if code := proto.ServerCode(answer[0]); code != proto.ServerCodeHello && code != proto.ServerCodeException {
 		return fmt.Errorf("the answer to the handshake has code %d", code)
 	}
+	// To the end, so that this connection is not one of those that count.
+	if half, ok := conn.(interface{ CloseWrite() error }); ok {
+		_ = half.CloseWrite()
+		_, _ = io.Copy(io.Discard, conn)
+	}
+	return nil
 }
 
 // DialContext connects to the child, whatever network and address say: it is

@@ -2,6 +2,7 @@ package clickhouse
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"net"
 	"testing"
@@ -126,16 +127,48 @@ func TestGarbageClosesOnlyItsConnection(t *testing.T) {
 
 func TestConnectionsBeyondTheLimitHearWhy(t *testing.T) {
 	child := startChild(t, "", "EDGE_TEST_MAX_CONNECTIONS=2")
-	a := dial(t, child)
-	dial(t, child)
-	eventually(t, "the third is refused with code 202", func() bool {
+	a, b := dial(t, child), dial(t, child)
+	for range 20 {
+		if _, err := ch.Dial(t.Context(), ch.Options{Dialer: child}); code(err) != 202 {
+			t.Fatalf("the third: %v; want code 202", err)
+		}
+	}
+	if got := value(t, a, "1"); got != "1" {
+		t.Errorf("got %q; want 1", got)
+	}
+	b.Close()
+	eventually(t, "a place is free again", func() bool {
 		c, err := ch.Dial(t.Context(), ch.Options{Dialer: child})
 		if err == nil {
 			c.Close()
 		}
-		return code(err) == 202
+		return err == nil
 	})
-	if got := value(t, a, "1"); got != "1" {
-		t.Errorf("got %q; want 1", got)
+}
+
+// Who says nothing takes no place from those who do, and is not waited for
+// beyond as many again.
+func TestSilentConnectionsTakeNoPlace(t *testing.T) {
+	child := startChild(t, "", "EDGE_TEST_MAX_CONNECTIONS=4")
+	open := func() net.Conn {
+		conn, err := child.DialContext(t.Context(), "", "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		return conn
+	}
+	for range 4 {
+		open()
+	}
+	for range 4 {
+		dial(t, child)
+	}
+	conn := open()
+	if err := conn.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+		t.Errorf("the ninth: %v; want EOF", err)
 	}
 }

@@ -28,6 +28,7 @@ type server struct {
 
 	mu       sync.Mutex
 	sessions map[*session]struct{}
+	admitted int // sessions past the handshake
 	serial   uint64
 	ended    sync.WaitGroup
 }
@@ -105,30 +106,48 @@ func (srv *server) accept(ctx context.Context, ln net.Listener) error {
 	}
 }
 
+// start gives conn a session. As many connections again as may be open are let
+// in as far as the handshake, where those beyond the limit hear why: an answer
+// before the client has asked would often be lost with the connection.
 func (srv *server) start(ctx context.Context, conn net.Conn) {
 	srv.mu.Lock()
 	defer srv.mu.Unlock()
-	srv.serial++
-	s := newSession(srv, conn, "edge-session-"+strconv.FormatUint(srv.serial, 10))
-	full := len(srv.sessions) >= srv.cfg.MaxConnections
-	if full {
-		s.version = revision
-		s.sendException(&exception{code: codeTooManyQueries,
-			message: fmt.Sprintf("Too many connections: the limit is %d", srv.cfg.MaxConnections)})
-		_ = conn.SetWriteDeadline(time.Now().Add(time.Second))
-		_, _ = conn.Write(s.out.Buf)
+	if len(srv.sessions) >= 2*srv.cfg.MaxConnections {
 		conn.Close()
 		return
 	}
+	srv.serial++
+	s := newSession(srv, conn, "edge-session-"+strconv.FormatUint(srv.serial, 10))
 	srv.sessions[s] = struct{}{}
 	srv.ended.Add(1)
 	go func() {
 		defer srv.ended.Done()
 		s.run(ctx)
-		srv.mu.Lock()
-		delete(srv.sessions, s)
-		srv.mu.Unlock()
+		srv.leave(s)
+		conn.Close() // last: who waits for it finds the place free
 	}()
+}
+
+// admit makes s one of the connections that count.
+func (srv *server) admit(s *session) error {
+	srv.mu.Lock()
+	defer srv.mu.Unlock()
+	if srv.admitted >= srv.cfg.MaxConnections {
+		return &exception{code: codeTooManyQueries,
+			message: fmt.Sprintf("Too many connections: the limit is %d", srv.cfg.MaxConnections)}
+	}
+	srv.admitted++
+	s.admitted = true
+	return nil
+}
+
+func (srv *server) leave(s *session) {
+	srv.mu.Lock()
+	defer srv.mu.Unlock()
+	delete(srv.sessions, s)
+	if s.admitted {
+		srv.admitted--
+	}
 }
 
 // drain ends all sessions: idle ones at once, busy ones after their query or,

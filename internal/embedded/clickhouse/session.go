@@ -35,6 +35,7 @@ type session struct {
 	conn     net.Conn
 	version  int
 	tag      string
+	admitted bool // guarded by srv.mu
 	eng      *engineConn
 	database string // the current one
 
@@ -84,13 +85,13 @@ func (s *session) expect(timeout time.Duration) error {
 	return nil
 }
 
-// run serves the connection to its end. A panic ends this session only.
+// run serves the connection to its end; its caller closes it. A panic ends this
+// session only.
 func (s *session) run(ctx context.Context) {
 	defer func() {
 		if p := recover(); p != nil {
 			s.srv.log.Error("session panicked", "err", fmt.Sprint(p), "stack", string(debug.Stack()))
 		}
-		s.conn.Close()
 		if s.eng != nil {
 			s.eng.close()
 		}
@@ -205,6 +206,9 @@ func (s *session) enter(hello proto.ClientHello) error {
 	if user&password != 1 {
 		return &exception{code: codeAuthentication, message: clip(hello.User) +
 			": Authentication failed: password is incorrect, or there is no user with such name."}
+	}
+	if err := s.srv.admit(s); err != nil {
+		return err
 	}
 	eng, err := s.srv.eng.connect(s.tag)
 	if err != nil {
