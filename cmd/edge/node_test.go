@@ -12,8 +12,10 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"os"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -38,11 +40,26 @@ type node struct {
 func newNode(t testing.TB, settings ...string) *node {
 	t.Helper()
 	public, admin, engine := freePort(t), freePort(t), "127.0.0.1:"+freePort(t)
-	return &node{
+	n := &node{
 		t: t, public: "127.0.0.1:" + public, admin: "127.0.0.1:" + admin, engine: engine,
 		settings: append([]string{"EMBEDDED", "true", "SERVER_HOST", "127.0.0.1", "SERVER_PORT", public, "ADMIN_PORT", admin,
 			"LOG_LEVEL", "warn", "EMBEDDED_CLICKHOUSE_LISTEN", engine}, settings...),
 	}
+	t.Cleanup(n.awaitEngineGone)
+	return n
+}
+
+// awaitEngineGone waits for the engine of a process that has ended: killed with it, it
+// goes a little later, and until then it writes into a directory that is to be removed.
+func (p *node) awaitEngineGone() {
+	lock, err := os.Open(filepath.Join(p.setting("DATA_DIR"), "clickhouse", "LOCK"))
+	if err != nil {
+		return // none was started
+	}
+	defer lock.Close()
+	within(p.t, time.Minute, "the engine is gone", func() error {
+		return syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	})
 }
 
 func (p *node) start() {
