@@ -55,6 +55,7 @@ type Event struct {
 	CampaignID []byte // empty when absent
 	UserID     []byte
 	EventID    []byte   // the client's text, empty when absent
+	ID         [16]byte // of EventID, only of records on the topic
 	Timestamp  int64    // Unix ms
 	ReceivedAt int64    // Unix ms, only in records on the topic
 	Tags       [][]byte // unescaped

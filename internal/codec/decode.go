@@ -27,9 +27,16 @@ func (d *Decoder) Decode(data []byte, ev *Event) *Error {
 }
 
 // DecodeRecord decodes the value of a record on the topic: the same grammar,
-// with event_id and received_at required.
+// with event_id and received_at required, and the event's ID found.
 func (d *Decoder) DecodeRecord(value []byte, ev *Event) *Error {
-	return d.document(value, ev, &contract, true)
+	if d.canonical(value, ev) {
+		return nil
+	}
+	if err := d.document(value, ev, &contract, true); err != nil {
+		return err
+	}
+	ev.ID = ID(ev.EventID)
+	return nil
 }
 
 func (d *Decoder) document(data []byte, ev *Event, lim *limits, record bool) *Error {

@@ -120,6 +120,18 @@ func TestID(t *testing.T) {
 	hashed("018dd8a6x3a00-7abc-8def-0123456789ab")
 	hashed("018dd8a6-3a00-7abc-8def-0123456789\xC3\xA9")
 
+	// Every byte in every place is what another library says of it.
+	for at := range 36 {
+		for c := range 256 {
+			text := []byte("018dd8a6-3a00-7abc-8def-0123456789ab")
+			text[at] = byte(c)
+			want, err := uuid.ParseBytes(text)
+			if id, ok := parseUUID(text); ok != (err == nil) || ok && id != want {
+				t.Errorf("%q: got %x, %t; want %x, %v", text, id, ok, want, err)
+			}
+		}
+	}
+
 	id := ID([]byte("018dd8a6-3a00-7abc-8def-0123456789ab"))
 	if got := string(appendUUID(nil, id)); got != uuid.UUID(id).String() {
 		t.Errorf("appendUUID: got %s", got)

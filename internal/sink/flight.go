@@ -66,7 +66,7 @@ func (f *flight) take(r *kgo.Record, w *window) {
 		b.dead++
 		return
 	}
-	id := codec.ID(f.event.EventID)
+	id := f.event.ID
 	if w != nil && !kafka.HasAssignedID(r) && w.seen(id, r.Offset, f.event.ReceivedAt) {
 		b.duplicates++
 		return
