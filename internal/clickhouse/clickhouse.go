@@ -148,6 +148,9 @@ func (p *Pool) Dial(ctx context.Context) (*ch.Client, error) {
 // Database is the database every query of the pool runs in.
 func (p *Pool) Database() string { return p.opts.Database }
 
+// Compressed tells whether blocks are compressed on their way.
+func (p *Pool) Compressed() bool { return p.opts.Compress }
+
 // Close closes every connection and waits for queries that hold one.
 func (p *Pool) Close() { p.pool.Close() }
 

@@ -75,11 +75,10 @@ func (b *block) seal(src uint32, batches map[int32]*batch) {
 	}
 }
 
-// input returns the columns for ch-go, which asks the first for its rows before
-// the server has taken the query and sees none until the gate is open.
-func (b *block) input(g *gate) proto.Input {
+// input returns the columns under their names.
+func (b *block) input() proto.Input {
 	return proto.Input{
-		{Name: "ts", Data: &gated{b.ts, g}},
+		{Name: "ts", Data: b.ts},
 		{Name: "event_name", Data: &b.eventName},
 		{Name: "channel", Data: &b.channel},
 		{Name: "campaign_id", Data: &b.campaignID},
@@ -135,32 +134,6 @@ func (b *block) reset() {
 	b.first, b.last = b.first[:0], b.last[:0]
 	b.rowCount, b.dup, b.dead = b.rowCount[:0], b.dup[:0], b.dead[:0]
 	b.bytes = 0
-}
-
-// gate is how far an INSERT has come.
-type gate struct {
-	taken bool // the server has said which columns it takes
-	open  bool // rows may go out
-}
-
-// gated hides the rows of a column while its gate is shut.
-type gated struct {
-	*proto.ColDateTime64
-	gate *gate
-}
-
-// Infer is called with the server's answer to the INSERT, and only with that:
-// ch-go asks for input also when the connection ended instead.
-func (g *gated) Infer(t proto.ColumnType) error {
-	g.gate.taken = true
-	return g.ColDateTime64.Infer(t)
-}
-
-func (g *gated) Rows() int {
-	if !g.gate.open {
-		return 0
-	}
-	return g.ColDateTime64.Rows()
 }
 
 // dictionary is a LowCardinality(String) column that is built as it is filled:
@@ -223,12 +196,21 @@ func (c *text) append(v []byte) {
 
 // copyRow appends row i of from.
 func (c *text) copyRow(from *text, i int) {
-	start := 0
-	if i > 0 {
-		start = from.ends[i-1]
-	}
-	c.wire = append(c.wire, from.wire[start:from.ends[i]]...)
+	c.wire = append(c.wire, from.wire[from.start(i):from.ends[i]]...)
 	c.ends = append(c.ends, len(c.wire))
+}
+
+// start is where value i begins in wire, or where the next one will.
+func (c *text) start(i int) int {
+	if i == 0 {
+		return 0
+	}
+	return c.ends[i-1]
+}
+
+// rows are the values [from,to), in the same memory and to be sent only.
+func (c *text) rows(from, to int) text {
+	return text{wire: c.wire[c.start(from):c.start(to)], ends: c.ends[from:to]}
 }
 
 // reset keeps what a full block may need; that of a recovery may have been several.
@@ -267,14 +249,32 @@ func (c *tagsColumn) append(tags [][]byte) {
 
 // copyRow appends row i of from.
 func (c *tagsColumn) copyRow(from *tagsColumn, i int) {
-	var start uint64
-	if i > 0 {
-		start = from.ends[i-1]
-	}
-	for k := start; k < from.ends[i]; k++ {
+	for k := from.start(i); k < from.ends[i]; k++ {
 		c.values.copyRow(&from.values, int(k))
 	}
 	c.ends = append(c.ends, uint64(c.values.Rows()))
+}
+
+// start is where the values of row i begin, or where those of the next one will.
+func (c *tagsColumn) start(i int) uint64 {
+	if i == 0 {
+		return 0
+	}
+	return c.ends[i-1]
+}
+
+// show makes c the rows [from,to) of other, whose values it shares.
+func (c *tagsColumn) show(other *tagsColumn, from, to int) {
+	start := other.start(from)
+	c.values = other.values.rows(int(start), int(other.start(to)))
+	c.ends = other.ends[from:to]
+	if start == 0 {
+		return
+	}
+	c.ends = make(proto.ColUInt64, to-from)
+	for i := range c.ends {
+		c.ends[i] = other.ends[from+i] - start
+	}
 }
 
 func (c *tagsColumn) reset() {

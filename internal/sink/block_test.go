@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ClickHouse/ch-go/proto"
 	"github.com/google/go-cmp/cmp"
 
 	"edge/internal/codec"
@@ -115,6 +116,78 @@ func TestBlockCopiesRows(t *testing.T) {
 		if to.rows() != 0 || to.eventName.values.Rows() != 0 || to.tags.Rows() != 0 || to.tags.values.Rows() != 0 || to.userID.Rows() != 0 {
 			t.Error("a reset block is not empty")
 		}
+	}
+}
+
+// TestPartIsTheBlock sends a block in pieces of every size: together they are the block.
+func TestPartIsTheBlock(t *testing.T) {
+	whole := newBlock()
+	for i := range odd {
+		whole.append(&odd[i], codec.ID(odd[i].EventID), 3, int64(i))
+	}
+	whole.seal(7, map[int32]*batch{3: {first: 0, last: 9, rows: len(odd), duplicates: 1, dead: 2}})
+	sent := func(step int) (columns []string) {
+		p := newPart(whole, false)
+		p.step = step
+		in := p.input()
+		bytes := make([]proto.Buffer, len(in)+1) // the last for the values of tags
+		values := 0
+		for n := 0; p.more(); n += step {
+			for i, c := range in {
+				if want := min(step, len(odd)-n); c.Data.Rows() != want {
+					t.Fatalf("%s has %d rows from %d in steps of %d; want %d", c.Name, c.Data.Rows(), n, step, want)
+				}
+				switch c.Name {
+				case "event_name": // the dictionary goes with each piece
+					p.eventName.Keys32.EncodeColumn(&bytes[i])
+				case "tags":
+					for _, end := range p.tags.ends {
+						bytes[i].PutUInt64(end + uint64(values))
+					}
+					values += p.tags.values.Rows()
+					p.tags.values.EncodeColumn(&bytes[len(in)])
+				default:
+					c.Data.EncodeColumn(&bytes[i])
+				}
+			}
+		}
+		for _, c := range in {
+			if c.Data.Rows() != 0 {
+				t.Errorf("%s still has rows", c.Name)
+			}
+		}
+		for _, b := range bytes {
+			columns = append(columns, string(b.Buf))
+		}
+		return columns
+	}
+	want := sent(len(odd))
+	for step := 1; step < len(odd); step++ {
+		got := sent(step)
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("in steps of %d (-whole +in steps):\n%s", step, diff)
+		}
+	}
+}
+
+// TestCompressedBlockIsOnePart: a block that is compressed in pieces is inserted as one.
+func TestCompressedBlockIsOnePart(t *testing.T) {
+	l := newLab(t, 1)
+	l.clickhouse.Compress = true
+	l.produce(3 * compressedRows)
+	// The first flight does not wait to be full. If it is small, the next one does: there
+	// is enough in the log to fill it.
+	l.start(func(c *Config) { c.FlushInterval, c.FlushRows, c.FlushBytes = time.Second, 2*compressedRows, 64<<20 })
+	l.settled()
+	l.rawIsLedger()
+	l.rollupsAreRaw()
+	l.batchesAddUp()
+	if n := l.value("SELECT max(_rows) > " + fmt.Sprint(compressedRows) + " FROM events"); n != "1" {
+		t.Error("no block is larger than what is compressed at a time")
+	}
+	inserts := l.value("SELECT sum(n) FROM (SELECT uniqExact(_first) AS n FROM events GROUP BY toYYYYMM(ts))")
+	if parts := l.value("SELECT count() FROM system.parts WHERE database = currentDatabase() AND table = 'events' AND level = 0"); parts != inserts {
+		t.Errorf("%s parts were made of %s blocks and months", parts, inserts)
 	}
 }
 

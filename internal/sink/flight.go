@@ -180,29 +180,31 @@ func (t *session) sendOn(ctx context.Context, conn *ch.Client, untilTaken time.D
 	defer silent.Stop()
 	patience := time.AfterFunc(10*t.cfg.InsertTimeout, cancel)
 	defer patience.Stop()
-	var g gate
-	input := f.block.input(&g)
+	rows := newPart(f.block, t.cfg.ClickHouse.Compressed())
+	input := rows.input()
+	declared := false
 	err = conn.Do(work, ch.Query{
 		Body:     input.Into("events"),
 		Input:    input,
 		Settings: t.insertSettings(f),
 		OnInput: func(ctx context.Context) error {
-			if !g.taken {
+			if !rows.taken {
 				<-ctx.Done() // by the error that ended the connection
 				return ctx.Err()
 			}
-			silent.Stop()
-			if g.open {
-				g.open = false // all sent: an empty block ends the insert
-				return io.EOF
+			if !declared {
+				silent.Stop()
+				if err := before(ctx); err != nil {
+					return err
+				}
+				if !ended() {
+					return ctx.Err()
+				}
+				declared = true
 			}
-			if err := before(ctx); err != nil {
-				return err
+			if !rows.more() {
+				return io.EOF // all sent: an empty block ends the insert
 			}
-			if !ended() {
-				return ctx.Err()
-			}
-			g.open = true
 			return nil
 		},
 	})
@@ -210,7 +212,7 @@ func (t *session) sendOn(ctx context.Context, conn *ch.Client, untilTaken time.D
 		// The connection ends with an insert that failed, so that nothing of it can
 		// reach the server later.
 		_ = conn.Close()
-		return g.taken, err
+		return rows.taken, err
 	}
 	t.inserts = kept{conn, time.Now()}
 	return true, nil

@@ -52,7 +52,7 @@ func (s *Sink) checkSchema(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("read the columns of events: %w", err)
 	}
-	for _, c := range newBlock().input(new(gate)) {
+	for _, c := range newBlock().input() {
 		if !slices.Contains(have, "events."+c.Name) {
 			return &SchemaError{fmt.Sprintf("table events has no column %s; run edge migrate", c.Name)}
 		}

@@ -103,7 +103,7 @@ func BenchmarkSink(b *testing.B) {
 		b.ResetTimer()
 		began := cpu()
 		for range b.N * blocks {
-			in := f.block.input(&gate{open: true})
+			in := f.block.input()
 			if err := conn.Do(b.Context(), ch.Query{Body: in.Into("events"), Input: in, Settings: t.insertSettings(f)}); err != nil {
 				b.Fatal(err)
 			}
