@@ -8,9 +8,9 @@ import (
 
 // A sink decodes what appendRecord has encoded, and nearly every such record has no
 // escape in its texts, a UUID for its event_id and times of thirteen digits. Then what
-// comes next is known after each value: the names of the fields are compared where
-// they must be, and no byte is looked at to find out what it is. Records of any other
-// form are left to the grammar, which alone says what is wrong with one.
+// comes next is known after each value, and the names of the fields are compared where
+// they must be. Records of any other form are left to the grammar, which alone says what
+// is wrong with one; most of them are known by their end, which is looked at first.
 
 // From behind the value to the end of the record.
 const (
@@ -26,8 +26,11 @@ func (d *Decoder) canonical(value []byte, ev *Event) bool {
 		return false
 	}
 	*ev = Event{}
+	if !ev.canonicalTail(value[len(value)-afterMetadata:]) {
+		return false
+	}
 	var seen uint64
-	end := start
+	var end int
 	if ev.Name, end = plainText(value, start, &seen); len(ev.Name) == 0 {
 		return false
 	}
@@ -73,18 +76,18 @@ func (d *Decoder) canonical(value []byte, ev *Event) bool {
 		ev.Metadata = value[begin:end:end]
 		rest = value[end:]
 	}
-	if len(rest) != afterMetadata || string(rest[:13]) != `,"event_id":"` || string(rest[49:65]) != `","received_at":` || rest[78] != '}' {
+	return len(rest) == afterMetadata && (seen&highs == 0 || utf8.Valid(value))
+}
+
+// canonicalTail decodes what is behind the metadata.
+func (ev *Event) canonicalTail(tail []byte) (ok bool) {
+	if string(tail[:13]) != `,"event_id":"` || string(tail[49:65]) != `","received_at":` || tail[78] != '}' {
 		return false
 	}
-	ev.EventID = rest[13:49:49]
-	var ok bool
-	if ev.ID, ok = parseUUID(ev.EventID); !ok {
-		return false
-	}
-	if ev.ReceivedAt = thirteenDigits((*[13]byte)(rest[65:])); ev.ReceivedAt < 0 {
-		return false
-	}
-	return seen&highs == 0 || utf8.Valid(value)
+	ev.EventID = tail[13:49:49]
+	ev.ReceivedAt = thirteenDigits((*[13]byte)(tail[65:]))
+	ev.ID, ok = parseUUID(ev.EventID)
+	return ok && ev.ReceivedAt >= 0
 }
 
 // plainText returns the text that starts at i, if there is neither escape nor control

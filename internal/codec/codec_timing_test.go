@@ -126,6 +126,18 @@ func BenchmarkRecord(b *testing.B) {
 			}
 		}
 	})
+	b.Run("decode-other-id", func(b *testing.B) {
+		other := AppendRecord(nil, &Event{Name: ev.Name, Channel: ev.Channel, CampaignID: ev.CampaignID, UserID: ev.UserID, Timestamp: ev.Timestamp,
+			Tags: ev.Tags, Metadata: ev.Metadata, EventID: []byte("order-17"), ReceivedAt: ev.ReceivedAt})
+		b.ReportAllocs()
+		b.SetBytes(int64(len(other)))
+		var back Event
+		for b.Loop() {
+			if err := d.DecodeRecord(other, &back); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
 	b.Run("append", func(b *testing.B) {
 		b.ReportAllocs()
 		b.SetBytes(int64(len(record)))

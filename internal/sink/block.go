@@ -47,6 +47,14 @@ func newBlock() *block {
 // rows is the number of rows appended.
 func (b *block) rows() int { return len(b.part) }
 
+// size is about how many bytes the rows take.
+func (b *block) size() (n int) {
+	for _, c := range []*text{&b.channel, &b.campaignID, &b.userID, &b.tags.values, &b.metadata} {
+		n += len(c.wire)
+	}
+	return n + len(b.eventName.values.Buf) + 100*b.rows()
+}
+
 // append copies ev, whose event_id is id, into the columns.
 func (b *block) append(ev *codec.Event, id [16]byte, partition int32, offset int64) {
 	b.ts.AppendRaw(proto.DateTime64(ev.Timestamp))
@@ -208,7 +216,7 @@ func (c *text) start(i int) int {
 	return c.ends[i-1]
 }
 
-// rows are the values [from,to), in the same memory and to be sent only.
+// rows are the values [from,to), to be sent only: they are in the same memory.
 func (c *text) rows(from, to int) text {
 	return text{wire: c.wire[c.start(from):c.start(to)], ends: c.ends[from:to]}
 }
@@ -263,18 +271,17 @@ func (c *tagsColumn) start(i int) uint64 {
 	return c.ends[i-1]
 }
 
-// show makes c the rows [from,to) of other, whose values it shares.
-func (c *tagsColumn) show(other *tagsColumn, from, to int) {
-	start := other.start(from)
-	c.values = other.values.rows(int(start), int(other.start(to)))
-	c.ends = other.ends[from:to]
-	if start == 0 {
-		return
+// rows are the rows [from,to), to be sent only.
+func (c *tagsColumn) rows(from, to int) tagsColumn {
+	start := c.start(from)
+	ends := c.ends[from:to]
+	if start > 0 {
+		ends = make(proto.ColUInt64, to-from)
+		for i := range ends {
+			ends[i] = c.ends[from+i] - start
+		}
 	}
-	c.ends = make(proto.ColUInt64, to-from)
-	for i := range c.ends {
-		c.ends[i] = other.ends[from+i] - start
-	}
+	return tagsColumn{ends, c.values.rows(int(start), int(c.start(to)))}
 }
 
 func (c *tagsColumn) reset() {

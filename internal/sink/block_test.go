@@ -119,59 +119,79 @@ func TestBlockCopiesRows(t *testing.T) {
 	}
 }
 
-// TestPartIsTheBlock sends a block in pieces of every size: together they are the block.
-func TestPartIsTheBlock(t *testing.T) {
+// TestPiecesAreTheBlock sends a block in pieces of every size: together they are the block.
+func TestPiecesAreTheBlock(t *testing.T) {
 	whole := newBlock()
 	for i := range odd {
 		whole.append(&odd[i], codec.ID(odd[i].EventID), 3, int64(i))
 	}
 	whole.seal(7, map[int32]*batch{3: {first: 0, last: 9, rows: len(odd), duplicates: 1, dead: 2}})
-	sent := func(step int) (columns []string) {
-		p := newPart(whole, false)
+	// sent appends what goes over the wire of each column, joined as the server does.
+	sent := func(in proto.Input, b *block, to map[string][]byte, values *int) {
+		for _, c := range in {
+			var buf proto.Buffer
+			switch c.Name {
+			case "event_name":
+				for i := range b.eventName.Keys32 {
+					buf.PutString(b.eventName.Index.(*proto.ColStr).Row(int(b.eventName.Keys32[i])))
+				}
+			case "tags":
+				for _, end := range b.tags.ends {
+					buf.PutUInt64(end + uint64(*values))
+				}
+				*values += b.tags.values.Rows()
+				to["values of tags"] = append(to["values of tags"], b.tags.values.wire...)
+			default:
+				c.Data.EncodeColumn(&buf)
+			}
+			to[c.Name] = append(to[c.Name], buf.Buf...)
+		}
+	}
+	want := make(map[string][]byte)
+	sent(whole.input(), whole, want, new(int))
+	for step := 1; step <= len(odd); step++ {
+		p := newPieces(whole, true)
 		p.step = step
 		in := p.input()
-		bytes := make([]proto.Buffer, len(in)+1) // the last for the values of tags
-		values := 0
+		got, values := make(map[string][]byte), 0
 		for n := 0; p.more(); n += step {
-			for i, c := range in {
+			for _, c := range in {
 				if want := min(step, len(odd)-n); c.Data.Rows() != want {
 					t.Fatalf("%s has %d rows from %d in steps of %d; want %d", c.Name, c.Data.Rows(), n, step, want)
 				}
-				switch c.Name {
-				case "event_name": // the dictionary goes with each piece
-					p.eventName.Keys32.EncodeColumn(&bytes[i])
-				case "tags":
-					for _, end := range p.tags.ends {
-						bytes[i].PutUInt64(end + uint64(values))
-					}
-					values += p.tags.values.Rows()
-					p.tags.values.EncodeColumn(&bytes[len(in)])
-				default:
-					c.Data.EncodeColumn(&bytes[i])
-				}
 			}
+			sent(in, p.shown, got, &values)
 		}
 		for _, c := range in {
 			if c.Data.Rows() != 0 {
 				t.Errorf("%s still has rows", c.Name)
 			}
 		}
-		for _, b := range bytes {
-			columns = append(columns, string(b.Buf))
-		}
-		return columns
-	}
-	want := sent(len(odd))
-	for step := 1; step < len(odd); step++ {
-		got := sent(step)
 		if diff := cmp.Diff(want, got); diff != "" {
-			t.Errorf("in steps of %d (-whole +in steps):\n%s", step, diff)
+			t.Errorf("in steps of %d (-whole +pieces):\n%s", step, diff)
 		}
 	}
 }
 
-// TestCompressedBlockIsOnePart: a block that is compressed in pieces is inserted as one.
-func TestCompressedBlockIsOnePart(t *testing.T) {
+// TestPieceHasItsOwnNames: the dictionary of a block of ever new names goes out once.
+func TestPieceHasItsOwnNames(t *testing.T) {
+	b := newBlock()
+	const rows = 3*compressedRows + 1
+	for i := range rows {
+		b.append(&codec.Event{Name: fmt.Appendf(nil, "name%d", i/2)}, [16]byte{}, 0, int64(i))
+	}
+	b.seal(7, map[int32]*batch{0: {}})
+	names := 0
+	for p := newPieces(b, true); p.more(); {
+		names += p.shown.eventName.Index.Rows()
+	}
+	if names != rows/2+1 {
+		t.Errorf("%d names were sent; the block has %d", names, rows/2+1)
+	}
+}
+
+// TestCompressedBlockIsOne: a block that is compressed in pieces is inserted as one.
+func TestCompressedBlockIsOne(t *testing.T) {
 	l := newLab(t, 1)
 	l.clickhouse.Compress = true
 	l.produce(3 * compressedRows)

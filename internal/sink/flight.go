@@ -180,7 +180,7 @@ func (t *session) sendOn(ctx context.Context, conn *ch.Client, untilTaken time.D
 	defer silent.Stop()
 	patience := time.AfterFunc(10*t.cfg.InsertTimeout, cancel)
 	defer patience.Stop()
-	rows := newPart(f.block, t.cfg.ClickHouse.Compressed())
+	rows := newPieces(f.block, t.cfg.ClickHouse.Compressed())
 	input := rows.input()
 	declared := false
 	err = conn.Do(work, ch.Query{

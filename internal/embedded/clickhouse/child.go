@@ -246,12 +246,14 @@ func (c *Child) handshake(ctx context.Context) error {
 	if code := proto.ServerCode(answer[0]); code != proto.ServerCodeHello && code != proto.ServerCodeException {
 		return fmt.Errorf("the answer to the handshake has code %d", code)
 	}
-	// To the end, so that this connection is not one of those that count.
+	// Until the server hangs up, so that this connection is not one of those that
+	// count. How it ends says nothing about the server.
 	if half, ok := conn.(interface{ CloseWrite() error }); ok {
 		_ = half.CloseWrite()
+		_ = conn.SetReadDeadline(time.Now().Add(lastRestart))
 		_, _ = io.Copy(io.Discard, conn)
 	}
-	return nil
+	return ctx.Err()
 }
 
 // DialContext connects to the child, whatever network and address say: it is

@@ -43,8 +43,15 @@ type cursor struct {
 	keep    func(span []byte) error
 }
 
-func newCursor(src io.Reader) *cursor {
-	return &cursor{src: src, buf: make([]byte, windowSize)}
+func newCursor(src io.Reader, window int) *cursor {
+	return &cursor{src: src, buf: make([]byte, window)}
+}
+
+// widen makes the window windowSize, between packets.
+func (c *cursor) widen() {
+	buf := make([]byte, windowSize)
+	c.w = copy(buf, c.buf[c.r:c.w])
+	c.r, c.mark, c.buf = 0, 0, buf
 }
 
 // over points the cursor at p alone.

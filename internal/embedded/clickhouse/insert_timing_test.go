@@ -119,7 +119,7 @@ func BenchmarkWalk(b *testing.B) {
 	b.SetBytes(int64(len(block)))
 	b.ReportAllocs()
 	r := bytes.NewReader(block)
-	c := newCursor(r)
+	c := newCursor(r, windowSize)
 	c.keep = discard
 	var w walker
 	for b.Loop() {

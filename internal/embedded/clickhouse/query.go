@@ -85,7 +85,7 @@ func (s *session) clientBlock(compressed bool, keep func([]byte) error) (blockSh
 	if compressed {
 		if s.unzipped == nil {
 			s.frames = newFrameReader(s.in)
-			s.unzipped = newCursor(s.frames)
+			s.unzipped = newCursor(s.frames, windowSize)
 		}
 		c = s.unzipped
 	}

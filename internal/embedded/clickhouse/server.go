@@ -28,7 +28,7 @@ type server struct {
 
 	mu       sync.Mutex
 	sessions map[*session]struct{}
-	admitted int // sessions past the handshake
+	admitted int // sessions whose credentials were right
 	serial   uint64
 	ended    sync.WaitGroup
 }
@@ -108,7 +108,8 @@ func (srv *server) accept(ctx context.Context, ln net.Listener) error {
 
 // start gives conn a session. As many connections again as may be open are let
 // in as far as the handshake, where those beyond the limit hear why: an answer
-// before the client has asked would often be lost with the connection.
+// before the client has asked would often be lost with the connection. Whoever
+// comes while all of them are busy shaking hands is hung up on.
 func (srv *server) start(ctx context.Context, conn net.Conn) {
 	srv.mu.Lock()
 	defer srv.mu.Unlock()
@@ -141,11 +142,13 @@ func (srv *server) admit(s *session) error {
 	return nil
 }
 
+// leave frees the place of s. A second time it does nothing.
 func (srv *server) leave(s *session) {
 	srv.mu.Lock()
 	defer srv.mu.Unlock()
 	delete(srv.sessions, s)
 	if s.admitted {
+		s.admitted = false
 		srv.admitted--
 	}
 }

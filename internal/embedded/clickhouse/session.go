@@ -18,7 +18,10 @@ import (
 )
 
 const (
+	// handshakeTimeout bounds all of it: a byte now and then keeps nobody in.
 	handshakeTimeout = 30 * time.Second
+	// helloSize is the window of a connection until it is admitted.
+	helloSize = 4 << 10
 	// transferTimeout bounds one read inside a packet and one write: ClickHouse's
 	// send_timeout and receive_timeout.
 	transferTimeout = 5 * time.Minute
@@ -60,7 +63,7 @@ type session struct {
 
 func newSession(srv *server, conn net.Conn, tag string) *session {
 	s := &session{srv: srv, conn: conn, tag: tag}
-	s.in = newCursor((*timedReader)(s))
+	s.in = newCursor((*timedReader)(s), helloSize)
 	return s
 }
 
@@ -159,7 +162,7 @@ func (s *session) packet(code proto.ClientCode) error {
 }
 
 func (s *session) handshake() error {
-	if err := s.expect(handshakeTimeout); err != nil {
+	if err := s.conn.SetReadDeadline(time.Now().Add(handshakeTimeout)); err != nil {
 		return err
 	}
 	code, err := s.in.peek()
@@ -179,6 +182,7 @@ func (s *session) handshake() error {
 		return malformed("protocol revision %d is older than %d", hello.ProtocolVersion, oldestRevision)
 	}
 	if err := s.enter(hello); err != nil {
+		s.srv.leave(s) // before it is told, so that whom it tells finds the place free
 		s.sendException(err)
 		return errors.Join(s.flush(), io.EOF)
 	}
@@ -196,6 +200,7 @@ func (s *session) handshake() error {
 			return err
 		}
 	}
+	s.in.widen()
 	return nil
 }
 
