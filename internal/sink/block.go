@@ -2,6 +2,7 @@ package sink
 
 import (
 	"encoding/binary"
+	"slices"
 
 	"github.com/ClickHouse/ch-go/proto"
 	"github.com/google/uuid"
@@ -72,15 +73,35 @@ func (b *block) append(ev *codec.Event, id [16]byte, partition int32, offset int
 
 // seal fills the columns that are known only when a batch is complete.
 func (b *block) seal(src uint32, batches map[int32]*batch) {
-	for _, p := range b.part {
+	runs(b.part, func(p uint32, n int) {
 		t := batches[int32(p)]
-		b.src = append(b.src, src)
-		b.first = append(b.first, uint64(t.first))
-		b.last = append(b.last, uint64(t.last))
-		b.rowCount = append(b.rowCount, uint32(t.rows))
-		b.dup = append(b.dup, uint32(t.duplicates))
-		b.dead = append(b.dead, uint32(t.dead))
+		b.src = appendTimes(b.src, src, n)
+		b.first = appendTimes(b.first, uint64(t.first), n)
+		b.last = appendTimes(b.last, uint64(t.last), n)
+		b.rowCount = appendTimes(b.rowCount, uint32(t.rows), n)
+		b.dup = appendTimes(b.dup, uint32(t.duplicates), n)
+		b.dead = appendTimes(b.dead, uint32(t.dead), n)
+	})
+}
+
+// runs calls f with each value of a column and how often it comes in a row.
+func runs[S ~[]E, E comparable](column S, f func(v E, n int)) {
+	for from := 0; from < len(column); {
+		to := from + 1
+		for to < len(column) && column[to] == column[from] {
+			to++
+		}
+		f(column[from], to-from)
+		from = to
 	}
+}
+
+func appendTimes[S ~[]E, E any](s S, v E, n int) S {
+	s = slices.Grow(s, n)
+	for range n {
+		s = append(s, v)
+	}
+	return s
 }
 
 // input returns the columns under their names.

@@ -268,3 +268,17 @@ func TestInsertIsSeenWhileItRuns(t *testing.T) {
 	l.settled()
 	l.exact()
 }
+
+func TestRuns(t *testing.T) {
+	f := func(column []int, want string) {
+		t.Helper()
+		got := ""
+		runs(column, func(v, n int) { got += fmt.Sprintf("%dx%d ", n, v) })
+		if got != want {
+			t.Errorf("%v: got %q; want %q", column, got, want)
+		}
+	}
+	f(nil, "")
+	f([]int{7}, "1x7 ")
+	f([]int{7, 7, 8, 7, 7, 7}, "2x7 1x8 3x7 ")
+}

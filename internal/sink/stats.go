@@ -9,6 +9,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/ClickHouse/ch-go/proto"
+
 	"edge/internal/clickhouse"
 	"edge/internal/codec"
 	"edge/internal/stat"
@@ -53,9 +55,9 @@ func (s *stats) count(f *flight) {
 	}
 	s.batchRows.ObserveN(int64(f.block.rows()), 1)
 	now := time.Now().UnixMilli()
-	for _, ms := range f.block.receivedAt.Data {
-		s.endToEndSeconds.Observe(time.Duration(now-int64(ms)) * time.Millisecond)
-	}
+	runs(f.block.receivedAt.Data, func(ms proto.DateTime64, n int) {
+		s.endToEndSeconds.ObserveN((now-int64(ms))*int64(time.Millisecond), uint64(n))
+	})
 }
 
 func (s *stats) deadLetter(reason string) {
