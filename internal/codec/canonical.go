@@ -7,14 +7,15 @@ import (
 )
 
 // A sink decodes what appendRecord has encoded, and nearly every such record has no
-// escape in its texts, a UUID for its event_id and times of thirteen digits. Then what
-// comes next is known after each value, and the names of the fields are compared where
-// they must be. Records of any other form are left to the grammar, which alone says what
-// is wrong with one; most of them are known by their end, which is looked at first.
+// escape in its texts and times of thirteen digits. Then what comes next is known after
+// each value, and the names of the fields are compared where they must be. Records of any
+// other form are left to the grammar, which alone says what is wrong with one; those that
+// somebody else made are known by their end, which is looked at first.
 
-// From behind the value to the end of the record.
+// At least, from behind the value to the end of the record.
 const (
-	afterMetadata = len(`,"event_id":"`) + 36 + len(`","received_at":`) + 13 + len(`}`)
+	afterEventID  = len(`","received_at":`) + 13 + len(`}`) // exactly
+	afterMetadata = len(`,"event_id":"`) + 1 + afterEventID
 	afterUserID   = len(`","timestamp":`) + 13 + afterMetadata
 )
 
@@ -26,7 +27,11 @@ func (d *Decoder) canonical(value []byte, ev *Event) bool {
 		return false
 	}
 	*ev = Event{}
-	if !ev.canonicalTail(value[len(value)-afterMetadata:]) {
+	tail := value[len(value)-afterEventID:]
+	if string(tail[:16]) != `","received_at":` || tail[29] != '}' {
+		return false
+	}
+	if ev.ReceivedAt = thirteenDigits((*[13]byte)(tail[16:])); ev.ReceivedAt < 0 {
 		return false
 	}
 	var seen uint64
@@ -76,18 +81,14 @@ func (d *Decoder) canonical(value []byte, ev *Event) bool {
 		ev.Metadata = value[begin:end:end]
 		rest = value[end:]
 	}
-	return len(rest) == afterMetadata && (seen&highs == 0 || utf8.Valid(value))
-}
-
-// canonicalTail decodes what is behind the metadata.
-func (ev *Event) canonicalTail(tail []byte) (ok bool) {
-	if string(tail[:13]) != `,"event_id":"` || string(tail[49:65]) != `","received_at":` || tail[78] != '}' {
+	if len(rest) < afterMetadata || string(rest[:13]) != `,"event_id":"` {
 		return false
 	}
-	ev.EventID = tail[13:49:49]
-	ev.ReceivedAt = thirteenDigits((*[13]byte)(tail[65:]))
-	ev.ID, ok = parseUUID(ev.EventID)
-	return ok && ev.ReceivedAt >= 0
+	if ev.EventID, end = plainText(value, end+13, &seen); len(ev.EventID) == 0 || len(value)-end != afterEventID {
+		return false
+	}
+	ev.ID = ID(ev.EventID)
+	return seen&highs == 0 || utf8.Valid(value)
 }
 
 // plainText returns the text that starts at i, if there is neither escape nor control
