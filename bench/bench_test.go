@@ -179,6 +179,20 @@ func TestOptions(t *testing.T) {
 }
 
 // The made-up events must be events, in each of the three shapes.
+func TestSpikeRate(t *testing.T) {
+	f := func(cores int, slower float64, want int) {
+		t.Helper()
+		if got := spikeRate(cores, slower); got != want {
+			t.Errorf("%d cores, %g times slower: got %d; want %d", cores, slower, got, want)
+		}
+	}
+	f(2, 1, 6000)
+	f(2, 2.5, 2400)
+	f(1, 4, steadyRate) // it sustains that or fails
+	f(7, 1, peakRate)
+	f(64, 1, peakRate)
+}
+
 func TestGeneratedEventsAreEvents(t *testing.T) {
 	pool := codec.NewPool(codec.Rules{})
 	f := func(g *generated) {

@@ -56,8 +56,8 @@ func (b *block) size() (n int) {
 	return n + len(b.eventName.values.Buf) + 100*b.rows()
 }
 
-// append copies ev, whose event_id is id, into the columns.
-func (b *block) append(ev *codec.Event, id [16]byte, partition int32, offset int64) {
+// append copies ev, of a record, into the columns.
+func (b *block) append(ev *codec.Event, partition int32, offset int64) {
 	b.ts.AppendRaw(proto.DateTime64(ev.Timestamp))
 	b.eventName.append(ev.Name)
 	b.channel.append(ev.Channel)
@@ -65,7 +65,7 @@ func (b *block) append(ev *codec.Event, id [16]byte, partition int32, offset int
 	b.userID.append(ev.UserID)
 	b.tags.append(ev.Tags)
 	b.metadata.append(ev.Metadata)
-	b.eventID = append(b.eventID, uuid.UUID(id))
+	b.eventID = append(b.eventID, uuid.UUID(ev.ID))
 	b.receivedAt.AppendRaw(proto.DateTime64(ev.ReceivedAt))
 	b.part = append(b.part, uint32(partition))
 	b.offset = append(b.offset, uint64(offset))

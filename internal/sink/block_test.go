@@ -71,14 +71,21 @@ func everyColumnComesBack(t *testing.T, compress bool) {
 	l.batchesAddUp()
 }
 
+// oddBlock is a sealed block of them.
+func oddBlock() *block {
+	b := newBlock()
+	for i, ev := range odd {
+		ev.ID = codec.ID(ev.EventID)
+		b.append(&ev, 3, int64(i))
+	}
+	b.seal(7, map[int32]*batch{3: {first: 0, last: 9, rows: len(odd), duplicates: 1, dead: 2}})
+	return b
+}
+
 // TestBlockCopiesRows copies rows one by one, as recovery does with what is
 // missing, and into a block that was used before.
 func TestBlockCopiesRows(t *testing.T) {
-	from := newBlock()
-	for i := range odd {
-		from.append(&odd[i], codec.ID(odd[i].EventID), 3, int64(i))
-	}
-	from.seal(7, map[int32]*batch{3: {first: 0, last: 9, rows: len(odd), duplicates: 1, dead: 2}})
+	from := oddBlock()
 	value := func(c *text, i int) string {
 		one := text{}
 		one.copyRow(c, i)
@@ -121,11 +128,7 @@ func TestBlockCopiesRows(t *testing.T) {
 
 // TestPiecesAreTheBlock sends a block in pieces of every size: together they are the block.
 func TestPiecesAreTheBlock(t *testing.T) {
-	whole := newBlock()
-	for i := range odd {
-		whole.append(&odd[i], codec.ID(odd[i].EventID), 3, int64(i))
-	}
-	whole.seal(7, map[int32]*batch{3: {first: 0, last: 9, rows: len(odd), duplicates: 1, dead: 2}})
+	whole := oddBlock()
 	// sent appends what goes over the wire of each column, joined as the server does.
 	sent := func(in proto.Input, b *block, to map[string][]byte, values *int) {
 		for _, c := range in {
@@ -178,7 +181,7 @@ func TestPieceHasItsOwnNames(t *testing.T) {
 	b := newBlock()
 	const rows = 3*compressedRows + 1
 	for i := range rows {
-		b.append(&codec.Event{Name: fmt.Appendf(nil, "name%d", i/2)}, [16]byte{}, 0, int64(i))
+		b.append(&codec.Event{Name: fmt.Appendf(nil, "name%d", i/2)}, 0, int64(i))
 	}
 	b.seal(7, map[int32]*batch{0: {}})
 	names := 0

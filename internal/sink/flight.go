@@ -66,12 +66,11 @@ func (f *flight) take(r *kgo.Record, w *window) {
 		b.dead++
 		return
 	}
-	id := f.event.ID
-	if w != nil && !kafka.HasAssignedID(r) && w.seen(id, r.Offset, f.event.ReceivedAt) {
+	if w != nil && !kafka.HasAssignedID(r) && w.seen(f.event.ID, r.Offset, f.event.ReceivedAt) {
 		b.duplicates++
 		return
 	}
-	f.block.append(&f.event, id, r.Partition, r.Offset)
+	f.block.append(&f.event, r.Partition, r.Offset)
 	b.rows++
 }
 
