@@ -106,10 +106,16 @@ func httpStage(b *bench, s *section, f *fleet) error {
 				Verdict: verdict(out.ToLimit >= 0.8 && out.CPUToLimit <= 1.2, out.ToLimit >= 0.9 && out.CPUToLimit <= 1.1)})
 			continue
 		}
-		half, err := b.measure(ours, load.Load{Conns: m.conns, Requests: single, Events: 1, Schedule: load.Constant(got.PerSecond/2, b.o.long/2)})
-		if err != nil {
-			return err
+		// A disk that stalls for a moment is the p99 of a run: hence several.
+		var halves []sample
+		for range b.o.rounds {
+			half, err := b.measure(ours, load.Load{Conns: m.conns, Requests: single, Events: 1, Schedule: load.Constant(got.PerSecond/2, b.o.one)})
+			if err != nil {
+				return err
+			}
+			halves = append(halves, half)
 		}
+		half := typical(halves)
 		half.Target = "edge at half load"
 		s.Tables[len(s.Tables)-1].Rows = append(s.Tables[len(s.Tables)-1].Rows, httpTable("", []sample{half}, nil).Rows...)
 		s.goal(goal{What: "HTTP single, `ACK=broker`", Must: "≥ 2.2x naive sync, p99 ≤ 10 ms at half load", Stretch: "≥ 0.70 of the limit",
