@@ -163,14 +163,17 @@ func TestOptions(t *testing.T) {
 		}
 		return o
 	}
-	if o := f(""); o.rounds != 5 || o.one != 2*time.Second || !slices.Equal(o.stages, stageNames) || len(stages) != len(stageNames) {
+	if o := f(""); o.rounds != 5 || o.one != 2*time.Second || !slices.Equal(o.stages, stageNames) || len(stages) != len(stageNames) || o.out != "report" {
 		t.Errorf("defaults: %+v", o)
 	}
-	if o := f("", "BENCH_QUICK", "1", "BENCH_EVENTS", "1_000"); o.rounds != 1 || o.events != 1000 || slices.Contains(o.stages, "decode") {
+	if o := f("", "BENCH_QUICK", "1", "BENCH_EVENTS", "1_000"); o.rounds != 1 || o.events != 1000 || slices.Contains(o.stages, "decode") || o.out != filepath.Join("report", "part") {
 		t.Errorf("quick: %+v", o)
 	}
-	if o := f("", "BENCH_STAGES", "http,sink", "BENCH_SECONDS", "0.5", "BENCH_PIN", "1"); !slices.Equal(o.stages, []string{"http", "sink"}) || o.one != time.Second/2 || o.serverCore() != 1 {
+	if o := f("", "BENCH_STAGES", "http,sink", "BENCH_SECONDS", "0.5", "BENCH_PIN", "1"); !slices.Equal(o.stages, []string{"http", "sink"}) || o.one != time.Second/2 || o.serverCore() != 1 || o.out != filepath.Join("report", "part") {
 		t.Errorf("chosen: %+v", o)
+	}
+	if o := f("", "BENCH_STAGES", "http", "BENCH_OUT", "here"); o.out != "here" {
+		t.Errorf("where asked for: %+v", o)
 	}
 	f("BENCH_STAGES", "BENCH_STAGES", "http,nosuch")
 	f("BENCH_ROUNDS", "BENCH_ROUNDS", "many")
@@ -178,7 +181,6 @@ func TestOptions(t *testing.T) {
 	f("make bench", "BENCH_EDGE", filepath.Join(t.TempDir(), "none"))
 }
 
-// The made-up events must be events, in each of the three shapes.
 func TestSpikeRate(t *testing.T) {
 	f := func(cores int, slower float64, want int) {
 		t.Helper()
@@ -193,6 +195,7 @@ func TestSpikeRate(t *testing.T) {
 	f(64, 1, peakRate)
 }
 
+// The made-up events must be events, in each of the three shapes.
 func TestGeneratedEventsAreEvents(t *testing.T) {
 	pool := codec.NewPool(codec.Rules{})
 	f := func(g *generated) {

@@ -12,10 +12,11 @@ import (
 )
 
 // growthStage is what an event costs as everything around it grows: distinct
-// names, idle connections, partitions, events stored. Flat is the goal.
+// names, idle connections, partitions; what is stored is in queryStage, which stores
+// it. Flat is the goal.
 func growthStage(b *bench, s *section, f *fleet) error {
 	s.Title = "cost per event as everything grows"
-	for _, part := range []func(*bench, *section, *fleet) error{growNames, growConnections, growPartitions, growStored} {
+	for _, part := range []func(*bench, *section, *fleet) error{growNames, growConnections, growPartitions} {
 		// Each part has the machine for itself.
 		if err := errors.Join(part(b, s, f), f.end()); err != nil {
 			return err
@@ -171,45 +172,5 @@ func growPartitions(b *bench, s *section, f *fleet) error {
 		return err
 	}
 	g.finish(s, "partitions", "1 to 64 partitions")
-	return nil
-}
-
-// growStored is the whole system over ever fuller tables.
-func growStored(b *bench, s *section, f *fleet) error {
-	srv, err := f.whole()
-	if err != nil {
-		return err
-	}
-	t, err := f.everything("edge", srv)
-	if err != nil {
-		return err
-	}
-	pool, err := f.pool(srv.sql, database)
-	if err != nil {
-		return err
-	}
-	end := time.Now().UTC().Truncate(time.Hour)
-	data := &queryData{pool: pool, from: end.AddDate(-years, 0, 0), to: end}
-	l := bulks(newGenerated(11), b.o.long/3)
-	if _, err := b.measure(t, l); err != nil { // warm
-		return err
-	}
-	g := newGrown("events stored")
-	for _, n := range levels(b.o.events) {
-		if err := data.grow(b.ctx, n); err != nil {
-			return err
-		}
-		t.counted = false // what was laid down is nobody's promise
-		// What the filling left to merge is not what an event costs.
-		if err := data.merge(b.ctx); err != nil {
-			return err
-		}
-		m, err := b.measure(t, l)
-		if err != nil {
-			return err
-		}
-		g.add(int(n), m)
-	}
-	g.finish(s, "stored", fmt.Sprintf("1 M to %s events stored", count(float64(b.o.events))))
 	return nil
 }

@@ -33,17 +33,21 @@ type queryData struct {
 	rows int64
 }
 
-// grow adds rows until there are n, a million a statement. Each goes through the
-// views like any insert.
+// grow adds rows until there are n, spread over the years, a million a statement and
+// in the order of their time, as events come. Each goes through the views like any
+// insert.
 func (q *queryData) grow(ctx context.Context, n int64) error {
-	span := q.to.Unix() - q.from.Unix()
+	span, have := q.to.Unix()-q.from.Unix(), q.rows
 	for q.rows < n {
 		add := min(n-q.rows, 1_000_000)
+		// The part of the years that these rows are of those still missing.
+		from := q.from.Unix() + int64(float64(span)*float64(q.rows-have)/float64(n-have))
+		to := q.from.Unix() + int64(float64(span)*float64(q.rows+add-have)/float64(n-have))
 		err := q.pool.Exec(ctx, fmt.Sprintf(`INSERT INTO events (ts, event_name, channel, campaign_id, user_id, metadata, received_at)
 			SELECT toDateTime64(%d + intDiv(number * %d, %d), 3, 'UTC') AS t, ['product_view', 'add_to_cart', 'checkout'][1 + rand(1) %% 3],
 			['web', 'mobile', 'api', 'email', 'push'][1 + rand(2) %% 5], 'c' || toString(rand(3) %% 40), 'user_' || toString(toUInt32(pow(rand(4) / 4294967296, 3) * 100000)),
 			'{"product_id":"SKU-' || toString(rand(5) %% 10000) || '"}', t FROM numbers(%d)
-			SETTINGS max_insert_block_size = 1000000, max_partitions_per_insert_block = 0`, q.from.Unix(), span, add, add))
+			SETTINGS max_insert_block_size = 1000000, max_partitions_per_insert_block = 0`, from, to-from, add, add))
 		if err != nil {
 			return fmt.Errorf("lay down %d events: %w", add, err)
 		}
@@ -52,20 +56,29 @@ func (q *queryData) grow(ctx context.Context, n int64) error {
 	return nil
 }
 
-// merge puts the rollups into the state that time would, their parts merged, and
-// waits for the merges of the rows that filling has left behind.
+// settle waits for the merges that filling has left behind: they are not what an
+// event costs, and not what a question does.
+func (q *queryData) settle(ctx context.Context) error {
+	const patience = 10 * time.Minute
+	merging := func() (int64, error) {
+		n, err := number(ctx, q.pool, "SELECT toInt64(count()) AS n FROM system.merges")
+		return -n, err
+	}
+	n, err := awaitCount(merging, 0, patience)
+	if err == nil && n != 0 {
+		err = fmt.Errorf("%d merges are under way after %v", -n, patience)
+	}
+	return err
+}
+
+// merge puts the rollups into the state that time would, their parts merged.
 func (q *queryData) merge(ctx context.Context) error {
 	for _, t := range []string{"events_1m", "events_users"} {
 		if err := q.pool.Exec(ctx, "OPTIMIZE TABLE "+t+" FINAL"); err != nil {
 			return fmt.Errorf("merge %s: %w", t, err)
 		}
 	}
-	merging := func() (int64, error) {
-		n, err := number(ctx, q.pool, "SELECT toInt64(count()) AS n FROM system.merges")
-		return -n, err
-	}
-	_, err := awaitCount(merging, 0, 30*time.Second)
-	return err
+	return q.settle(ctx)
 }
 
 // window is a time range that starts and ends on no boundary of any bucket, ending a
@@ -196,22 +209,19 @@ func quantile(v []float64, q float64) float64 {
 	return sorted[min(int(q*float64(len(sorted))), len(sorted)-1)]
 }
 
-// queryStage is GET /metrics beside the two queries it stands between, and how
-// its cost grows with what is stored and with the length of the range.
+// queryStage is GET /metrics beside the two queries it stands between, and how its
+// cost, and that of an event, grows with what is stored and with the length of the range.
 func queryStage(b *bench, s *section, f *fleet) error {
-	s.Title = fmt.Sprintf("GET /metrics, up to %s events over %d years stored", count(float64(b.o.events)), years)
-	eng, err := f.engine()
+	s.Title = fmt.Sprintf("GET /metrics, and an event's cost, up to %s events over %d years stored", count(float64(b.o.events)), years)
+	srv, err := f.whole()
 	if err != nil {
 		return err
 	}
-	if err := f.migrate(eng, database); err != nil {
-		return err
-	}
-	srv, err := f.edge("query", append(eng.settings(database), "ROLES=query")...)
+	t, err := f.everything("edge", srv)
 	if err != nil {
 		return err
 	}
-	pool, err := f.pool(eng.addr, database)
+	pool, err := f.pool(srv.sql, database)
 	if err != nil {
 		return err
 	}
@@ -220,12 +230,23 @@ func queryStage(b *bench, s *section, f *fleet) error {
 	a := &asker{ctx: b.ctx, addr: srv.addr, pool: pool}
 	http.DefaultTransport.(*http.Transport).MaxIdleConnsPerHost = 4
 	month := 30 * 24 * time.Hour
-	t := table{Header: []string{"stored", "range", "group by", "edge p50 ms", "p99", "bare rollup p50", "raw p50", "edge/bare", "edge/raw", "asked", "wrong"}}
+	answers := table{Header: []string{"stored", "range", "group by", "edge p50 ms", "p99", "bare rollup p50", "raw p50", "edge/bare", "edge/raw", "asked", "wrong"}}
 	var byStored [3][]chart.Point
+	incoming := bulks(newGenerated(11), b.o.long/3)
+	if _, err := b.measure(t, incoming); err != nil { // warm
+		return err
+	}
+	costs := newGrown("events stored")
 	for _, n := range levels(b.o.events) {
-		if err := data.grow(b.ctx, n); err != nil {
+		if err := errors.Join(data.grow(b.ctx, n), data.settle(b.ctx)); err != nil {
 			return err
 		}
+		t.counted = false // what was laid down is nobody's promise
+		cost, err := b.measure(t, incoming)
+		if err != nil {
+			return err
+		}
+		costs.add(int(n), cost)
 		if err := data.merge(b.ctx); err != nil {
 			return err
 		}
@@ -234,14 +255,15 @@ func queryStage(b *bench, s *section, f *fleet) error {
 		if err != nil {
 			return err
 		}
-		s.timings(&t, data.rows, "30 days", "", m, &byStored, float64(n))
+		s.timings(&answers, data.rows, "30 days", "", m, &byStored, float64(n))
 	}
+	costs.finish(s, "stored", fmt.Sprintf("1 M to %s events stored", count(float64(b.o.events))))
 	from, to := data.window(month)
 	final, err := a.compare(b.o.long, from, to, "channel")
 	if err != nil {
 		return err
 	}
-	s.timings(&t, data.rows, "30 days", "channel", final, nil, 0)
+	s.timings(&answers, data.rows, "30 days", "channel", final, nil, 0)
 	var byRange [3][]chart.Point
 	ranges := []span{{"1 minute", time.Minute}, {"1 hour", time.Hour}, {"1 day", 24 * time.Hour}, {"1 week", 7 * 24 * time.Hour}, {"30 days", month}, {"1 year", 365 * 24 * time.Hour}, {"3 years", years * 365 * 24 * time.Hour}}
 	if b.o.quick {
@@ -253,9 +275,9 @@ func queryStage(b *bench, s *section, f *fleet) error {
 		if err != nil {
 			return err
 		}
-		s.timings(&t, data.rows, d.name, "", m, &byRange, d.d.Seconds())
+		s.timings(&answers, data.rows, d.name, "", m, &byRange, d.d.Seconds())
 	}
-	s.Tables = append(s.Tables, t)
+	s.Tables = append(s.Tables, answers)
 	lines := func(p [3][]chart.Point) []chart.Line {
 		return []chart.Line{{Label: "edge", Points: p[0]}, {Label: "bare rollup", Points: p[1]}, {Label: "raw rows", Points: p[2]}}
 	}
@@ -265,7 +287,7 @@ func queryStage(b *bench, s *section, f *fleet) error {
 	if _, err := b.askers(s, "no answer older than its question", srv, data); err != nil {
 		return err
 	}
-	kept, err := f.edge("query-kept", append(eng.settings(database), "ROLES=query", "QUERY_KEEP=1s")...)
+	kept, err := f.edge("query-kept", append((&engine{addr: srv.sql}).settings(database), "ROLES=query", "QUERY_KEEP=1s")...)
 	if err != nil {
 		return err
 	}
