@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/ClickHouse/ch-go"
@@ -146,29 +147,51 @@ func TestConnectionsBeyondTheLimitHearWhy(t *testing.T) {
 	})
 }
 
-// Who says nothing takes no place from those who do, and is not waited for
-// beyond as many again.
+// Who says nothing takes no place from those who do, and gives way to those who come.
 func TestSilentConnectionsTakeNoPlace(t *testing.T) {
 	child := startChild(t, "", "EDGE_TEST_MAX_CONNECTIONS=4")
-	open := func() net.Conn {
+	var silent []net.Conn
+	for range 4 {
 		conn, err := child.DialContext(t.Context(), "", "")
 		if err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { conn.Close() })
-		return conn
-	}
-	for range 4 {
-		open()
+		silent = append(silent, conn)
 	}
 	for range 4 {
 		dial(t, child)
 	}
-	conn := open()
-	if err := conn.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+	if _, err := ch.Dial(t.Context(), ch.Options{Dialer: child}); code(err) != 202 {
+		t.Errorf("the ninth: %v; want code 202", err)
+	}
+	if err := silent[0].SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
-		t.Errorf("the ninth: %v; want EOF", err)
+	if _, err := silent[0].Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+		t.Errorf("the one that was silent the longest: %v; want EOF", err)
 	}
+}
+
+func TestHandshakeHasItsTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv := &server{cfg: Config{MaxConnections: 2}, log: testLog(t), sessions: make(map[*session]struct{})}
+		client, conn := net.Pipe()
+		defer client.Close()
+		srv.start(t.Context(), conn)
+		came := time.Now()
+		for _, b := range []byte{byte(proto.ClientCodeHello), 100, 'e', 'd'} { // a byte now and then, of a name of 100
+			time.Sleep(7 * time.Second)
+			if _, err := client.Write([]byte{b}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		_, err := client.Read(make([]byte, 1))
+		if took := time.Since(came); !errors.Is(err, io.EOF) || took != handshakeTimeout {
+			t.Errorf("%v after %v; want EOF after %v", err, took, handshakeTimeout)
+		}
+		if srv.ended.Wait(); len(srv.sessions)+len(srv.greeting)+srv.admitted != 0 {
+			t.Errorf("%d sessions, %d greeting, %d admitted", len(srv.sessions), len(srv.greeting), srv.admitted)
+		}
+	})
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -28,7 +29,8 @@ type server struct {
 
 	mu       sync.Mutex
 	sessions map[*session]struct{}
-	admitted int // sessions whose credentials were right
+	admitted int        // sessions whose credentials were right
+	greeting []*session // those of the others that are let wait for theirs, oldest first
 	serial   uint64
 	ended    sync.WaitGroup
 }
@@ -109,17 +111,20 @@ func (srv *server) accept(ctx context.Context, ln net.Listener) error {
 // start gives conn a session. As many connections again as may be open are let
 // in as far as the handshake, where those beyond the limit hear why: an answer
 // before the client has asked would often be lost with the connection. Whoever
-// comes while all of them are busy shaking hands is hung up on.
+// comes while all of them are busy shaking hands takes the place of the one that
+// has had the longest time for it, so silence keeps nobody out.
 func (srv *server) start(ctx context.Context, conn net.Conn) {
 	srv.mu.Lock()
 	defer srv.mu.Unlock()
-	if len(srv.sessions) >= 2*srv.cfg.MaxConnections {
-		conn.Close()
-		return
+	if len(srv.greeting) == srv.cfg.MaxConnections {
+		oldest := srv.greeting[0]
+		srv.greeted(oldest)
+		oldest.conn.Close()
 	}
 	srv.serial++
 	s := newSession(srv, conn, "edge-session-"+strconv.FormatUint(srv.serial, 10))
 	srv.sessions[s] = struct{}{}
+	srv.greeting = append(srv.greeting, s)
 	srv.ended.Add(1)
 	go func() {
 		defer srv.ended.Done()
@@ -139,7 +144,15 @@ func (srv *server) admit(s *session) error {
 	}
 	srv.admitted++
 	s.admitted = true
+	srv.greeted(s)
 	return nil
+}
+
+// greeted ends the wait of s, which may have ended before. Callers hold mu.
+func (srv *server) greeted(s *session) {
+	if i := slices.Index(srv.greeting, s); i >= 0 {
+		srv.greeting = slices.Delete(srv.greeting, i, i+1)
+	}
 }
 
 // leave frees the place of s. A second time it does nothing.
@@ -147,6 +160,7 @@ func (srv *server) leave(s *session) {
 	srv.mu.Lock()
 	defer srv.mu.Unlock()
 	delete(srv.sessions, s)
+	srv.greeted(s)
 	if s.admitted {
 		s.admitted = false
 		srv.admitted--
