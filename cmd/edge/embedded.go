@@ -1,0 +1,105 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+
+	"edge/internal/embedded"
+	engine "edge/internal/embedded/clickhouse"
+	"edge/internal/kafka"
+	"edge/internal/server"
+	"edge/internal/stat"
+)
+
+// startBroker sets a.kafka, and in embedded mode starts what it dials.
+func (a *app) startBroker(ctx context.Context) error {
+	c := &a.cfg
+	errs := new(kafka.Errors)
+	a.describe(errs)
+	var own *certificate
+	var err error
+	if a.kafka, own, err = c.kafkaOptions(); err != nil {
+		return err
+	}
+	a.kafka.Logger, a.kafka.Errors = a.log.With("component", "kafka"), errs
+	if !c.Embedded {
+		if c.SASLMechanism == "PLAIN" && !c.KafkaTLS {
+			a.log.Warn("KAFKA_SASL_MECHANISM=PLAIN without KAFKA_TLS: the password crosses the network as it is")
+		}
+		return a.followCertificate(own)
+	}
+	if err := os.MkdirAll(c.DataDir, 0o700); err != nil {
+		return err
+	}
+	if a.lock, err = embedded.LockDir(c.DataDir); err != nil {
+		return err
+	}
+	a.broker, err = embedded.StartBroker(ctx, c.brokerConfig(a.lock, a.log))
+	if err != nil {
+		return errors.Join(err, a.lock.Close())
+	}
+	a.describe(a.broker)
+	a.checks = append(a.checks, server.Check{Name: "broker", Func: a.broker.Ready})
+	a.kafka.Brokers, a.kafka.Dial = a.broker.Seeds(), a.broker.Dial
+	return nil
+}
+
+func (c *config) brokerConfig(lock *embedded.DirLock, log *slog.Logger) embedded.BrokerConfig {
+	return embedded.BrokerConfig{
+		Dir: c.DataDir, Lock: lock, Listen: c.EmbeddedKafkaListen, NoSync: !c.EmbeddedSync,
+		Topics: map[string]int32{c.KafkaTopic: c.partitions(), c.deadLetterTopic(): 1},
+		Retention: map[string]embedded.Retention{
+			c.KafkaTopic: {Group: c.KafkaGroup, Age: c.EmbeddedRetention},
+		},
+		Logger: log.With("component", "broker"),
+	}
+}
+
+func (a *app) stopBroker(ctx context.Context) error {
+	if a.broker == nil {
+		return nil
+	}
+	return errors.Join(a.broker.Close(ctx), a.lock.Close())
+}
+
+// startEngine sets a.clickhouse, and in embedded mode starts the engine's process.
+func (a *app) startEngine(ctx context.Context) error {
+	c := &a.cfg
+	var own *certificate
+	var err error
+	if a.clickhouse, own, err = c.clickHouseOptions(); err != nil {
+		return err
+	}
+	if !c.Embedded {
+		return a.followCertificate(own)
+	}
+	cc, err := c.engineConfig(a.log)
+	if err != nil {
+		return err
+	}
+	child, err := engine.StartChild(ctx, cc)
+	if err != nil {
+		return err
+	}
+	a.engine = child
+	a.clickhouse.Dialer = child
+	a.clickhouse.Addr = "(embedded)" // errors name it; it has no address
+	a.describe(engineStats{child})
+	return nil
+}
+
+type engineStats struct{ *engine.Child }
+
+func (e engineStats) Describe(set *stat.Set) {
+	set.CounterVec("edge_engine_restarts_total", "Times the embedded ClickHouse engine died and was started again.", nil,
+		func(emit stat.Emit) { emit(float64(e.Restarts())) })
+}
+
+func (a *app) stopEngine(ctx context.Context) error {
+	if a.engine == nil {
+		return nil
+	}
+	return a.engine.Close(ctx)
+}

@@ -1,0 +1,190 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"runtime"
+	"time"
+
+	"edge/internal/codec"
+	"edge/internal/kafka"
+	"edge/internal/producer"
+	"edge/internal/query"
+	"edge/internal/server"
+	"edge/internal/sink"
+)
+
+func (a *app) startQuery(context.Context) error {
+	if !a.cfg.has(roleQuery) {
+		return nil
+	}
+	a.query = query.New(a.pool, query.Options{Timeout: a.cfg.QueryTimeout, Keep: a.cfg.QueryKeep})
+	a.describe(a.query)
+	return nil
+}
+
+func (a *app) stopQuery(context.Context) error { return nil }
+
+// startSink starts the sink, behind a ClickHouse that may still be starting,
+// and the probe of ClickHouse that readiness reads.
+func (a *app) startSink(ctx context.Context) error {
+	ctx, a.stopSink = context.WithCancel(context.WithoutCancel(ctx))
+	if a.cfg.has(roleSink) || a.cfg.has(roleQuery) {
+		a.check(ctx, "clickhouse", a.pool.Ping)
+	}
+	if !a.cfg.has(roleSink) {
+		return nil
+	}
+	if !a.cfg.has(roleIngest) { // else the producer's own ping tells
+		if err := a.checkKafka(ctx); err != nil {
+			return err
+		}
+	}
+	c := &a.cfg
+	var rescan func()
+	if a.broker != nil && a.broker.UncleanHostBoot() {
+		rescan = func() {
+			if err := a.broker.Scanned(); err != nil {
+				a.log.Error("note that the log was scanned", "err", err)
+			}
+		}
+	}
+	log := a.log.With("component", "sink")
+	a.sink = sink.New(sink.Config{
+		Kafka: a.kafka, Topic: c.KafkaTopic, DeadLetterTopic: c.deadLetterTopic(), Group: c.KafkaGroup,
+		Incarnation: a.incarnation(), ClickHouse: a.pool, Logger: log,
+		FlushInterval: c.FlushInterval, FlushRows: c.FlushRows, FlushBytes: int(c.FlushBytes),
+		InsertTimeout: c.InsertTimeout, RevokeTimeout: 20 * time.Second,
+		SessionTimeout: c.SessionTimeout, Retention: c.sinkRetention(), Rescan: rescan,
+		DedupIDs: c.DedupIDs, DedupAge: c.DedupWindow,
+	})
+	auditor := &sink.Auditor{ClickHouse: a.pool, Logger: log, Every: time.Minute, Look: time.Hour}
+	a.describe(a.sink, auditor)
+	a.background.Go(func() { auditor.Run(ctx) })
+	a.checks = append(a.checks, server.Check{Name: "sink", Func: func() error { return a.sink.Ready(c.StuckAfter) }})
+	a.background.Go(func() {
+		until(ctx, log, "ensure topics", a.ensureTopics)
+		until(ctx, log, "migrate", a.migrate)
+		until(ctx, log, "sink", a.sink.Run)
+	})
+	return nil
+}
+
+func (a *app) stopSinkAndWait(ctx context.Context) error {
+	a.stopSink()
+	done := make(chan struct{})
+	go func() { a.background.Wait(); close(done) }()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (a *app) startProducer(ctx context.Context) (err error) {
+	c := &a.cfg
+	if !c.has(roleIngest) {
+		return nil
+	}
+	ack := producer.AckBroker
+	if c.Ack == "memory" {
+		ack = producer.AckMemory
+	}
+	shards := c.Shards
+	if shards <= 0 {
+		shards = runtime.GOMAXPROCS(0)
+	}
+	a.producer, err = producer.New(producer.Config{
+		Kafka: a.kafka, Topic: c.KafkaTopic, Ack: ack, AckTimeout: c.AckTimeout,
+		Shards: shards, RingBatches: c.RingRequests, RingBytes: int64(c.RingBytes),
+		MaxInflight: c.MaxInflight, MaxInflightBytes: int(c.MaxBufferedBytes), Linger: c.Linger,
+	})
+	if err != nil {
+		return err
+	}
+	a.describe(a.producer)
+	ctx = context.WithoutCancel(ctx)
+	probing, cancel := context.WithCancel(ctx)
+	stopSink := a.stopSink
+	a.stopSink = func() { cancel(); stopSink() }
+	a.background.Go(func() { until(probing, a.log, "ensure topics", a.ensureTopics) })
+	a.check(probing, "kafka", func(ctx context.Context) error { return a.kafka.Explain(a.producer.Ping(ctx)) })
+	return nil
+}
+
+// ensureTopics creates the topics of a real cluster; the embedded broker made
+// its own.
+func (a *app) ensureTopics(ctx context.Context) error {
+	if a.broker != nil {
+		return nil
+	}
+	client, err := a.kafka.Client()
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	config := map[string]string{"retention.ms": fmt.Sprint(a.cfg.KafkaRetention.Milliseconds())}
+	_, err = kafka.EnsureTopics(ctx, client,
+		kafka.Topic{Name: a.cfg.KafkaTopic, Partitions: a.cfg.partitions(), Replicas: a.cfg.KafkaReplication, Config: config},
+		kafka.Topic{Name: a.cfg.deadLetterTopic(), Partitions: 1, Replicas: a.cfg.KafkaReplication, Config: map[string]string{"retention.ms": "-1"}})
+	return a.kafka.Explain(err)
+}
+
+func (a *app) stopProducer(ctx context.Context) error {
+	if a.producer == nil {
+		return nil
+	}
+	return a.producer.Close(ctx)
+}
+
+func (a *app) startServer(context.Context) error {
+	c := &a.cfg
+	sc := server.Defaults()
+	sc.Events = codec.NewPool(codec.Rules{
+		MaxEventBytes: int(c.MaxEventBytes), MaxEvents: c.MaxEvents, MaxFieldBytes: int(c.MaxFieldBytes),
+		MinTime: c.MinTime.UnixMilli(), MaxAge: c.MaxAge, MaxAhead: c.MaxAhead,
+	})
+	sc.Log = a.log.With("component", "http")
+	sc.Checks = a.checks
+	sc.MaxEventBytes, sc.MaxBodyBytes = int(c.MaxEventBytes), int(c.MaxBodyBytes)
+	sc.MaxInflatedBytes, sc.MaxInflightBytes = int(c.MaxInflatedBytes), int64(c.MaxInflightBytes)
+	sc.MaxConns, sc.MaxConnsPerIP = c.MaxConns, c.MaxConnsPerIP
+	if c.ServerLoops != 0 {
+		sc.Loops = max(c.ServerLoops, 0)
+	}
+	sc.ReadTimeout, sc.WriteTimeout, sc.IdleTimeout = c.ServerReadTimeout, c.ServerWriteTimeout, c.ServerIdleTimeout
+	sc.QueryTimeout = c.QueryTimeout
+	sc.KeyRate, sc.RetryAfter = c.KeyRate, c.RetryAfter
+	sc.WriteKeys, sc.ReadKeys, sc.Origins = c.WriteKeys, c.ReadKeys, c.origins()
+	if a.producer != nil {
+		sc.Publish, sc.Start, sc.AckTimeout = a.producer.Publish, a.producer.Start, c.AckTimeout
+	}
+	if a.query != nil {
+		sc.Query = a.query.Query
+	}
+	ln, err := a.newServer(sc)
+	if err != nil {
+		return err
+	}
+	a.describe(a.server)
+	a.follow()
+	go func() {
+		if err := a.server.Serve(ln); err != nil {
+			a.failed <- fmt.Errorf("public listener: %w", err)
+		}
+	}()
+	return nil
+}
+
+// stopServer turns readiness off first and keeps serving while load balancers
+// look away.
+func (a *app) stopServer(ctx context.Context) error {
+	a.server.Drain()
+	select {
+	case <-ctx.Done():
+	case <-time.After(a.cfg.PrestopDelay):
+	}
+	a.stopFollowing()
+	return a.server.Shutdown(ctx)
+}

@@ -1,0 +1,77 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+
+	"edge/internal/clickhouse"
+	"edge/internal/embedded"
+	"edge/internal/sink"
+	"edge/migrations"
+)
+
+// startSchema opens the pool and lays down the schema. Embedded, everything is
+// here and must work; otherwise ClickHouse may be away, which is no reason to
+// refuse events, so startSink waits for it.
+func (a *app) startSchema(ctx context.Context) (err error) {
+	if a.pool, err = clickhouse.Open(a.clickhouse); err != nil {
+		return err
+	}
+	a.routes.HandleFunc("/verify", a.verifyHandler)
+	a.routes.HandleFunc("/dead-letters", a.deadLettersHandler)
+	if !a.cfg.Embedded {
+		return nil
+	}
+	if err = a.migrate(ctx); err == nil {
+		err = a.checkLog(ctx)
+	}
+	if err != nil {
+		a.pool.Close()
+	}
+	return err
+}
+
+func (a *app) stopSchema(context.Context) error { a.pool.Close(); return nil }
+
+func (a *app) migrate(ctx context.Context) error {
+	return clickhouse.Migrate(ctx, a.clickhouse, a.cfg.migrateOptions(a.log))
+}
+
+func (c *config) migrateOptions(log *slog.Logger) clickhouse.MigrateOptions {
+	return clickhouse.MigrateOptions{
+		Files: migrations.FS, Cluster: c.ClickHouseCluster, TTL: c.TableTTL, Exclusive: c.Embedded,
+		Logger: log.With("component", "schema"),
+	}
+}
+
+// checkLog compares the embedded log with what ClickHouse holds of it, before
+// anything is produced or consumed.
+func (a *app) checkLog(ctx context.Context) error {
+	topic := a.cfg.KafkaTopic
+	id, _ := a.broker.TopicID(topic)
+	src := sink.SourceID(a.broker.ClusterID(), id, a.broker.Incarnation())
+	ends := make(map[int32]int64)
+	for _, p := range a.broker.Partitions(topic) {
+		ends[p.ID] = p.HighWatermark
+	}
+	stored, err := sink.StoredBeyond(ctx, a.pool, src, ends)
+	if err != nil {
+		return err
+	}
+	_, err = a.broker.Check(ctx, embedded.CheckConfig{
+		Group: a.cfg.KafkaGroup, Topics: []string{topic}, Stored: map[string]map[int32]int64{topic: stored},
+	})
+	if err != nil {
+		return err
+	}
+	a.broker.Open()
+	return nil
+}
+
+// incarnation is the life of the log that this process serves.
+func (a *app) incarnation() uint32 {
+	if a.broker == nil {
+		return 0
+	}
+	return a.broker.Incarnation()
+}
