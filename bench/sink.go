@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"strconv"
 	"time"
 
 	"edge/bench/child"
@@ -20,6 +21,13 @@ import (
 )
 
 const blockRows = 100_000
+
+// Our sink with and without CLICKHOUSE_COMPRESS, which is for a network between it and
+// ClickHouse; here there is none.
+const (
+	oursPlain  = "edge sink"
+	oursPacked = "edge sink, compressing"
+)
 
 // sinkStage empties a topic that was filled before the clock started, into
 // tables with all their views, and sets it beside ready blocks inserted into the
@@ -39,11 +47,13 @@ func sinkStage(b *bench, s *section, f *fleet) error {
 		return err
 	}
 	st := &sinkRuns{b: b, f: f, broker: broker, engine: eng, ready: ready}
-	var toLimit, toPeer, cpuToPeer []float64
+	var toLimit, toPeer, cpuToPeer, packedToLimit []float64
 	samples := map[string][]sample{}
 	for range b.o.rounds {
 		var before *sample
-		for _, run := range []func() (sample, error){st.limit, st.ours, st.peer, st.ours, st.limit} {
+		plain := func() (sample, error) { return st.ours(oursPlain, false) }
+		packed := func() (sample, error) { return st.ours(oursPacked, true) }
+		for _, run := range []func() (sample, error){st.limit, plain, st.peer, plain, st.limit, packed} {
 			m, err := run()
 			if err != nil {
 				return err
@@ -51,20 +61,21 @@ func sinkStage(b *bench, s *section, f *fleet) error {
 			samples[m.Target] = append(samples[m.Target], m)
 			s.take(m, m.Target == "naive sink")
 			if before != nil {
-				pairNamed(*before, m, "edge sink", "ch-go, ready blocks", &toLimit, nil)
-				pairNamed(*before, m, "edge sink", "naive sink", &toPeer, &cpuToPeer)
+				pairNamed(*before, m, oursPlain, "ch-go, ready blocks", &toLimit, nil)
+				pairNamed(*before, m, oursPlain, "naive sink", &toPeer, &cpuToPeer)
+				pairNamed(*before, m, oursPacked, "ch-go, ready blocks", &packedToLimit, nil)
 			}
 			before = &m
 		}
 	}
 	t := table{Header: []string{"", "rows/s", "client µs/row", "engine µs/row", "broker µs/row", "peak RSS MB", "rows/s to ours"}}
-	for _, name := range []string{"ch-go, ready blocks", "edge sink", "naive sink"} {
+	for _, name := range []string{"ch-go, ready blocks", oursPlain, oursPacked, "naive sink"} {
 		m := typical(samples[name])
-		rel := map[string]float64{"ch-go, ready blocks": 1 / median(toLimit), "edge sink": 1, "naive sink": 1 / median(toPeer)}[name]
+		rel := map[string]float64{"ch-go, ready blocks": 1 / median(toLimit), oursPlain: 1, oursPacked: median(packedToLimit) / median(toLimit), "naive sink": 1 / median(toPeer)}[name]
 		t.row(name, count(m.PerSecond), micros(m.CPU, "server"), micros(m.CPU, "engine"), micros(m.CPU, "broker"), fmt.Sprintf("%.0f", float64(m.RSS)/1e6), ratio(rel))
 	}
 	s.Tables = append(s.Tables, t)
-	ours := typical(samples["edge sink"])
+	ours, packed := typical(samples[oursPlain]), typical(samples[oursPacked])
 	s.number("sink_per_second", ours.PerSecond)
 	s.number("sink_cpu_us", ours.CPU["server"])
 	s.number("sink_engine_cpu_us", ours.CPU["engine"])
@@ -74,8 +85,8 @@ func sinkStage(b *bench, s *section, f *fleet) error {
 		Measured: fmt.Sprintf("%s rows/s, %.2f µs", count(ours.PerSecond), ours.CPU["server"]),
 		Ratio:    fmt.Sprintf("%.2f of the limit, %.1fx naive sink", got, median(toPeer)),
 		Verdict:  verdict(got >= 0.8 && ours.CPU["server"] <= 0.9, got >= 0.95 && ours.CPU["server"] <= 0.6)})
-	s.goal(goal{What: "memory of the sink", Must: "≤ 192 MB at 100 k-row blocks", Stretch: "≤ 96 MB", Measured: fmt.Sprintf("%.0f MB peak", float64(ours.RSS)/1e6),
-		Verdict: verdict(ours.RSS <= 192e6, ours.RSS <= 96e6)})
+	s.goal(goal{What: "memory of the sink", Must: "≤ 192 MB at 100 k-row blocks", Stretch: "≤ 96 MB", Measured: fmt.Sprintf("%.0f MB peak, %.0f MB compressing", float64(ours.RSS)/1e6, float64(packed.RSS)/1e6),
+		Verdict: verdict(max(ours.RSS, packed.RSS) <= 192e6, max(ours.RSS, packed.RSS) <= 96e6)})
 	s.note("the events carry no event_id of their own, so the deduplication window is not in play; peak RSS of the rivals is that of this program")
 	return nil
 }
@@ -194,9 +205,9 @@ func (r *sinkRuns) peer() (sample, error) {
 
 // ours starts edge with the role sink alone. The clock runs from the first rows
 // that are stored to the last: what it takes to join the group is no throughput.
-func (r *sinkRuns) ours() (sample, error) {
-	return r.into("edge sink", func(db string) (int64, time.Duration, time.Duration, int64, error) {
-		s, err := r.f.edge("sink", append(r.engine.settings(db), "ROLES=sink", "KAFKA_BROKERS="+r.broker.addr, "KAFKA_GROUP="+db)...)
+func (r *sinkRuns) ours(name string, compress bool) (sample, error) {
+	return r.into(name, func(db string) (int64, time.Duration, time.Duration, int64, error) {
+		s, err := r.f.edge("sink", append(r.engine.settings(db), "ROLES=sink", "KAFKA_BROKERS="+r.broker.addr, "KAFKA_GROUP="+db, "CLICKHOUSE_COMPRESS="+strconv.FormatBool(compress))...)
 		if err != nil {
 			return 0, 0, 0, 0, err
 		}
