@@ -19,8 +19,8 @@ var measuredHere = model.Costs{
 	Partition: 800_000, SinkRate: 500_000,
 }
 
-// printModel is the table of DESIGN.md, from the report of the last run or the
-// file named.
+// printModel is the table of DESIGN.md, from the report of the last whole run or
+// the file named.
 func printModel(_ context.Context, args []string) error {
 	path := filepath.Join("report", "report.json")
 	if len(args) > 0 {

@@ -119,7 +119,7 @@ func httpStage(b *bench, s *section, f *fleet) error {
 		half.Target = "edge at half load"
 		s.Tables[len(s.Tables)-1].Rows = append(s.Tables[len(s.Tables)-1].Rows, httpTable("", []sample{half}, nil).Rows...)
 		s.goal(goal{What: "HTTP single, `ACK=broker`", Must: "≥ 2.2x naive sync, p99 ≤ 10 ms at half load", Stretch: "≥ 0.70 of the limit",
-			Measured: measured + "; at half load p99 " + millis(half.P99) + " ms",
+			Measured: measured + "; at half load p99 " + millis(half.P99) + " ms, the median of " + strconv.Itoa(len(halves)) + " runs",
 			Ratio:    fmt.Sprintf("%.2fx naive sync, %.2f of the limit", out.ToPeer, out.ToLimit),
 			Verdict:  verdict(out.ToPeer >= 2.2 && half.P99 <= 10*time.Millisecond, out.ToLimit >= 0.7)})
 	}

@@ -19,7 +19,7 @@ type options struct {
 	one    time.Duration // one run of a round
 	long   time.Duration // one run that is not repeated
 	soak   time.Duration // end to end, and with a dead broker
-	events int64         // stored, at most, in query and growth
+	events int64         // stored, at most, in query
 	rows   int64         // the sink reads in one run
 	stages []string
 	pinned bool // servers on core 0, generator on core 1

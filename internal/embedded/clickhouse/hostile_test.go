@@ -5,6 +5,9 @@ import (
 	"errors"
 	"io"
 	"net"
+	"strconv"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -150,27 +153,69 @@ func TestConnectionsBeyondTheLimitHearWhy(t *testing.T) {
 // Who says nothing takes no place from those who do, and gives way to those who come.
 func TestSilentConnectionsTakeNoPlace(t *testing.T) {
 	child := startChild(t, "", "EDGE_TEST_MAX_CONNECTIONS=4")
-	var silent []net.Conn
-	for range 4 {
+	for range 8 {
 		conn, err := child.DialContext(t.Context(), "", "")
 		if err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { conn.Close() })
-		silent = append(silent, conn)
 	}
 	for range 4 {
 		dial(t, child)
 	}
 	if _, err := ch.Dial(t.Context(), ch.Options{Dialer: child}); code(err) != 202 {
-		t.Errorf("the ninth: %v; want code 202", err)
+		t.Errorf("one more: %v; want code 202", err)
 	}
-	if err := silent[0].SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
-		t.Fatal(err)
+}
+
+// Clients that come all at once are each let in or told why not.
+func TestBurstOfConnections(t *testing.T) {
+	const places = 8
+	child := startChild(t, "", "EDGE_TEST_MAX_CONNECTIONS="+strconv.Itoa(places))
+	var in, told atomic.Int32
+	var wg sync.WaitGroup
+	for range 2 * places {
+		wg.Go(func() {
+			c, err := ch.Dial(t.Context(), ch.Options{Dialer: child})
+			switch {
+			case err == nil:
+				in.Add(1)
+				t.Cleanup(func() { c.Close() })
+			case code(err) == 202:
+				told.Add(1)
+			default:
+				t.Error(err)
+			}
+		})
 	}
-	if _, err := silent[0].Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
-		t.Errorf("the one that was silent the longest: %v; want EOF", err)
+	if wg.Wait(); in.Load() != places || told.Load() != places {
+		t.Errorf("%d are in and %d were told why not; want %d each", in.Load(), told.Load(), places)
 	}
+}
+
+// Of silent connections the oldest give way, and no more of them than come.
+func TestOldestSilenceGivesWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv := &server{cfg: Config{MaxConnections: 2}, log: testLog(t), sessions: make(map[*session]struct{})}
+		var clients []net.Conn
+		for range 7 {
+			client, conn := net.Pipe()
+			defer client.Close()
+			srv.start(t.Context(), conn)
+			clients = append(clients, client)
+		}
+		synctest.Wait()
+		for i, client := range clients {
+			_ = client.SetReadDeadline(time.Now().Add(time.Second))
+			_, err := client.Read(make([]byte, 1))
+			if gone := errors.Is(err, io.EOF); gone != (i < 3) {
+				t.Errorf("connection %d: %v", i, err)
+			}
+		}
+		if len(srv.sessions) != 4 || len(srv.greeting) != 4 {
+			t.Errorf("%d sessions, %d greeting; want 4", len(srv.sessions), len(srv.greeting))
+		}
+	})
 }
 
 func TestHandshakeHasItsTime(t *testing.T) {
@@ -181,7 +226,7 @@ func TestHandshakeHasItsTime(t *testing.T) {
 		srv.start(t.Context(), conn)
 		came := time.Now()
 		for _, b := range []byte{byte(proto.ClientCodeHello), 100, 'e', 'd'} { // a byte now and then, of a name of 100
-			time.Sleep(7 * time.Second)
+			<-time.After(7 * time.Second)
 			if _, err := client.Write([]byte{b}); err != nil {
 				t.Fatal(err)
 			}

@@ -108,18 +108,19 @@ func (srv *server) accept(ctx context.Context, ln net.Listener) error {
 	}
 }
 
-// start gives conn a session. As many connections again as may be open are let
-// in as far as the handshake, where those beyond the limit hear why: an answer
-// before the client has asked would often be lost with the connection. Whoever
-// comes while all of them are busy shaking hands takes the place of the one that
-// has had the longest time for it, so silence keeps nobody out.
+// start gives conn a session. Twice as many connections as may be open are let in
+// as far as the handshake, where those beyond the limit hear why: an answer before
+// the client has asked would often be lost with the connection. Whoever comes when
+// there are so many takes the place of the one that has had the longest time to
+// shake hands, so silence keeps nobody out.
 func (srv *server) start(ctx context.Context, conn net.Conn) {
 	srv.mu.Lock()
 	defer srv.mu.Unlock()
-	if len(srv.greeting) == srv.cfg.MaxConnections {
+	if srv.admitted+len(srv.greeting) >= 2*srv.cfg.MaxConnections { // admitted is half of it at most
 		oldest := srv.greeting[0]
 		srv.greeted(oldest)
 		oldest.conn.Close()
+		srv.log.Debug("connection closed", "err", "it has not said who it is, and others come")
 	}
 	srv.serial++
 	s := newSession(srv, conn, "edge-session-"+strconv.FormatUint(srv.serial, 10))
