@@ -159,6 +159,19 @@ func (b *bench) measure(t *target, l load.Load) (sample, error) {
 	return m, err
 }
 
+// repeated is measure n times over, and the medians of it.
+func (b *bench) repeated(n int, t *target, l load.Load) (sample, error) {
+	var all []sample
+	for range n {
+		m, err := b.measure(t, l)
+		if err != nil {
+			return sample{}, err
+		}
+		all = append(all, m)
+	}
+	return typical(all), nil
+}
+
 // headline is every goal of a run, one row each.
 func headline(sections []section) table {
 	t := table{Title: "## What was reached", Header: []string{"stage", "must", "stretch", "measured", "ratio", "verdict", "reproduce"}}

@@ -107,19 +107,14 @@ func httpStage(b *bench, s *section, f *fleet) error {
 			continue
 		}
 		// A disk that stalls for a moment is the p99 of a run: hence several.
-		var halves []sample
-		for range b.o.rounds {
-			half, err := b.measure(ours, load.Load{Conns: m.conns, Requests: single, Events: 1, Schedule: load.Constant(got.PerSecond/2, b.o.one)})
-			if err != nil {
-				return err
-			}
-			halves = append(halves, half)
+		half, err := b.repeated(b.o.rounds, ours, load.Load{Conns: m.conns, Requests: single, Events: 1, Schedule: load.Constant(got.PerSecond/2, b.o.one)})
+		if err != nil {
+			return err
 		}
-		half := typical(halves)
 		half.Target = "edge at half load"
 		s.Tables[len(s.Tables)-1].Rows = append(s.Tables[len(s.Tables)-1].Rows, httpTable("", []sample{half}, nil).Rows...)
 		s.goal(goal{What: "HTTP single, `ACK=broker`", Must: "≥ 2.2x naive sync, p99 ≤ 10 ms at half load", Stretch: "≥ 0.70 of the limit",
-			Measured: measured + "; at half load p99 " + millis(half.P99) + " ms, the median of " + strconv.Itoa(len(halves)) + " runs",
+			Measured: measured + "; at half load p99 " + millis(half.P99) + " ms, the median of " + strconv.Itoa(b.o.rounds) + " runs",
 			Ratio:    fmt.Sprintf("%.2fx naive sync, %.2f of the limit", out.ToPeer, out.ToLimit),
 			Verdict:  verdict(out.ToPeer >= 2.2 && half.P99 <= 10*time.Millisecond, out.ToLimit >= 0.7)})
 	}

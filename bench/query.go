@@ -266,16 +266,12 @@ func queryStage(b *bench, s *section, f *fleet) error {
 		if err := data.settle(b.ctx); err != nil {
 			return err
 		}
-		// Several runs: a moment in which the machine is busy must not look like growth.
-		var runs []sample
-		for range min(b.o.rounds, 3) {
-			m, err := b.measure(t, incoming)
-			if err != nil {
-				return err
-			}
-			runs = append(runs, m)
+		// A moment in which the machine is busy must not look like growth.
+		cost, err := b.repeated(min(b.o.rounds, 3), t, incoming)
+		if err != nil {
+			return err
 		}
-		costs.add(int(n), typical(runs))
+		costs.add(int(n), cost)
 		if err := data.merge(b.ctx); err != nil {
 			return err
 		}

@@ -58,8 +58,8 @@ type Config struct {
 	// MaxBufferedBytes bounds all of them together (default twice as much).
 	MaxBufferedBytes int64
 	// MaxConnections bounds the sessions (default 256). Each costs half a
-	// megabyte, and a thread while a query runs. As many connections again may
-	// be on their way to becoming one.
+	// megabyte, and a thread while a query runs. There may be twice as many
+	// connections, those included that are on their way to becoming one.
 	MaxConnections int
 	// MaxMemory is the engine's own limit; 0 is half of the machine's memory,
 	// or of the cgroup's.
