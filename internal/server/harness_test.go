@@ -111,10 +111,15 @@ func (e *edge) dial() *conn {
 	if err != nil {
 		e.t.Fatal(err)
 	}
-	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
 	e.t.Cleanup(func() { c.Close() })
-	return &conn{Conn: c, t: e.t, br: bufio.NewReader(c)}
+	own := &conn{Conn: c, t: e.t, br: bufio.NewReader(c)}
+	own.patience()
+	return own
 }
+
+// patience is how long the next answer may take, from here on: a test of thousands of
+// them takes longer, under the race detector and beside others.
+func (c *conn) patience() { _ = c.SetDeadline(time.Now().Add(10 * time.Second)) }
 
 func (c *conn) send(raw string) {
 	c.t.Helper()
@@ -147,6 +152,7 @@ func (c *conn) answerTo(method string) answer {
 	res.Body.Close()
 	a := answer{res, string(body)}
 	conforms(c.t, c.next(), a)
+	c.patience()
 	return a
 }
 
