@@ -118,6 +118,21 @@ func TestManyMigrators(t *testing.T) {
 	}
 }
 
+func TestServerDecidesHowRowsAreCompressed(t *testing.T) {
+	t.Parallel()
+	o := database(t)
+	migrate(t, o, options())
+	p := open(t, o)
+	const codecs = "SELECT arrayStringConcat(groupUniqArray(compression_codec), ', ') FROM (SELECT compression_codec FROM system.columns" +
+		" WHERE database = currentDatabase() AND compression_codec != '' AND "
+	if got := row(t, p, codecs+"table = 'events' ORDER BY 1)"); got != "CODEC(Delta(8), Default)" {
+		t.Errorf("columns of events have %s", got)
+	}
+	if got := row(t, p, codecs+"table = 'events_users' AND name = 'u')"); got != "CODEC(LZ4)" {
+		t.Errorf("states have %s", got)
+	}
+}
+
 func TestMergesAddNoStatistics(t *testing.T) {
 	t.Parallel()
 	o := database(t)

@@ -95,3 +95,25 @@ func events(rows, batch int) proto.Input {
 	return proto.Input{{Name: "event_name", Data: name}, {Name: "timestamp", Data: at}, {Name: "user_id", Data: &user},
 		{Name: "tags", Data: tags}, {Name: "metadata", Data: &meta}, {Name: "event_id", Data: &id}}
 }
+
+// TestPartsAreCompressedBySize: what is merged soon in haste, what stays with care.
+func TestPartsAreCompressedBySize(t *testing.T) {
+	child := startChild(t, filepath.Join(t.TempDir(), "data"))
+	c := dial(t, child)
+	codec := func(want string) {
+		t.Helper()
+		const sql = "SELECT arrayStringConcat(groupUniqArray(default_compression_codec)) FROM system.parts WHERE active AND table = 'texts'"
+		if got := value(t, c, "("+sql+")"); got != want {
+			t.Errorf("the parts are compressed with %s, want %s", got, want)
+		}
+	}
+	do(t, c, "CREATE TABLE texts (s String) ENGINE = MergeTree ORDER BY ()")
+	do(t, c, "SYSTEM STOP MERGES texts")
+	for range 2 {
+		do(t, c, "INSERT INTO texts SELECT randomString(1048576) FROM numbers(140)")
+	}
+	codec("LZ4")
+	do(t, c, "SYSTEM START MERGES texts")
+	do(t, c, "OPTIMIZE TABLE texts FINAL")
+	codec("ZSTD(1)")
+}
