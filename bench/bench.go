@@ -152,7 +152,7 @@ func (b *bench) measure(t *target, l load.Load) (sample, error) {
 	if b.ctx.Err() != nil {
 		return sample{}, b.ctx.Err()
 	}
-	m, err := t.measure(l)
+	m, err := t.measure(b.ctx, l)
 	if err == nil {
 		b.current.take(m, t.rival)
 	}

@@ -123,7 +123,7 @@ func (b *bench) endToEnd(f *fleet, name string, l load.Load, lead int64) (*flow,
 			return err
 		})
 	}()
-	res, err := load.Run(l)
+	res, err := load.Run(b.ctx, l)
 	generator, finished := child.Self(), time.Now()
 	cancel()
 	if err = errors.Join(err, <-watched); err != nil {

@@ -75,7 +75,7 @@ func freshnessStage(b *bench, s *section, f *fleet) error {
 			return nil
 		})
 	}()
-	res, err := load.Run(load.Load{Addr: srv.addr, Conns: fewConns, Requests: requests, Events: 1, Schedule: schedule,
+	res, err := load.Run(b.ctx, load.Load{Addr: srv.addr, Conns: fewConns, Requests: requests, Events: 1, Schedule: schedule,
 		Stamp:    func(n int64, buf []byte) { copy(buf[len(buf)-14:], fmt.Sprintf("%012d", n)) },
 		Answered: func(n int64, intended time.Time, status int) { posted[n] = intended }})
 	if err == nil {

@@ -153,7 +153,7 @@ func constantStage(b *bench, s *section, f *fleet) error {
 	if err != nil {
 		return err
 	}
-	idle, err := idleCores(ours, b.o.long/2)
+	idle, err := b.idleCores(ours, b.o.long/2)
 	if err != nil {
 		return err
 	}
@@ -199,8 +199,8 @@ func constantStage(b *bench, s *section, f *fleet) error {
 
 // idleCores is what t uses while nobody asks it for anything: its rings park, they
 // do not poll. It has been used before, so that all its parts run.
-func idleCores(t *target, d time.Duration) (float64, error) {
-	if _, err := load.Run(load.Load{Addr: t.addr, Conns: fewConns, Requests: newGenerated(2).singles(16), Events: 1, Schedule: load.Constant(1000, d/10)}); err != nil {
+func (b *bench) idleCores(t *target, d time.Duration) (float64, error) {
+	if _, err := load.Run(b.ctx, load.Load{Addr: t.addr, Conns: fewConns, Requests: newGenerated(2).singles(16), Events: 1, Schedule: load.Constant(1000, d/10)}); err != nil {
 		return 0, err
 	}
 	before := child.CPU(t.server)

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"time"
@@ -57,7 +58,7 @@ func (t *target) usage() map[string]time.Duration {
 
 // measure offers l to t and waits until what was promised is where it belongs:
 // what a server does after it has answered is part of its cost.
-func (t *target) measure(l load.Load) (sample, error) {
+func (t *target) measure(ctx context.Context, l load.Load) (sample, error) {
 	before, err := t.count()
 	if err != nil {
 		return sample{}, fmt.Errorf("count the %s before %s: %w", t.where, t.name, err)
@@ -69,7 +70,7 @@ func (t *target) measure(l load.Load) (sample, error) {
 	child.ForgetPeak(t.server)
 	used := t.usage()
 	l.Addr = t.addr
-	res, err := load.Run(l)
+	res, err := load.Run(ctx, l)
 	if err != nil {
 		return sample{}, fmt.Errorf("load %s: %w", t.name, err)
 	}

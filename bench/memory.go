@@ -53,7 +53,7 @@ func memoryStage(b *bench, s *section, f *fleet) error {
 			return nil
 		})
 	}()
-	res, err := load.Run(l)
+	res, err := load.Run(b.ctx, l)
 	cancel()
 	if err = errors.Join(err, <-watched); err != nil {
 		return err

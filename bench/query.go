@@ -365,7 +365,7 @@ func (s *section) timings(t *table, rows int64, span, group string, m *timings, 
 // askers is how many dashboards can ask the same at once.
 func (b *bench) askers(s *section, how string, srv *server, data *queryData) (float64, error) {
 	from, to := data.window(30 * 24 * time.Hour)
-	res, err := load.Run(load.Load{Addr: srv.addr, Conns: 32, Duration: b.o.one,
+	res, err := load.Run(b.ctx, load.Load{Addr: srv.addr, Conns: 32, Duration: b.o.one,
 		Requests: [][]byte{load.Get("edge", fmt.Sprintf("/metrics?event_name=product_view&from=%d&to=%d&group_by=channel", from, to))}})
 	if err != nil {
 		return 0, err

@@ -20,6 +20,7 @@
 package load
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"strconv"
@@ -89,8 +90,9 @@ func (r *Result) Answers() (n int64) {
 	return n
 }
 
-// Run offers l and returns when every request is answered or given up.
-func Run(l Load) (*Result, error) {
+// Run offers l and returns when every request is answered or given up, or soon after
+// ctx has ended.
+func Run(ctx context.Context, l Load) (*Result, error) {
 	if len(l.Requests) == 0 || l.Conns < 1 {
 		return nil, fmt.Errorf("load wants requests and connections, has %d and %d", len(l.Requests), l.Conns)
 	}
@@ -102,7 +104,7 @@ func Run(l Load) (*Result, error) {
 		return nil, err
 	}
 	defer lp.close()
-	return lp.run()
+	return lp.run(ctx)
 }
 
 // Post is a POST with a body, as bytes for Load.Requests.

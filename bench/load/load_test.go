@@ -4,6 +4,8 @@ package load
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -176,7 +178,7 @@ func TestRunAccountsForEveryRequest(t *testing.T) {
 		}
 	})
 	body := []byte("{}\n{}\n{}\n")
-	res, err := Run(Load{Addr: addr, Conns: 8, Events: 3, Requests: [][]byte{Post(addr, "/events/bulk", "application/x-ndjson", body)},
+	res, err := Run(t.Context(), Load{Addr: addr, Conns: 8, Events: 3, Requests: [][]byte{Post(addr, "/events/bulk", "application/x-ndjson", body)},
 		Schedule: Constant(2000, 100*time.Millisecond)})
 	if err != nil {
 		t.Fatal(err)
@@ -200,7 +202,7 @@ func TestLatencyCountsFromTheIntendedTime(t *testing.T) {
 		}
 		w.WriteHeader(http.StatusAccepted)
 	})
-	res, err := Run(Load{Addr: addr, Conns: 1, Events: 1, Requests: [][]byte{Get(addr, "/")}, Schedule: Constant(1000, 400*time.Millisecond)})
+	res, err := Run(t.Context(), Load{Addr: addr, Conns: 1, Events: 1, Requests: [][]byte{Get(addr, "/")}, Schedule: Constant(1000, 400*time.Millisecond)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -223,7 +225,7 @@ func TestRunCountsBrokenConnections(t *testing.T) {
 		}
 		w.WriteHeader(http.StatusAccepted)
 	})
-	res, err := Run(Load{Addr: addr, Conns: 4, Events: 1, Requests: [][]byte{Get(addr, "/")}, Schedule: Constant(1000, 100*time.Millisecond)})
+	res, err := Run(t.Context(), Load{Addr: addr, Conns: 4, Events: 1, Requests: [][]byte{Get(addr, "/")}, Schedule: Constant(1000, 100*time.Millisecond)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -247,7 +249,7 @@ func TestSaturateStopsAndStamps(t *testing.T) {
 		w.WriteHeader(http.StatusAccepted)
 	})
 	req := Post(addr, "/", "text/plain", []byte("00000000"))
-	res, err := Run(Load{Addr: addr, Conns: 4, Events: 1, Requests: [][]byte{req}, Duration: 50 * time.Millisecond,
+	res, err := Run(t.Context(), Load{Addr: addr, Conns: 4, Events: 1, Requests: [][]byte{req}, Duration: 50 * time.Millisecond,
 		Stamp: func(n int64, buf []byte) { copy(buf[len(buf)-8:], fmt.Sprintf("%08d", n)) }})
 	if err != nil {
 		t.Fatal(err)
@@ -263,7 +265,19 @@ func TestRunWithoutAServer(t *testing.T) {
 	s := httptest.NewServer(nil)
 	addr := s.Listener.Addr().String()
 	s.Close()
-	if _, err := Run(Load{Addr: addr, Conns: 1, Requests: [][]byte{Get(addr, "/")}}); err == nil {
+	if _, err := Run(t.Context(), Load{Addr: addr, Conns: 1, Requests: [][]byte{Get(addr, "/")}}); err == nil {
 		t.Error("no error; want one that names the address")
+	}
+}
+
+// The load of a bench that was interrupted goes on for a minute otherwise.
+func TestLoadEndsWithItsContext(t *testing.T) {
+	addr := server(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusAccepted) })
+	ctx, cancel := context.WithCancel(t.Context())
+	began := time.Now()
+	_, err := Run(ctx, Load{Addr: addr, Conns: 1, Events: 1, Requests: [][]byte{Get(addr, "/")}, Schedule: Constant(1000, time.Minute),
+		Answered: func(int64, time.Time, int) { cancel() }})
+	if !errors.Is(err, context.Canceled) || time.Since(began) > 30*time.Second {
+		t.Errorf("%v after %v, want %v at once", err, time.Since(began), context.Canceled)
 	}
 }

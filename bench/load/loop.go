@@ -3,6 +3,7 @@
 package load
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -99,7 +100,7 @@ func (lp *loop) open(c *conn) error {
 	return nil
 }
 
-func (lp *loop) run() (*Result, error) {
+func (lp *loop) run(ctx context.Context) (*Result, error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	// The default slack lets a wake-up be 50 µs late, a rate of 20,000 a second.
@@ -117,6 +118,9 @@ func (lp *loop) run() (*Result, error) {
 	giveUp := end.Add(lp.Patience)
 	last := lp.began
 	for {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
 		now := time.Now()
 		more := lp.send(now, end)
 		if !more && lp.waiting == 0 || now.After(giveUp) {
@@ -158,7 +162,7 @@ func (lp *loop) send(now, end time.Time) bool {
 
 // timeout is how long there is nothing to do but to listen.
 func (lp *loop) timeout(now, giveUp time.Time) time.Duration {
-	d := giveUp.Sub(now)
+	d := min(giveUp.Sub(now), 100*time.Millisecond) // a look at the context
 	switch {
 	case len(lp.Schedule) == 0:
 		d = min(d, time.Millisecond*5) // the end of the time, or of a hold
