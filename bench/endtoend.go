@@ -129,7 +129,7 @@ func (b *bench) endToEnd(f *fleet, name string, l load.Load, lead int64) (*flow,
 	if err = errors.Join(err, <-watched); err != nil {
 		return nil, err
 	}
-	if _, err = awaitCount(t.count, res.Accepted, 2*time.Minute); err != nil {
+	if _, err = awaitCount(b.ctx, t.count, res.Accepted, 2*time.Minute); err != nil {
 		return nil, err
 	}
 	last := time.Now()

@@ -79,7 +79,7 @@ func freshnessStage(b *bench, s *section, f *fleet) error {
 		Stamp:    func(n int64, buf []byte) { copy(buf[len(buf)-14:], fmt.Sprintf("%012d", n)) },
 		Answered: func(n int64, intended time.Time, status int) { posted[n] = intended }})
 	if err == nil {
-		_, err = awaitCount(storedCount(pool), res.Accepted, 30*time.Second)
+		_, err = awaitCount(b.ctx, storedCount(pool), res.Accepted, 30*time.Second)
 	}
 	<-time.After(10 * time.Millisecond) // the watcher sees the last count too
 	cancel()

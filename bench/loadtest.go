@@ -60,7 +60,7 @@ func loadTest(ctx context.Context, _ []string) (err error) {
 	if r.K6, err = runK6(ctx, k6, srv.addr, &o, r.Rate); err != nil {
 		return err
 	}
-	if err := r.k6Ledger(t); err != nil {
+	if err := r.k6Ledger(b.ctx, t); err != nil {
 		return err
 	}
 	if err := r.ownSpike(b, t); err != nil {
@@ -148,7 +148,7 @@ func runK6(ctx context.Context, k6, addr string, o *options, rate int) (json.Raw
 }
 
 // k6Ledger reads k6's summary and compares what it was promised with the tables.
-func (r *loadReport) k6Ledger(t *target) error {
+func (r *loadReport) k6Ledger(ctx context.Context, t *target) error {
 	if err := json.Unmarshal(r.K6, &r.summary); err != nil {
 		return fmt.Errorf("read k6's summary: %w", err)
 	}
@@ -160,7 +160,7 @@ func (r *loadReport) k6Ledger(t *target) error {
 		}
 	}
 	promised, doubtful := int64(r.summary.value("events_promised", "count")), int64(r.summary.value("events_undecided", "count"))
-	found, err := awaitCount(t.count, promised, time.Minute)
+	found, err := awaitCount(ctx, t.count, promised, time.Minute)
 	r.Book = append(r.Book, ledger.Entry{What: "k6", Where: t.where, Promised: promised, Doubtful: doubtful, Found: found})
 	t.counted, t.found, t.doubtful = true, found, max(promised+doubtful-found, 0)
 	return err

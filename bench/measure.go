@@ -77,7 +77,7 @@ func (t *target) measure(ctx context.Context, l load.Load) (sample, error) {
 	generator := child.Self()
 	// A server that took it into memory is not done: its rate counts until all of
 	// it is where it belongs, or buffers would pass for speed.
-	found, err := awaitCount(t.count, before+res.Accepted, 30*time.Second)
+	found, err := awaitCount(ctx, t.count, before+res.Accepted, 30*time.Second)
 	if err != nil {
 		return sample{}, fmt.Errorf("count the %s after %s: %w", t.where, t.name, err)
 	}
@@ -121,15 +121,20 @@ func perEvent(d time.Duration, events int64) float64 {
 	return float64(d.Nanoseconds()) / 1e3 / float64(max(events, 1))
 }
 
-// awaitCount waits until count has reached want.
-func awaitCount(count func() (int64, error), want int64, patience time.Duration) (int64, error) {
+// awaitCount waits until count has reached want, for as long as patience, and returns
+// what it has reached.
+func awaitCount(ctx context.Context, count func() (int64, error), want int64, patience time.Duration) (int64, error) {
 	deadline := time.Now().Add(patience)
 	for {
 		n, err := count()
 		if err != nil || n >= want || time.Now().After(deadline) {
 			return n, err
 		}
-		<-time.After(5 * time.Millisecond)
+		select {
+		case <-ctx.Done():
+			return n, ctx.Err()
+		case <-time.After(5 * time.Millisecond):
+		}
 	}
 }
 

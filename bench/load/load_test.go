@@ -270,14 +270,24 @@ func TestRunWithoutAServer(t *testing.T) {
 	}
 }
 
-// The load of a bench that was interrupted goes on for a minute otherwise.
+// The load of a bench that was interrupted goes on for a minute otherwise, also while
+// it only waits for answers.
 func TestLoadEndsWithItsContext(t *testing.T) {
-	addr := server(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusAccepted) })
+	end := make(chan struct{})
+	asked := make(chan struct{}, 1)
+	addr := server(t, func(http.ResponseWriter, *http.Request) {
+		asked <- struct{}{}
+		<-end
+	})
+	defer close(end)
 	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		<-asked
+		cancel()
+	}()
 	began := time.Now()
-	_, err := Run(ctx, Load{Addr: addr, Conns: 1, Events: 1, Requests: [][]byte{Get(addr, "/")}, Schedule: Constant(1000, time.Minute),
-		Answered: func(int64, time.Time, int) { cancel() }})
-	if !errors.Is(err, context.Canceled) || time.Since(began) > 30*time.Second {
-		t.Errorf("%v after %v, want %v at once", err, time.Since(began), context.Canceled)
+	_, err := Run(ctx, Load{Addr: addr, Conns: 1, Events: 1, Requests: [][]byte{Get(addr, "/")}, Schedule: Constant(1, time.Minute)})
+	if took := time.Since(began); !errors.Is(err, context.Canceled) || took > 30*time.Second {
+		t.Errorf("%v after %v, want %v at once", err, took, context.Canceled)
 	}
 }
