@@ -19,8 +19,10 @@ import (
 // schema is every table and view of the database, without its name.
 func schema(t *testing.T, p *Pool) []string {
 	t.Helper()
-	rows, err := p.Strings(testContext(t), `SELECT concat(name, ' ', engine_full, ' ', replaceAll(as_select, currentDatabase(), '')) AS s FROM system.tables WHERE database = currentDatabase()
-		UNION ALL SELECT concat(table, '.', name, ' ', type, ' ', compression_codec) AS s FROM system.columns WHERE database = currentDatabase() ORDER BY s`)
+	rows, err := p.Strings(testContext(t), `SELECT s FROM (
+		SELECT concat(name, ' ', engine_full, ' ', replaceAll(as_select, currentDatabase(), '')) AS s FROM system.tables WHERE database = currentDatabase()
+		UNION ALL SELECT concat(table, '.', name, ' ', type, ' ', compression_codec) AS s FROM system.columns WHERE database = currentDatabase()
+	) ORDER BY s`)
 	if err != nil {
 		t.Fatal(err)
 	}
