@@ -73,10 +73,10 @@ func prepareDir(cfg *Config) ([]string, error) {
 // what they have here. Two merge threads are the least that keep a long merge
 // from holding up the short ones. Parts below 256 MiB are compressed with LZ4: nearly
 // all of them are merged soon, and ZSTD was a fifth of what the engine did for an event.
-// Larger ones stay, and ZSTD makes them a fifth to a quarter smaller. The schedule pool
-// only ever runs timers.
-// There is no <logger>: without one the library logs nothing, with one it formats
-// every trace message and then drops it.
+// Larger ones stay, and ZSTD makes them a fifth to a quarter smaller; a server gets the
+// same rule from deploy/clickhouse. The schedule pool only ever runs timers. There is no
+// <logger>: without one the library logs nothing, with one it formats every trace
+// message and then drops it.
 func engineConfig(cfg *Config) string {
 	memory := "<max_server_memory_usage_to_ram_ratio>0.5</max_server_memory_usage_to_ram_ratio>"
 	if cfg.MaxMemory > 0 {

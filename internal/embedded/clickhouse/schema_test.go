@@ -2,7 +2,9 @@ package clickhouse
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -116,4 +118,23 @@ func TestPartsAreCompressedBySize(t *testing.T) {
 	do(t, c, "SYSTEM START MERGES texts")
 	do(t, c, "OPTIMIZE TABLE texts FINAL")
 	codec("ZSTD(1)")
+}
+
+// TestServerAndEngineCompressAlike: the rule stands in two files.
+func TestServerAndEngineCompressAlike(t *testing.T) {
+	server, err := os.ReadFile("../../../deploy/clickhouse/config.xml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rule := func(config string) string {
+		_, after, _ := strings.Cut(config, "<compression>")
+		rule, _, ok := strings.Cut(after, "</compression>")
+		if !ok {
+			t.Fatal("a configuration without a rule")
+		}
+		return strings.Join(strings.Fields(rule), "")
+	}
+	if engine, server := rule(engineConfig(new(Config))), rule(string(server)); engine != server {
+		t.Errorf("the engine compresses by %s, a server by %s", engine, server)
+	}
 }
