@@ -1,6 +1,7 @@
 package sink
 
 import (
+	"bytes"
 	"fmt"
 	"strings"
 	"sync"
@@ -164,4 +165,38 @@ func TestOneRepairAtATime(t *testing.T) {
 		})
 	}
 	done.Wait()
+}
+
+// TestInsertsYieldToARepair holds the lock of a repair while records come: within a
+// second inserts stop, and only look until it is gone.
+func TestInsertsYieldToARepair(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, 1)
+	other := l.prepare()
+	t.Cleanup(other.pool.Close)
+	_, unlock, err := (&session{Sink: other.sink}).lockRollups(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := l.prepare()
+	var looks atomic.Int32 // since the last insert
+	s.click.watch = func(_ *wireConn, p []byte, sent bool) {
+		switch {
+		case sent && bytes.Contains(p, []byte("INSERT INTO")):
+			looks.Store(0)
+		case sent && bytes.Contains(p, []byte(repairMark)):
+			looks.Add(1)
+		}
+	}
+	s.run()
+	eventually(t, "inserts wait for the repair", func() error {
+		l.produce(1)
+		if n := looks.Load(); n < 3 {
+			return fmt.Errorf("%d looks since the last insert", n)
+		}
+		return nil
+	})
+	unlock()
+	l.settled()
+	l.exact()
 }

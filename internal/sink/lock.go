@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/ClickHouse/ch-go"
@@ -96,21 +97,36 @@ func (t *session) show(ctx context.Context, lock string) (unlock func(), err err
 	return func() { _ = conn.Close(); cancel(); <-done }, nil
 }
 
-// yieldToRepair lets a repair of another sink go first. It looks once a second
-// and waits no longer than an insert may take: what the repair gains is time,
-// what it does is right anyway.
-func (t *session) yieldToRepair(ctx context.Context) error {
+// lookForRepairs begins to look, once a second, whether another sink repairs rollups;
+// wait returns when the answer is there. It is for the next insert: one takes longer
+// than a look, which costs nothing beside it.
+func (t *session) lookForRepairs(ctx context.Context) (wait func()) {
 	if time.Since(t.looked) < time.Second {
-		return nil
+		return func() {}
 	}
 	t.looked = time.Now()
-	for try := 0; time.Since(t.looked) < t.cfg.InsertTimeout; try++ {
+	var looking sync.WaitGroup
+	looking.Go(func() {
 		locks, err := t.locks(ctx)
-		if err != nil || len(locks) == 0 {
+		t.yield = err == nil && len(locks) > 0 // it is asked again in a second
+	})
+	return looking.Wait
+}
+
+// yieldToRepair lets a repair of another sink go first if there was one, and waits no
+// longer than an insert may take: what the repair gains is time, what it does is right
+// anyway.
+func (t *session) yieldToRepair(ctx context.Context) error {
+	since := time.Now()
+	for try := 0; t.yield && time.Since(since) < t.cfg.InsertTimeout; try++ {
+		locks, err := t.locks(ctx)
+		if err != nil {
 			return err
 		}
-		if err := pause(ctx, min(try, 3)); err != nil {
-			return err
+		if t.yield = len(locks) > 0; t.yield {
+			if err := pause(ctx, min(try, 3)); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

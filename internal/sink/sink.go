@@ -154,6 +154,7 @@ type session struct {
 
 	// These belong to the flight under way.
 	looked  time.Time // for repairs of others
+	yield   bool      // there was one
 	inserts kept
 
 	mu         sync.Mutex // guards what follows against the group callbacks
