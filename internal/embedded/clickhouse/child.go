@@ -145,6 +145,9 @@ func (c *Child) keep(first chan<- error) {
 		if c.closing.Load() {
 			return
 		}
+		if err == nil {
+			err = errors.New("exit status 0: somebody else told it to stop")
+		}
 		if time.Since(started) > settled {
 			delay = firstRestart
 		}

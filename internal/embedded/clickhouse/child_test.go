@@ -2,9 +2,11 @@ package clickhouse
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"os/exec"
@@ -42,6 +44,22 @@ func TestKilledChildIsRestartedWithItsData(t *testing.T) {
 		if child.Pid() == old || child.Pid() == 0 {
 			t.Errorf("the child's process is %d, as before", child.Pid())
 		}
+	}
+}
+
+func TestChildThatAnotherStopsSaysSo(t *testing.T) {
+	var logged bytes.Buffer
+	child := startChildOn(t, "", "", slog.New(slog.NewTextHandler(&logged, nil)))
+	old := child.Pid()
+	if err := syscall.Kill(old, syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "another child runs", func() bool { return child.Pid() != old && child.Pid() != 0 })
+	if err := child.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(logged.String(), "somebody else told it to stop") {
+		t.Errorf("the log does not say why the child ended:\n%s", &logged)
 	}
 }
 
@@ -124,7 +142,7 @@ func TestChildThatCannotStartIsAnError(t *testing.T) {
 }
 
 func TestTCPListener(t *testing.T) {
-	child := startChildOn(t, "", "127.0.0.1:0")
+	child := startChildOn(t, "", "127.0.0.1:0", testLog(t))
 	host, _, err := net.SplitHostPort(child.Addr())
 	if err != nil || host != "127.0.0.1" {
 		t.Fatalf("got address %q", child.Addr())

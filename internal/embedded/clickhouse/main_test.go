@@ -75,10 +75,10 @@ func testLog(t testing.TB) *slog.Logger {
 // startChild starts a server on dir (a fresh directory when empty).
 func startChild(t testing.TB, dir string, env ...string) *Child {
 	t.Helper()
-	return startChildOn(t, dir, "", env...)
+	return startChildOn(t, dir, "", testLog(t), env...)
 }
 
-func startChildOn(t testing.TB, dir, listen string, env ...string) *Child {
+func startChildOn(t testing.TB, dir, listen string, log *slog.Logger, env ...string) *Child {
 	t.Helper()
 	lib := needLibrary(t)
 	if dir == "" {
@@ -92,7 +92,7 @@ func startChildOn(t testing.TB, dir, listen string, env ...string) *Child {
 		Command: []string{exe},
 		Env:     append([]string{childEnv + "=" + dir, "CHDB_LIBRARY=" + lib}, env...),
 		Listen:  listen,
-		Log:     testLog(t),
+		Log:     log,
 	})
 	if err != nil {
 		t.Fatal(err)
