@@ -1,0 +1,135 @@
+package sink
+
+import (
+	"bytes"
+	"sync"
+	"testing"
+
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kmsg"
+)
+
+// TestOwnerFrozenThenResumed takes a sink for dead between its insert and the commit past
+// it: the next one finds the rows, and the commit of the first is refused.
+func TestOwnerFrozenThenResumed(t *testing.T) {
+	l := newLab(t, 1)
+	first := l.start()
+	l.produce(10)
+	l.settled()
+	fault := l.cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.OffsetCommit}, Err: kerr.CoordinatorNotAvailable, Count: -1,
+		When: func(req kmsg.Request) bool { return !isPlan(req) }})
+	l.produce(20)
+	if err := fault.Wait(t.Context(), 1); err != nil {
+		t.Fatal(err)
+	}
+	first.kafka.freeze()
+	fault.Remove()
+	first.evict()
+	second := l.start()
+	l.settled()
+	l.exact()
+	if got := second.sink.stats.present.Load(); got != 1 {
+		t.Errorf("the successor found %d declared batches whole; want 1", got)
+	}
+	first.kafka.thaw()
+	eventually(t, "the first owner has lost its partition", func() error {
+		if first.sink.stats.disowned.Load()+first.sink.stats.rebalances.Load() == 0 {
+			return errCut
+		}
+		return nil
+	})
+	l.produce(10)
+	l.settled()
+	l.exact()
+}
+
+// TestOwnerFrozenBeforeItsRows freezes a sink when ClickHouse has taken its INSERT and
+// the coordinator its plan, lets another recover the batch, and thaws the first: its
+// rows are of an insert that was killed.
+func TestOwnerFrozenBeforeItsRows(t *testing.T) {
+	l := newLab(t, 1)
+	first := l.start()
+	l.produce(10)
+	l.settled()
+	frozen := make(chan struct{})
+	freeze := sync.OnceFunc(func() {
+		first.click.freeze()
+		first.kafka.freeze()
+		close(frozen)
+	})
+	l.cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.OffsetCommit}, Observe: true, Count: -1, When: func(req kmsg.Request) bool {
+		if isPlan(req) {
+			freeze()
+		}
+		return true
+	}})
+	l.produce(20)
+	<-frozen
+	first.evict()
+	second := l.start()
+	l.settled()
+	l.exact()
+	if got := second.sink.stats.reinserted.Load(); got != 1 {
+		t.Errorf("the successor inserted %d declared batches; want 1", got)
+	}
+	first.click.thaw()
+	first.kafka.thaw()
+	eventually(t, "the first owner is told", func() error {
+		if first.sink.stats.disowned.Load() == 0 {
+			return errCut
+		}
+		return nil
+	})
+	l.produce(10)
+	l.settled()
+	l.exact()
+}
+
+// TestOwnerFrozenBeforeItsRecoveryInsert freezes a sink that has seen which rows
+// of a declared batch are missing, lets another recover the batch, and thaws the
+// first: its insert gets as far as the fence.
+func TestOwnerFrozenBeforeItsRecoveryInsert(t *testing.T) {
+	l := newLab(t, 1)
+	l.declare(20, func(l *lab, declared string) {
+		l.uncountAll(declared)
+		l.lose("events", declared)
+	})
+	first := l.prepare()
+	frozen, answered := make(chan struct{}), make(chan struct{})
+	var insert *wireConn
+	looked := false
+	first.click.watch = func(c *wireConn, p []byte, sent bool) {
+		switch {
+		case sent && !looked && bytes.Contains(p, []byte("SELECT _offset FROM events")):
+			looked = true // the query goes out, nothing after it
+			first.click.freezeLocked()
+			first.kafka.freeze()
+			close(frozen)
+		case sent && looked && insert == nil && bytes.Contains(p, []byte("INSERT INTO")):
+			insert = c
+		case !sent && c == insert && answered != nil && len(p) > 0:
+			close(answered)
+			answered = nil
+		}
+	}
+	took := answered
+	first.run()
+	<-frozen
+	first.evict()
+	l.start()
+	l.settled()
+	l.exact()
+	first.click.thaw()
+	<-took // ClickHouse would take the rows
+	first.kafka.thaw()
+	eventually(t, "the first owner is told", func() error {
+		if first.sink.stats.disowned.Load() == 0 {
+			return errCut
+		}
+		return nil
+	})
+	l.produce(10)
+	l.settled()
+	l.exact()
+}
