@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -58,14 +57,15 @@ func watchParts(directories map[string]string) (*partWatch, error) {
 		// A part is written under another name and gets its own when it is whole.
 		id, err := unix.InotifyAddWatch(fd, directory, unix.IN_MOVED_TO)
 		if err != nil {
-			return nil, errors.Join(fmt.Errorf("watch %s: %w", directory, err), w.close())
+			w.close()
+			return nil, fmt.Errorf("watch %s: %w", directory, err)
 		}
 		w.tables[int32(id)] = table
 	}
 	return w, nil
 }
 
-func (w *partWatch) close() error { return w.inotify.Close() }
+func (w *partWatch) close() { _ = w.inotify.Close() }
 
 // each calls ask with every insert's parts, until it has seen them. It ends with ctx.
 func (w *partWatch) each(ctx context.Context, ask func([]part) (seen bool, err error)) error {
