@@ -124,21 +124,15 @@ func (t *session) insert(ctx context.Context, f *flight) error {
 	if f.block.rows() == 0 {
 		return nil // duplicates and dead letters only: the commit is all
 	}
-	if err := t.yieldToRepair(ctx); err != nil {
-		return err
-	}
+	t.yieldToRepair(ctx)
+	t.lookForRepairs()
 	ctx, cancel := context.WithTimeout(ctx, t.cfg.InsertTimeout)
 	defer cancel()
-	looked := t.lookForRepairs(ctx)
 	var planErr error
 	err := t.send(ctx, f, func(ctx context.Context) error {
 		planErr = t.declare(ctx, f)
 		return planErr
 	})
-	if err != nil {
-		cancel() // a look that hangs holds up nothing but an insert that succeeded
-	}
-	looked()
 	if planErr != nil {
 		return planErr
 	}

@@ -167,8 +167,8 @@ func TestOneRepairAtATime(t *testing.T) {
 	done.Wait()
 }
 
-// TestInsertsYieldToARepair holds the lock of a repair while records come: within a
-// second inserts stop, and only look until it is gone.
+// TestInsertsYieldToARepair holds the lock of a repair while records come: soon inserts
+// stop, and only look until it is gone.
 func TestInsertsYieldToARepair(t *testing.T) {
 	t.Parallel()
 	l := newLab(t, 1)
@@ -196,6 +196,9 @@ func TestInsertsYieldToARepair(t *testing.T) {
 		}
 		return nil
 	})
+	if n := s.sink.stats.retried.Load(); n != 0 {
+		t.Errorf("%d inserts failed; want none, only waiting ones", n)
+	}
 	unlock()
 	l.settled()
 	l.exact()

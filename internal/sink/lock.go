@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"fmt"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/ClickHouse/ch-go"
@@ -97,39 +96,47 @@ func (t *session) show(ctx context.Context, lock string) (unlock func(), err err
 	return func() { _ = conn.Close(); cancel(); <-done }, nil
 }
 
-// lookForRepairs begins to look, once a second, whether another sink repairs rollups;
-// wait returns when the answer is there. It is for the next insert: one takes longer
-// than a look, which costs nothing beside it.
-func (t *session) lookForRepairs(ctx context.Context) (wait func()) {
-	if time.Since(t.looked) < time.Second {
-		return func() {}
+// lookForRepairs begins to look, once a second, whether another sink repairs rollups.
+// The answer is for an insert that begins when it is there: nothing waits for it.
+func (t *session) lookForRepairs() {
+	if t.looking != nil || time.Since(t.looked) < time.Second {
+		return
 	}
 	t.looked = time.Now()
-	var looking sync.WaitGroup
-	looking.Go(func() {
+	answer := make(chan bool, 1)
+	t.looking = answer
+	go func() {
+		ctx, cancel := context.WithTimeout(t.ctx, t.cfg.InsertTimeout)
+		defer cancel()
 		locks, err := t.locks(ctx)
-		t.yield = err == nil && len(locks) > 0 // it is asked again in a second
-	})
-	return looking.Wait
+		if err != nil && t.ctx.Err() == nil {
+			t.cfg.Logger.Warn("look for repairs of other sinks", "err", err)
+		}
+		answer <- len(locks) > 0
+	}()
 }
 
-// yieldToRepair lets a repair of another sink go first if there was one, and waits no
-// longer than an insert may take: what the repair gains is time, what it does is right
-// anyway.
-func (t *session) yieldToRepair(ctx context.Context) error {
-	since := time.Now()
-	for try := 0; t.yield && time.Since(since) < t.cfg.InsertTimeout; try++ {
-		locks, err := t.locks(ctx)
-		if err != nil {
-			return err
+// yieldToRepair lets a repair of another sink go first if a look has seen one, and
+// waits no longer than an insert may take: what the repair gains is time, what it does
+// is right anyway.
+func (t *session) yieldToRepair(ctx context.Context) {
+	select {
+	case others := <-t.looking:
+		t.looking = nil
+		if !others {
+			return
 		}
-		if t.yield = len(locks) > 0; t.yield {
-			if err := pause(ctx, min(try, 3)); err != nil {
-				return err
-			}
+	default:
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, t.cfg.InsertTimeout)
+	defer cancel()
+	for try := 0; ; try++ {
+		locks, err := t.locks(ctx)
+		if err != nil || len(locks) == 0 || pause(ctx, min(try, 3)) != nil {
+			return // whatever is wrong, the insert meets it as well
 		}
 	}
-	return nil
 }
 
 // oneString runs a query of one String and returns it.

@@ -313,6 +313,7 @@ func (w *wire) tell(c *wireConn, p []byte, sent bool) {
 type wireConn struct {
 	net.Conn
 	w      *wire
+	deaf   bool // the next read is cut; guarded by w.mu
 	once   sync.Once
 	closed chan struct{}
 }
@@ -320,7 +321,14 @@ type wireConn struct {
 func (c *wireConn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
 	c.w.tell(c, p[:n], false)
-	if allowed, ok := c.w.allow(&c.w.reads, n); !ok {
+	allowed, ok := c.w.allow(&c.w.reads, n)
+	c.w.mu.Lock()
+	deaf := c.deaf
+	c.w.mu.Unlock()
+	if deaf {
+		allowed, ok = 0, false
+	}
+	if !ok {
 		c.Conn.Close()
 		return allowed, errCut
 	}

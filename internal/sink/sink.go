@@ -153,8 +153,8 @@ type session struct {
 	wake chan struct{}
 
 	// These belong to the flight under way.
-	looked  time.Time // for repairs of others
-	yield   bool      // there was one
+	looked  time.Time   // for repairs of others
+	looking <-chan bool // brings whether there are any; nil when nobody looks
 	inserts kept
 
 	mu         sync.Mutex // guards what follows against the group callbacks
@@ -384,6 +384,9 @@ func (t *session) close(cause error) {
 	t.lost(errDisowned)
 	if f != nil {
 		<-f.landed
+	}
+	if t.looking != nil {
+		<-t.looking
 	}
 	t.inserts.close()
 	t.mu.Lock()
