@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/ClickHouse/ch-go"
@@ -57,19 +58,17 @@ func freshnessStage(b *bench, s *section, f *fleet) error {
 	defer parts.close()
 	ctx, cancel := context.WithCancel(b.ctx)
 	defer cancel()
-	type sight struct {
-		at time.Time
-		n  int64
-	}
 	var sights []sight
+	var visible atomic.Int64
 	watched := make(chan error, 1)
 	go func() {
 		watched <- parts.each(ctx, func(made []part) (bool, error) {
-			n, err := rowsWith(b.ctx, pool, made)
-			if n == 0 || err != nil {
+			rows, err := rowsUpTo(b.ctx, pool, made)
+			if rows == 0 || err != nil {
 				return false, err
 			}
-			sights = append(sights, sight{time.Now(), n})
+			sights = append(sights, sight{time.Now(), rows})
+			visible.Store(rows)
 			return true, nil
 		})
 	}()
@@ -77,9 +76,8 @@ func freshnessStage(b *bench, s *section, f *fleet) error {
 		Stamp:    func(n int64, buf []byte) { copy(buf[len(buf)-14:], fmt.Sprintf("%012d", n)) },
 		Answered: func(n int64, intended time.Time, status int) { posted[n] = intended }})
 	if err == nil {
-		_, err = awaitCount(b.ctx, storedCount(pool), res.Accepted, 30*time.Second)
+		_, err = awaitCount(b.ctx, func() (int64, error) { return visible.Load(), nil }, res.Accepted, 30*time.Second)
 	}
-	<-time.After(10 * time.Millisecond) // the watcher sees the last count too
 	cancel()
 	if err = errors.Join(err, <-watched); err != nil {
 		return err
@@ -91,7 +89,7 @@ func freshnessStage(b *bench, s *section, f *fleet) error {
 	var seen load.Histogram
 	for id, offset := range offsets {
 		for _, v := range sights { // few: one for each insert
-			if v.n > offset {
+			if v.rows > offset {
 				seen.Add(v.at.Sub(posted[id]))
 				break
 			}
@@ -137,21 +135,28 @@ func partDirectories(ctx context.Context, pool *clickhouse.Pool, tables ...strin
 	return out, nil
 }
 
-// rowsWith is how many rows events has, or 0 while a query would not read all of those
-// parts, or what they have been merged into.
-func rowsWith(ctx context.Context, pool *clickhouse.Pool, parts []part) (total int64, err error) {
+// sight is a moment at which so many rows were visible.
+type sight struct {
+	at   time.Time
+	rows int64
+}
+
+// rowsUpTo is how many rows events has up to the insert that made those parts, one of
+// events and one of each rollup; 0 while a query would not read all of them, or what they
+// have been merged into.
+func rowsUpTo(ctx context.Context, pool *clickhouse.Pool, made []part) (total int64, err error) {
 	var table, name proto.ColStr
 	var rows proto.ColUInt64
-	missing := slices.Clone(parts)
+	missing := slices.Clone(made)
 	err = pool.Do(ctx, ch.Query{
-		// What a longer query would count, the server takes twice as long for.
-		Body:   "SELECT table, name, rows FROM system.parts WHERE active AND database = " + clickhouse.Quote(database),
+		// Counted here: for a query that counts the server takes twice as long.
+		Body:   "SELECT table, name, rows FROM system.parts WHERE active AND database = currentDatabase()",
 		Result: proto.Results{{Name: "table", Data: &table}, {Name: "name", Data: &name}, {Name: "rows", Data: &rows}},
 		OnResult: func(context.Context, proto.Block) error {
 			for i, n := range rows {
 				p, _ := parsePart(table.Row(i), name.Row(i))
 				missing = slices.DeleteFunc(missing, p.covers)
-				if p.table == "events" {
+				if p.table == "events" && slices.ContainsFunc(made, p.upTo) {
 					total += int64(n)
 				}
 			}

@@ -3,10 +3,13 @@
 package main
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
+	"time"
 )
 
 // TestPartWatch makes parts as ClickHouse does: written under another name, renamed when
@@ -18,6 +21,9 @@ func TestPartWatch(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer w.close()
+	if err := w.inotify.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil { // for a watch that misses a part
+		t.Fatal(err)
+	}
 	appear := func(dir, was, is string) {
 		t.Helper()
 		if err := os.MkdirAll(filepath.Join(dir, was), 0o700); err != nil {
@@ -58,7 +64,35 @@ func TestPartCovers(t *testing.T) {
 			t.Errorf("%s covers %v: got %v; want %v", name, made, got, want)
 		}
 	}
+	if later, _ := parsePart("events", "202611_1_8_2"); later.upTo(made) || !made.upTo(later) {
+		t.Error("a part with a later insert is up to an earlier one, or the other way round")
+	}
 	if other, _ := parsePart("events_1m", "202611_7_7_0"); other.covers(made) {
 		t.Error("a part of another table covers it")
+	}
+}
+
+// TestPartOfNoInsert makes a part of one table alone, as the repair of a rollup does.
+func TestPartOfNoInsert(t *testing.T) {
+	events, users := t.TempDir(), t.TempDir()
+	w, err := watchParts(map[string]string{"events": events, "events_users": users})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.close()
+	for _, path := range []string{filepath.Join(users, "all_1_1_0"), filepath.Join(users, "all_2_2_0"), filepath.Join(events, "202611_1_1_0")} {
+		if err := os.Rename(t.TempDir(), path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	asked := 0
+	err = w.each(ctx, func(made []part) (bool, error) {
+		asked++
+		cancel()
+		return true, nil
+	})
+	if err == nil || !strings.Contains(err.Error(), "1 parts of events_users") || asked != 1 {
+		t.Errorf("got %v after %d calls; want one call and an error that names a part too many", err, asked)
 	}
 }
