@@ -70,16 +70,18 @@ func keyCommand(in *invocation) error {
 	return err
 }
 
-// brokerBallast is address space, not memory: nothing is ever written to it. Go collects
-// when the heap has doubled, and that of a broker alone is some ten MB, which a few
-// fetches allocate: collecting was half of what it spent on a record read.
+// brokerBallast makes Go collect less often. It does when the heap has doubled, and that
+// of a broker alone is some ten MB, which a few fetches allocate: collecting was half of
+// what it spent on a record read. The ballast itself is never written to, so only in
+// address space; what is resident grows by the garbage that it lets gather, about as much,
+// and GOMEMLIMIT counts it.
 const brokerBallast = 32 << 20
 
 // runBroker serves the embedded broker alone, on KAFKA_BROKERS' default address
 // unless EMBEDDED_KAFKA_LISTEN names another.
 func runBroker(in *invocation) error {
 	ballast := make([]byte, brokerBallast)
-	defer runtime.KeepAlive(&ballast)
+	defer runtime.KeepAlive(ballast)
 	c := in.cfg
 	if c.EmbeddedKafkaListen == "" {
 		c.EmbeddedKafkaListen = "127.0.0.1:19092"

@@ -146,7 +146,7 @@ func (c *Child) keep(first chan<- error) {
 			return
 		}
 		if err == nil {
-			err = errors.New("exit status 0: somebody else told it to stop")
+			err = errors.New("exit status 0, and edge had not told it to stop")
 		}
 		if time.Since(started) > settled {
 			delay = firstRestart

@@ -58,7 +58,7 @@ func TestChildThatAnotherStopsSaysSo(t *testing.T) {
 	if err := child.Close(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if !strings.Contains(logged.String(), "somebody else told it to stop") {
+	if !strings.Contains(logged.String(), "edge had not told it to stop") {
 		t.Errorf("the log does not say why the child ended:\n%s", &logged)
 	}
 }
