@@ -47,39 +47,18 @@ func freshnessStage(b *bench, s *section, f *fleet) error {
 	schedule := load.Constant(rate, 2*b.o.long)
 	total := schedule.Total()
 	posted := make([]time.Time, total) // intended times, by number
-	directories, err := partDirectories(b.ctx, pool, "events", "events_1m", "events_users")
+	w, err := watchVisible(b.ctx, pool)
 	if err != nil {
 		return err
 	}
-	parts, err := watchParts(directories)
-	if err != nil {
-		return err
-	}
-	defer parts.close()
-	ctx, cancel := context.WithCancel(b.ctx)
-	defer cancel()
-	var sights []sight
-	var visible atomic.Int64
-	watched := make(chan error, 1)
-	go func() {
-		watched <- parts.each(ctx, func(made []part) (bool, error) {
-			rows, err := rowsUpTo(b.ctx, pool, made)
-			if rows == 0 || err != nil {
-				return false, err
-			}
-			sights = append(sights, sight{time.Now(), rows})
-			visible.Store(rows)
-			return true, nil
-		})
-	}()
 	res, err := load.Run(b.ctx, load.Load{Addr: srv.addr, Conns: fewConns, Requests: requests, Events: 1, Schedule: schedule,
 		Stamp:    func(n int64, buf []byte) { copy(buf[len(buf)-14:], fmt.Sprintf("%012d", n)) },
 		Answered: func(n int64, intended time.Time, status int) { posted[n] = intended }})
 	if err == nil {
-		_, err = awaitCount(b.ctx, func() (int64, error) { return visible.Load(), nil }, res.Accepted, 30*time.Second)
+		_, err = awaitCount(b.ctx, func() (int64, error) { return w.rows.Load(), nil }, res.Accepted, 30*time.Second)
 	}
-	cancel()
-	if err = errors.Join(err, <-watched); err != nil {
+	sights, ended := w.end()
+	if err = errors.Join(err, ended); err != nil {
 		return err
 	}
 	offsets, err := offsetsByID(b.ctx, pool)
@@ -139,6 +118,47 @@ func partDirectories(ctx context.Context, pool *clickhouse.Pool, tables ...strin
 type sight struct {
 	at   time.Time
 	rows int64
+}
+
+// visibleWatch notes when rows are visible, one sight for each insert.
+type visibleWatch struct {
+	rows   atomic.Int64 // of the last sight
+	sights []sight
+	cancel context.CancelFunc
+	ended  chan error
+}
+
+// watchVisible watches events and its rollups until end.
+func watchVisible(ctx context.Context, pool *clickhouse.Pool) (*visibleWatch, error) {
+	directories, err := partDirectories(ctx, pool, "events", "events_1m", "events_users")
+	if err != nil {
+		return nil, err
+	}
+	parts, err := watchParts(directories)
+	if err != nil {
+		return nil, err
+	}
+	watching, cancel := context.WithCancel(ctx)
+	w := &visibleWatch{cancel: cancel, ended: make(chan error, 1)}
+	go func() {
+		defer parts.close()
+		w.ended <- parts.each(watching, func(made []part) (bool, error) {
+			rows, err := rowsUpTo(ctx, pool, made)
+			if rows == 0 || err != nil {
+				return false, err
+			}
+			w.sights = append(w.sights, sight{time.Now(), rows})
+			w.rows.Store(rows)
+			return true, nil
+		})
+	}()
+	return w, nil
+}
+
+func (w *visibleWatch) end() ([]sight, error) {
+	w.cancel()
+	err := <-w.ended
+	return w.sights, err
 }
 
 // rowsUpTo is how many rows events has up to the insert that made those parts, one of
