@@ -12,18 +12,24 @@ import (
 	"time"
 )
 
+func watched(t *testing.T, directories map[string]string) *partWatch {
+	t.Helper()
+	w, err := watchParts(directories)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(w.close)
+	if err := w.inotify.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil { // for a watch that misses a part
+		t.Fatal(err)
+	}
+	return w
+}
+
 // TestPartWatch makes parts as ClickHouse does: written under another name, renamed when
 // whole, merged, set aside for removal.
 func TestPartWatch(t *testing.T) {
 	events, minutes := t.TempDir(), t.TempDir()
-	w, err := watchParts(map[string]string{"events": events, "events_1m": minutes})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer w.close()
-	if err := w.inotify.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil { // for a watch that misses a part
-		t.Fatal(err)
-	}
+	w := watched(t, map[string]string{"events": events, "events_1m": minutes})
 	appear := func(dir, was, is string) {
 		t.Helper()
 		if err := os.MkdirAll(filepath.Join(dir, was), 0o700); err != nil {
@@ -75,11 +81,7 @@ func TestPartCovers(t *testing.T) {
 // TestPartOfNoInsert makes a part of one table alone, as the repair of a rollup does.
 func TestPartOfNoInsert(t *testing.T) {
 	events, users := t.TempDir(), t.TempDir()
-	w, err := watchParts(map[string]string{"events": events, "events_users": users})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer w.close()
+	w := watched(t, map[string]string{"events": events, "events_users": users})
 	for _, path := range []string{filepath.Join(users, "all_1_1_0"), filepath.Join(users, "all_2_2_0"), filepath.Join(events, "202611_1_1_0")} {
 		if err := os.Rename(t.TempDir(), path); err != nil {
 			t.Fatal(err)
@@ -87,7 +89,7 @@ func TestPartOfNoInsert(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	asked := 0
-	err = w.each(ctx, func(made []part) (bool, error) {
+	err := w.each(ctx, func(made []part) (bool, error) {
 		asked++
 		cancel()
 		return true, nil

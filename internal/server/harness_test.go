@@ -117,6 +117,18 @@ func (e *edge) dial() *conn {
 	return own
 }
 
+// kept are n connections that have asked something and stay open.
+func (e *edge) kept(n int) (all []*conn) {
+	e.t.Helper()
+	for range n {
+		c := e.dial()
+		c.send("GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+		c.answer().check(e.t, 200, "healthy")
+		all = append(all, c)
+	}
+	return all
+}
+
 // patience is how long the next answer may take, from here on: a test of thousands of
 // them takes longer, under the race detector and beside others.
 func (c *conn) patience() { _ = c.SetDeadline(time.Now().Add(10 * time.Second)) }

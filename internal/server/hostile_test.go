@@ -122,13 +122,7 @@ func TestConnectionFlood(t *testing.T) {
 	f := func(change func(*Config), status int, want string) {
 		t.Helper()
 		e := start(t, change)
-		var held []*conn
-		for range 3 {
-			c := e.dial()
-			c.send("GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
-			c.answer().check(t, 200, "healthy")
-			held = append(held, c)
-		}
+		held := e.kept(3)
 		over := e.dial()
 		over.answer().check(t, status, want)
 		over.closed()

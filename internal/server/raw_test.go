@@ -179,13 +179,7 @@ func TestContinueAfterPause(t *testing.T) {
 	t.Parallel()
 	const writeTimeout = 500 * time.Millisecond
 	e := start(t, func(c *Config) { c.WriteTimeout = writeTimeout })
-	var conns []*conn
-	for range 2 {
-		c := e.dial()
-		c.send("GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
-		c.answer().check(t, 200, "healthy")
-		conns = append(conns, c)
-	}
+	conns := e.kept(2)
 	<-time.After(writeTimeout + 50*time.Millisecond)
 	conns[0].send("POST /events HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n")
 	if line, err := conns[0].br.ReadString('\n'); err != nil || line != "HTTP/1.1 100 Continue\r\n" {

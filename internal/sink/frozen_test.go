@@ -33,15 +33,22 @@ func TestOwnerFrozenThenResumed(t *testing.T) {
 		t.Errorf("the successor found %d declared batches whole; want 1", got)
 	}
 	first.kafka.thaw()
-	eventually(t, "the first owner has lost its partition", func() error {
-		if first.sink.stats.disowned.Load()+first.sink.stats.rebalances.Load() == 0 {
+	first.told(func() uint64 { return first.sink.stats.disowned.Load() + first.sink.stats.rebalances.Load() })
+}
+
+// told waits until a sink that was thawed has heard, by count, that its partition is
+// another's; records that come then are stored once.
+func (p *process) told(count func() uint64) {
+	p.l.t.Helper()
+	eventually(p.l.t, "the first owner is told", func() error {
+		if count() == 0 {
 			return errCut
 		}
 		return nil
 	})
-	l.produce(10)
-	l.settled()
-	l.exact()
+	p.l.produce(10)
+	p.l.settled()
+	p.l.exact()
 }
 
 // TestOwnerFrozenBeforeItsRows freezes a sink when ClickHouse has taken its INSERT and
@@ -75,15 +82,7 @@ func TestOwnerFrozenBeforeItsRows(t *testing.T) {
 	}
 	first.click.thaw()
 	first.kafka.thaw()
-	eventually(t, "the first owner is told", func() error {
-		if first.sink.stats.disowned.Load() == 0 {
-			return errCut
-		}
-		return nil
-	})
-	l.produce(10)
-	l.settled()
-	l.exact()
+	first.told(first.sink.stats.disowned.Load)
 }
 
 // TestOwnerFrozenBeforeItsRecoveryInsert freezes a sink that has seen which rows
@@ -123,13 +122,5 @@ func TestOwnerFrozenBeforeItsRecoveryInsert(t *testing.T) {
 	first.click.thaw()
 	<-took // ClickHouse would take the rows
 	first.kafka.thaw()
-	eventually(t, "the first owner is told", func() error {
-		if first.sink.stats.disowned.Load() == 0 {
-			return errCut
-		}
-		return nil
-	})
-	l.produce(10)
-	l.settled()
-	l.exact()
+	first.told(first.sink.stats.disowned.Load)
 }
