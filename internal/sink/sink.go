@@ -302,7 +302,7 @@ func (t *session) behind() (n int64) {
 // Callers hold mu.
 func (t *session) launch(now bool) {
 	f := t.filling
-	if t.flying != nil || f.empty() {
+	if t.flying != nil || f.empty() || t.ctx.Err() != nil {
 		return
 	}
 	if !now && !f.full(&t.cfg) && t.due() > 0 {
@@ -378,10 +378,10 @@ func (t *session) close(cause error) {
 	} else {
 		t.lost(cause)
 	}
-	// Whatever is still flying now stops at its next step.
+	// Whatever is still flying now stops at its next step, and nothing follows it.
 	f := t.flying
-	t.mu.Unlock()
 	t.lost(errDisowned)
+	t.mu.Unlock()
 	if f != nil {
 		<-f.landed
 	}
