@@ -3,96 +3,205 @@ package query
 import (
 	"cmp"
 	"context"
+	"errors"
 	"slices"
+	"sync"
 	"time"
 
+	"github.com/ClickHouse/ch-go"
 	"github.com/ClickHouse/ch-go/proto"
 )
 
-// answer decodes the rows of a statement. Which columns there are follows from the
-// request, in the order build writes them.
+// answer adds up what the statements of one request bring. They may bring it at the
+// same time.
 type answer struct {
-	result Result
-	zone   *time.Location
-	timed  bool
-	starts []int64 // of the groups, when they are times
+	request Request
+	zone    *time.Location
+	timed   bool
+	served  bool // the whole comes with the groups
 
-	names  proto.ColStr
-	times  proto.ColInt64
-	whole  proto.ColUInt8
-	events proto.ColInt64
-	users  proto.ColUInt64
+	mu     sync.Mutex
+	whole  cell
+	groups map[key]*cell
+	recent [2]*cell // the groups whose buckets came last, if they have no rows elsewhere
+}
+
+// key is a group: the name, or the second that the bucket has for one.
+type key struct {
+	name string
+	time int64
+}
+
+// cell is what is known of a group, or of all.
+type cell struct {
+	events int64
+	users  uint64  // unless there is a
+	sketch *sketch // of them, until all have come
+	closed bool
 }
 
 func newAnswer(r *Request, zone *time.Location) *answer {
-	return &answer{zone: zone, result: Result{Request: *r}, timed: bucketSeconds(r.GroupBy) != 0}
+	return &answer{request: *r, zone: zone, timed: bucketSeconds(r.GroupBy) != 0, groups: map[key]*cell{}}
 }
 
-func (a *answer) columns() proto.Results {
-	var cols proto.Results
-	add := func(name string, data proto.ColResult) {
-		cols = append(cols, proto.ResultColumn{Name: name, Data: data})
-	}
-	switch {
-	case a.timed:
-		add("label", &a.times)
-	case a.grouped():
-		add("label", &a.names)
-	}
-	if a.grouped() {
-		add("whole", &a.whole)
-	}
-	add("events", &a.events)
-	if !a.result.Request.CountsOnly {
-		add("distinct_users", &a.users)
-	}
-	return cols
+// rows are the columns of one statement's answer.
+type rows struct {
+	has   columnSet
+	timed bool
+
+	names  proto.ColStr
+	times  proto.ColInt64
+	edge   proto.ColUInt8
+	whole  proto.ColUInt8
+	events proto.ColInt64
+	users  proto.ColUInt64
+	states proto.ColStr
 }
 
-func (a *answer) grouped() bool { return a.result.Request.GroupBy != "" }
+// into is the query that adds the answer of s to a.
+func (a *answer) into(s *statement, settings []ch.Setting) ch.Query {
+	c := &rows{has: s.columns, timed: a.timed}
+	a.served = c.has.whole
+	return ch.Query{
+		Body:       s.text,
+		Parameters: s.params,
+		Settings:   settings,
+		Result:     c.results(),
+		OnResult:   func(_ context.Context, b proto.Block) error { return a.read(c, b.Rows) },
+	}
+}
 
-// read takes the rows of one block; headers have none.
-func (a *answer) read(_ context.Context, b proto.Block) error {
-	for i := range b.Rows {
-		g := Group{Events: a.events.Row(i)}
-		if !a.result.Request.CountsOnly {
-			g.Users = a.users.Row(i)
+func (c *rows) results() proto.Results {
+	var all proto.Results
+	add := func(there bool, name string, data proto.ColResult) {
+		if there {
+			all = append(all, proto.ResultColumn{Name: name, Data: data})
 		}
-		switch {
-		case !a.grouped() || a.whole.Row(i) != 0:
-			a.result.Events, a.result.Users = g.Events, g.Users
-		case g.Events == 0: // a rollup's counts may have been corrected down to nothing
-		case a.timed:
-			a.starts = append(a.starts, a.times.Row(i))
-			a.result.Groups = append(a.result.Groups, g)
-		default:
-			g.Label = a.names.Row(i)
-			a.result.Groups = append(a.result.Groups, g)
+	}
+	add(c.has.label && c.timed, "label", &c.times)
+	add(c.has.label && !c.timed, "label", &c.names)
+	add(c.has.edge, "edge", &c.edge)
+	add(c.has.whole, "whole", &c.whole)
+	add(true, "events", &c.events)
+	add(c.has.users, "distinct_users", &c.users)
+	add(c.has.state, "state", &c.states)
+	return all
+}
+
+// read takes the n rows of one block; headers have none.
+func (a *answer) read(c *rows, n int) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for i := range n {
+		g := a.cell(c, i)
+		if c.has.edge && c.edge.Row(i) == 0 {
+			a.follow(g)
+		}
+		if err := g.take(c, i); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-// finish puts the groups in order: times ascending, names by descending count, which
-// the statement has done. What it returns holds none of the columns.
-func (a *answer) finish() *Result {
-	res := new(a.result)
-	if !a.timed {
-		if len(res.Groups) > maxNames {
-			res.Groups, res.Truncated = res.Groups[:maxNames], true
+// cell is that of row i.
+func (a *answer) cell(c *rows, i int) *cell {
+	var k key
+	switch {
+	case !c.has.label || c.has.whole && c.whole.Row(i) != 0:
+		return &a.whole
+	case c.timed:
+		k.time = c.times.Row(i)
+	default:
+		k.name = c.names.Row(i)
+	}
+	g := a.groups[k]
+	if g == nil {
+		g = new(cell)
+		a.groups[k] = g
+	}
+	return g
+}
+
+// follow closes the groups that are behind g in time: their sketches would be 16 kB
+// each. All but the last two, since a day whose clocks go back over midnight comes
+// again after the next has begun.
+func (a *answer) follow(g *cell) {
+	if g == a.recent[0] || g == a.recent[1] {
+		return
+	}
+	if done := a.recent[0]; done != nil {
+		a.close(done)
+	}
+	a.recent[0], a.recent[1] = a.recent[1], g
+}
+
+// close adds g to the whole, and forgets which users it had.
+func (a *answer) close(g *cell) {
+	g.closed = true
+	a.whole.events += g.events
+	if g.sketch == nil {
+		return
+	}
+	if a.whole.sketch == nil {
+		a.whole.sketch = new(sketch)
+	}
+	a.whole.sketch.union(g.sketch)
+	g.users, g.sketch = g.sketch.count(), nil
+}
+
+// take adds row i.
+func (g *cell) take(c *rows, i int) error {
+	if g.closed {
+		return errors.New("the buckets of a group came apart from each other")
+	}
+	g.events += c.events.Row(i)
+	switch {
+	case c.has.users:
+		g.users = c.users.Row(i)
+	case c.has.state:
+		if g.sketch == nil {
+			g.sketch = new(sketch)
 		}
-		return res
+		return g.sketch.merge(c.states.RowBytes(i))
 	}
-	order := make([]int, len(a.starts))
-	for i := range order {
-		order[i] = i
+	return nil
+}
+
+// finish puts the groups in order: times ascending, names by descending count.
+func (a *answer) finish() *Result {
+	type group struct {
+		key
+		*cell
 	}
-	slices.SortFunc(order, func(i, j int) int { return cmp.Compare(a.starts[i], a.starts[j]) })
-	groups := make([]Group, len(order))
-	for i, k := range order {
-		groups[i] = res.Groups[k]
-		groups[i].Label = timeLabel(res.Request.GroupBy, a.starts[k], a.zone)
+	groups := make([]group, 0, len(a.groups))
+	for k, g := range a.groups {
+		if !a.served && !g.closed {
+			a.close(g)
+		}
+		if g.events != 0 { // a rollup's counts may have been corrected down to nothing
+			groups = append(groups, group{k, g})
+		}
 	}
-	res.Groups = groups
+	slices.SortFunc(groups, func(x, y group) int {
+		if a.timed {
+			return cmp.Compare(x.time, y.time)
+		}
+		return cmp.Or(cmp.Compare(y.events, x.events), cmp.Compare(x.name, y.name))
+	})
+	res := &Result{Request: a.request, Events: a.whole.events, Users: a.whole.users}
+	if a.whole.sketch != nil {
+		res.Users = a.whole.sketch.count()
+	}
+	if !a.timed && len(groups) > maxNames {
+		groups, res.Truncated = groups[:maxNames], true
+	}
+	for _, g := range groups {
+		entry := Group{Label: g.name, Events: g.events, Users: g.users}
+		if a.timed {
+			entry.Label = timeLabel(a.request.GroupBy, g.time, a.zone)
+		}
+		res.Groups = append(res.Groups, entry)
+	}
 	return res
 }

@@ -11,13 +11,11 @@
 // total_events is exact for any from and to.
 //
 // unique_users cannot be summed: a user seen on two days is one user. Buckets
-// therefore carry a uniqCombined64 state, raw rows make theirs on the way, and
-// all of them are merged once over the whole range. A merged state is the state
-// that all rows would have made, so the answer is the same number whichever way
-// the range was cut.
+// therefore carry a uniqCombined64 state, the server makes one of the raw rows, and
+// all of them are merged here (sketch.go). A merged state is the state that all rows
+// would have made, so the answer is the same number whichever way the range was cut.
 //
-// Merging is what a query costs, some 60 µs for a full state. Every width
-// divides the next, so a range of any length is at most 11 buckets of five
+// Every width divides the next, so a range of any length is at most 11 buckets of five
 // minutes, 23 hours, 15 days and 15 times 16 days at either end, and one more
 // for every eight months between them. Without group_by there is one state for
 // all channels: an answer costs the same for a day and for three years. By
@@ -32,10 +30,11 @@
 // The theory says 0.81 % standard error. unique_users=false leaves the states
 // out.
 //
-// One request is one SELECT, whose answer has a row for each group and one for
-// the whole (sql.go): one round trip, total and groups of the same moment. Requests for the same, from and
-// to included, that come while one is under way share the next, or get its answer
-// if it may be that old (wave.go).
+// One request is a SELECT of each table that has a piece, two as a rule, asked at the
+// same time over connections of their own (sql.go) and added up as they answer
+// (answer.go). Rows and buckets are of different seconds, so nothing is counted by both.
+// Requests for the same, from and to included, that come while one is under way share
+// the next, or get its answer if it may be that old (wave.go).
 //
 // # What a caller may rely on
 //
@@ -58,6 +57,7 @@ import (
 
 	"github.com/ClickHouse/ch-go"
 	"github.com/ClickHouse/ch-go/proto"
+	"golang.org/x/sync/errgroup"
 
 	"edge/internal/clickhouse"
 	"edge/internal/stat"
@@ -70,7 +70,7 @@ var ErrTooExpensive = errors.New("the query needs more time or memory than one q
 // Options bound what one query may cost. The zero value has good defaults.
 type Options struct {
 	Timeout   time.Duration // of one query, enforced by the server; 0: 10s
-	MaxMemory int64         // bytes the server may use for one query; 0: 1 GiB
+	MaxMemory int64         // bytes the server may use for one table's part of it; 0: 1 GiB
 	// Keep is how old an answer may be, for who asks the same again; 0: none is
 	// older than the question.
 	Keep time.Duration
@@ -139,18 +139,15 @@ func (e *Engine) ask(ctx context.Context, r Request) (*Result, error) {
 	}
 	offsets := zoneOffsets(zone, r.From, r.To)
 	pieces := plan(&r, offsets)
-	s := build(&r, offsets, pieces)
 	a := newAnswer(&r, zone)
 	start := time.Now()
-	err = e.pool.Do(ctx, ch.Query{
-		Body:       s.text,
-		Parameters: s.params,
-		Settings:   e.settings,
-		Result:     a.columns(),
-		OnResult:   a.read,
-	})
+	all, ctx := errgroup.WithContext(ctx)
+	for _, s := range build(&r, offsets, pieces) {
+		e.sources[s.table].Inc()
+		all.Go(func() error { return e.pool.Do(ctx, a.into(&s, e.settings)) })
+	}
+	err = all.Wait()
 	e.seconds.Observe(time.Since(start))
-	e.count(pieces)
 	if err != nil {
 		switch proto.Error(clickhouse.Code(err)) {
 		case proto.ErrTimeoutExceeded, proto.ErrTooSlow, proto.ErrMemoryLimitExceeded:
@@ -159,13 +156,6 @@ func (e *Engine) ask(ctx context.Context, r Request) (*Result, error) {
 		return nil, fmt.Errorf("query metrics: %w", err) // no name: it is a client's text, and this is logged
 	}
 	return a.finish(), nil
-}
-
-// count adds one to every table the query read.
-func (e *Engine) count(pieces []piece) {
-	for _, s := range sourcesOf(pieces) {
-		e.sources[s.table].Inc()
-	}
 }
 
 // Describe adds the engine's metrics to set.

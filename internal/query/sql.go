@@ -7,82 +7,54 @@ import (
 	"github.com/ClickHouse/ch-go/proto"
 )
 
-// statement is the SQL of one request. Its text depends only on the shape of
-// the request and on integers; every string of the caller travels beside it as
+// statement is the SQL of one table's part of an answer. Its text depends only on the
+// shape of the request and on integers; every string of the caller travels beside it as
 // a query parameter.
 type statement struct {
-	text   string
-	params []proto.Parameter
+	table   table
+	columns columnSet
+	text    string
+	params  []proto.Parameter
 }
 
-// build writes one SELECT. It answers with a row: events, distinct_users; or, when
-// groups are asked for, with a row for each and one for the whole, which a rollup
-// makes of the groups, one state of each:
-//
-//	tables   one SELECT per table, UNION ALL: counts and mergeable states
-//	answer   GROUP BY label WITH ROLLUP
-//
-// A request that one table answers needs no tables below the answer. GROUPING SETS
-// ((label), ()) would say the same as the rollup and feed every state into two
-// aggregations. Arrays in a single row, the whole computed above the groups, took a
-// third longer: most of a short query is its analysis, level by level.
-func build(r *Request, zone offsets, pieces []piece) statement {
-	b := &builder{r: r, zone: zone}
-	b.Grow(2048)
-	sources := sourcesOf(pieces)
-	if len(sources) == 1 {
-		t := sources[0].table
-		b.answer(b.groupKey(t), schema[t].count, schema[t].users)
-		b.from(sources[0])
-	} else {
-		b.answer("g", "sum(total)", sketch("Merge")+"(users)")
-		b.WriteString(" FROM (")
-		for i, s := range sources {
-			if i > 0 {
-				b.WriteString("\nUNION ALL")
-			}
-			b.partial(s)
-		}
-		b.WriteString("\n)")
-	}
-	if r.GroupBy != "" {
-		b.WriteString("\nGROUP BY label WITH ROLLUP")
-	}
-	if r.GroupBy != "" && bucketSeconds(r.GroupBy) == 0 {
-		// The whole, the largest names, and one more, which tells that there were more.
-		b.WriteString("\nORDER BY whole DESC, events DESC, label LIMIT " + strconv.Itoa(maxNames+2))
-	}
+// columnSet says which columns a statement answers with, in this order. Events are
+// always among them.
+type columnSet struct {
+	label bool // of the group
+	edge  bool // 1 in a row of the first or the last group, which other tables may have rows of
+	whole bool // 1 in a row of all groups together, beside those of the groups
+	users bool // distinct users of a group, or of the whole
+	state bool // of distinct users, to be merged here
+}
 
-	if len(sources) == 1 {
-		b.settings(sources[0])
+// build writes a SELECT for every table that has a piece. They are asked side by side:
+// most of a short query is its analysis, and in one statement of all the tables they
+// were analysed one after the other. Buckets come as they are stored and are merged
+// here, and so are the states that the server makes of rows; only what rows alone can
+// answer, group by group, it merges itself, since there may be many groups.
+func build(r *Request, zone offsets, pieces []piece) []statement {
+	sources := sourcesOf(pieces)
+	all := make([]statement, len(sources))
+	for i, s := range sources {
+		b := &builder{r: r, zone: zone, source: s, alone: len(sources) == 1}
+		b.Grow(2048)
+		all[i] = b.statement()
 	}
-	s := statement{text: b.String(), params: []proto.Parameter{param("event", r.EventName)}}
-	if r.Channel != "" {
-		s.params = append(s.params, param("channel", r.Channel))
-	}
-	if r.CampaignID != "" {
-		s.params = append(s.params, param("campaign", r.CampaignID))
-	}
-	return s
+	return all
 }
 
 // builder is the text of one statement.
 type builder struct {
 	strings.Builder
-	r    *Request
-	zone offsets
+	r      *Request
+	zone   offsets
+	source source
+	alone  bool // no other table has a piece
 }
 
-// users writes s if the request asks for distinct users.
-func (b *builder) users(s string) {
-	if !b.r.CountsOnly {
-		b.WriteString(s)
-	}
-}
-
-// sketch is the aggregate function of users, whose precision is part of the
-// type of every state in the schema.
-func sketch(combinator string) string { return "uniqCombined64" + combinator + "(14)" }
+// uniq is the aggregate function of users, whose precision is part of the type of
+// every state in the schema.
+func uniq(combinator string) string { return "uniqCombined64" + combinator + "(14)" }
 
 // table is a place that pieces can be read from.
 type table uint8
@@ -99,18 +71,16 @@ func (g grain) table() table { return min(table(g), userTable) }
 
 // columns are the expressions that differ from table to table.
 type columns struct {
-	label        string // of the metric
-	name, time   string
-	literal      string // a Unix second as a constant of the time column's type, for ranges
-	count, users string // of all rows
-	total, state string // of one row that another SELECT adds up; of rows, one of a group
+	label      string // of the metric
+	name, time string
+	literal    string // a Unix second as a constant of the time column's type, for ranges
+	count      string // of many rows
 }
 
 var schema = [tables]columns{
-	rawTable: {"raw", "events", "ts", "toDateTime64(%, 3, 'UTC')",
-		"toInt64(count())", sketch("") + "(user_id)", "toInt64(count())", sketch("State") + "(user_id)"},
-	minuteTable: {"minute", "events_1m", "m", "%", "sum(n)", "", "n", ""},
-	userTable:   {"users", "events_users", "at", "", "sum(n)", sketch("Merge") + "(u)", "n", "u"},
+	rawTable:    {"raw", "events", "ts", "toDateTime64(%, 3, 'UTC')", "toInt64(count())"},
+	minuteTable: {"minute", "events_1m", "m", "%", "sum(n)"},
+	userTable:   {"users", "events_users", "at", "", "sum(n)"},
 }
 
 // source is a table and the pieces it answers.
@@ -135,81 +105,115 @@ func sourcesOf(pieces []piece) (all []source) {
 	return all
 }
 
-// answer writes the columns of the answer.
-func (b *builder) answer(key, count, users string) {
+// statement writes all of it.
+func (b *builder) statement() statement {
+	c := &schema[b.source.table]
+	r, distinct := b.r, !b.r.CountsOnly
+	timed := bucketSeconds(r.GroupBy) != 0
+	served := b.alone && b.source.table == rawTable && r.GroupBy != "" && r.GroupBy != "channel"
+	stored := distinct && b.source.table == userTable
+	cols := columnSet{
+		label: r.GroupBy != "",
+		edge:  stored && timed,
+		whole: served,
+		users: served && distinct,
+		state: !served && distinct,
+	}
 	b.WriteString("SELECT ")
+	if cols.label {
+		b.WriteString(b.groupKey() + " AS label, ")
+	}
+	if cols.edge {
+		b.WriteString("label IN (" + b.key(num(r.From)) + ", " + b.key(num(r.To-1)) + ") AS edge, ")
+	}
+	if cols.whole {
+		b.WriteString("toUInt8(grouping(label)) AS whole, ")
+	}
 	switch {
-	case b.r.GroupBy == "":
-	case bucketSeconds(b.r.GroupBy) == 0:
-		b.WriteString("CAST(" + key + ", 'String') AS label, toUInt8(grouping(label)) AS whole, ")
+	case stored:
+		b.WriteString("toInt64(n) AS events, toString(u) AS state")
+	case cols.state:
+		b.WriteString(c.count + " AS events, toString(" + uniq("State") + "(user_id)) AS state")
+	case cols.users:
+		b.WriteString(c.count + " AS events, " + uniq("") + "(user_id) AS distinct_users")
 	default:
-		b.WriteString(key + " AS label, toUInt8(grouping(label)) AS whole, ")
+		b.WriteString(c.count + " AS events")
 	}
-	b.WriteString(count + " AS events")
-	b.users(", " + users + " AS distinct_users")
+	b.from()
+	if cols.label && !stored {
+		b.WriteString("\nGROUP BY label")
+	}
+	if cols.whole {
+		b.WriteString(" WITH ROLLUP")
+		if !timed {
+			// The whole, the largest names, and one more, which tells that there were more.
+			b.WriteString("\nORDER BY whole DESC, events DESC, label LIMIT " + num(maxNames+2))
+		}
+	}
+	if cols.edge {
+		b.WriteString("\nORDER BY width, at") // as they are stored: it costs nothing
+	}
+	if stored {
+		b.WriteString(storedSettings)
+	}
+	return statement{b.source.table, cols, b.String(), b.params()}
 }
 
-// partial writes a SELECT that the answer adds up.
-func (b *builder) partial(s source) {
-	c := &schema[s.table]
-	b.WriteString("\nSELECT ")
-	if b.r.GroupBy != "" {
-		b.WriteString(b.groupKey(s.table) + " AS g, ")
-	}
-	b.WriteString(c.total + " AS total")
-	b.users(", " + c.state + " AS users")
-	b.from(s)
-	if s.table == rawTable && b.r.GroupBy != "" {
-		b.WriteString(" GROUP BY g")
-	}
-	b.settings(s)
-}
+// storedSettings are those under which states are read. One is a row that takes long to
+// read: they are handed to threads two granules at a time, where the server counts in
+// rows, and sent a few at a time, since all that is sent at once is in memory here.
+const storedSettings = "\nSETTINGS merge_tree_min_rows_for_concurrent_read = 1, merge_tree_min_bytes_for_concurrent_read = 1, " +
+	"merge_tree_min_read_task_size = 2, max_block_size = 128"
 
-// settings writes those under which s is read. A bucket is one row that takes long to
-// merge: they are handed to threads two granules at a time, where the server counts
-// in rows. Rows of events are not: reading them took 1.4 to 1.9 times as long.
-func (b *builder) settings(s source) {
-	if s.table == userTable && !b.r.CountsOnly {
-		b.WriteString("\nSETTINGS merge_tree_min_rows_for_concurrent_read = 1, merge_tree_min_bytes_for_concurrent_read = 1, merge_tree_min_read_task_size = 2")
+func (b *builder) params() []proto.Parameter {
+	params := []proto.Parameter{param("event", b.r.EventName)}
+	if b.r.Channel != "" {
+		params = append(params, param("channel", b.r.Channel))
 	}
+	if b.r.CampaignID != "" {
+		params = append(params, param("campaign", b.r.CampaignID))
+	}
+	return params
 }
 
 // from writes where the rows come from, and which.
-func (b *builder) from(s source) {
-	b.WriteString(" FROM " + schema[s.table].name + "\nWHERE event_name = {event:String}")
+func (b *builder) from() {
+	b.WriteString(" FROM " + schema[b.source.table].name + "\nWHERE event_name = {event:String}")
 	if b.r.Channel != "" {
 		b.WriteString(" AND channel = {channel:String}")
 	}
 	if b.r.CampaignID != "" {
 		b.WriteString(" AND campaign_id = {campaign:String}")
 	}
-	if s.table == userTable {
+	if b.source.table == userTable {
 		b.WriteString(" AND by_channel = " + map[bool]string{false: "0", true: "1"}[byChannel(b.r)])
 	}
 	b.WriteString("\n  AND (")
-	if s.table == userTable {
-		b.buckets(s.pieces)
+	if b.source.table == userTable {
+		b.buckets()
 	} else {
-		b.ranges(s.table, s.pieces)
+		b.ranges()
 	}
 	b.WriteByte(')')
 }
 
-// groupKey is the group of one row of t: a name, or a bucket in seconds.
-func (b *builder) groupKey(t table) string {
-	width := bucketSeconds(b.r.GroupBy)
-	if width == 0 {
-		return b.r.GroupBy
+// groupKey is the group of one row: a name, or a bucket in seconds.
+func (b *builder) groupKey() string {
+	if bucketSeconds(b.r.GroupBy) == 0 {
+		return "CAST(" + b.r.GroupBy + ", 'String')"
 	}
-	return "toInt64(" + b.zone.key("toUnixTimestamp("+schema[t].time+")", width) + ")"
+	return b.key("toUnixTimestamp(" + schema[b.source.table].time + ")")
 }
 
-func (b *builder) ranges(t table, own []piece) {
-	c := &schema[t]
-	at := func(sec int64) string {
-		return strings.Replace(c.literal, "%", strconv.FormatInt(sec, 10), 1)
-	}
-	for i, p := range own {
+// key is the time group of the UTC second x.
+func (b *builder) key(x string) string {
+	return "toInt64(" + b.zone.key(x, bucketSeconds(b.r.GroupBy)) + ")"
+}
+
+func (b *builder) ranges() {
+	c := &schema[b.source.table]
+	at := func(sec int64) string { return strings.Replace(c.literal, "%", num(sec), 1) }
+	for i, p := range b.source.pieces {
 		if i > 0 {
 			b.WriteString(" OR ")
 		}
@@ -224,13 +228,12 @@ const maxListed = 300
 // buckets writes the condition for buckets of several widths. They are listed:
 // of a list the primary key finds the granules by binary search, whereas ranges
 // in so many alternatives make it evaluate each of them at every mark.
-func (b *builder) buckets(own []piece) {
+func (b *builder) buckets() {
 	var list []byte
-	for _, p := range own {
+	for _, p := range b.source.pieces {
 		width := p.grain.seconds()
 		if (p.to-p.from)/width > maxListed {
-			b.WriteString("width = " + strconv.FormatInt(width, 10) +
-				" AND at >= " + strconv.FormatInt(p.from, 10) + " AND at < " + strconv.FormatInt(p.to, 10) + " OR ")
+			b.WriteString("width = " + num(width) + " AND at >= " + num(p.from) + " AND at < " + num(p.to) + " OR ")
 			continue
 		}
 		for at := p.from; at < p.to; at += width {
@@ -246,6 +249,8 @@ func (b *builder) buckets(own []piece) {
 	b.Write(list[1:])
 	b.WriteByte(')')
 }
+
+func num(n int64) string { return strconv.FormatInt(n, 10) }
 
 // param returns a query parameter that arrives as exactly value. The server
 // undoes two layers: a parameter travels as a quoted literal, and what is

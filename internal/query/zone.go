@@ -2,7 +2,6 @@ package query
 
 import (
 	"fmt"
-	"strconv"
 	"strings"
 	"time"
 
@@ -78,7 +77,6 @@ func (o offsets) buckets(from, to, width int64) int64 {
 
 // shift is the SQL of "local second plus bias" of x, a UTC second.
 func (o offsets) shift(x string, bias int64) string {
-	num := func(n int64) string { return strconv.FormatInt(n, 10) }
 	last := o[len(o)-1]
 	if len(o) == 1 {
 		return x + " + " + num(last.seconds+bias)
@@ -101,7 +99,7 @@ func (o offsets) shift(x string, bias int64) string {
 //
 // The bias of one width keeps the dividend positive in the first hours of 1970.
 func (o offsets) key(x string, width int64) string {
-	w := strconv.FormatInt(width, 10)
+	w := num(width)
 	switch {
 	case o.align(width):
 		return "intDiv(" + x + ", " + w + ") * " + w

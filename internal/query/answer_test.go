@@ -1,0 +1,92 @@
+package query
+
+import (
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// bucketRows are rows as a table of buckets brings them: a bucket of each group, of a user
+// of its own and one of all.
+func bucketRows(edge uint8, groups ...int64) *rows {
+	c := &rows{has: columnSet{label: true, edge: true, state: true}, timed: true}
+	for _, g := range groups {
+		c.times.Append(g)
+		c.edge.Append(edge)
+		c.events.Append(1)
+		c.states.AppendBytes([]byte{1, 2, byte(g), 1, 0, 0, 0, 0, 0, 0, 255, 0, 0, 0, 0, 0, 0, 0})
+	}
+	return c
+}
+
+// Of groups in the order of their time only the last two keep a sketch, and those at the
+// edges, however many there are.
+func TestFewSketchesAreHeld(t *testing.T) {
+	a := newAnswer(&Request{GroupBy: "hour"}, time.UTC)
+	for g := range int64(200) {
+		if err := a.read(bucketRows(0, g, g, g), 3); err != nil {
+			t.Fatal(err)
+		}
+		if err := a.read(bucketRows(1, 1000, 2000), 2); err != nil {
+			t.Fatal(err)
+		}
+		held := 0
+		for _, g := range a.groups {
+			if g.sketch != nil {
+				held++
+			}
+		}
+		if most := 4; held > most {
+			t.Fatalf("after %d groups %d sketches are held; want at most %d", g+1, held, most)
+		}
+	}
+	res := a.finish()
+	if res.Events != 1000 || res.Users != 203 || len(res.Groups) != 202 {
+		t.Errorf("got %d events, %d users, %d groups; want 1000, 203, 202", res.Events, res.Users, len(res.Groups))
+	}
+	for _, g := range res.Groups {
+		if g.Users != 2 {
+			t.Errorf("group %s has %d users; want 2", g.Label, g.Users)
+		}
+	}
+}
+
+// A group whose users were forgotten takes no more of them: rather no answer than a wrong one.
+func TestBucketsOutOfOrderAreAnError(t *testing.T) {
+	a := newAnswer(&Request{GroupBy: "day"}, time.UTC)
+	if err := a.read(bucketRows(0, 1, 2, 1, 2, 3), 5); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.read(bucketRows(0, 1), 1); err == nil || !strings.Contains(err.Error(), "apart") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// On 5 March 2010 at two the clocks of Casey went back to eleven of the fourth, so that
+// there were three more hours of a day that had ended.
+func TestADayThatComesAgain(t *testing.T) {
+	pool := openDatabase(t, "again")
+	var (
+		zone   = mustZone(t, "Antarctica/Casey")
+		from   = time.Date(2010, 3, 2, 0, 0, 0, 0, time.UTC).Unix()
+		to     = from + 6*day
+		rng    = rand.New(rand.NewPCG(7, 8))
+		events []event
+	)
+	for at := from; at < to; at += 10 * minute {
+		events = append(events, event{at * 1000, "view", "web", "", string(rune('a' + rng.IntN(20)))})
+	}
+	insert(t, pool, events)
+	r := Request{EventName: "view", From: from + 601, To: to - 601, GroupBy: "day", Zone: "Antarctica/Casey"}
+	got, err := New(pool, Options{}).Query(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := oracle(events, r, zone)
+	if d := cmp.Diff(&want, got); d != "" {
+		t.Errorf("-want +got\n%s", d)
+	}
+}
