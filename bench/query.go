@@ -118,6 +118,7 @@ type asker struct {
 
 type reply struct {
 	total int64
+	users uint64 // distinct in each group, added up
 	took  time.Duration
 }
 
@@ -130,10 +131,20 @@ func (a *asker) edge(from, to int64, group string) (reply, error) {
 		return r, err
 	}
 	var answer struct {
-		Total int64 `json:"total_events"`
+		Total int64  `json:"total_events"`
+		Users uint64 `json:"unique_users"`
+		Data  []struct {
+			Users uint64 `json:"unique_users"`
+		} `json:"data"`
 	}
 	err = json.Unmarshal(text, &answer)
 	r.total = answer.Total
+	if group == "" {
+		r.users = answer.Users
+	}
+	for _, g := range answer.Data {
+		r.users += g.Users
+	}
 	return r, err
 }
 
@@ -165,15 +176,17 @@ func (a *asker) ask(more []ch.Setting, total, users, table, where, group string)
 		key, by = "CAST("+group+", 'String')", " GROUP BY g"
 	}
 	var n proto.ColInt64
+	var distinct proto.ColUInt64
 	var r reply
 	began := time.Now()
 	err := a.pool.Do(a.ctx, ch.Query{
 		Body:     "SELECT " + total + " AS t, " + users + " AS u, " + key + " AS g FROM " + table + " WHERE event_name = 'product_view' AND " + where + by,
 		Settings: slices.Concat(asOurs, more),
-		Result:   proto.Results{{Name: "t", Data: &n}, {Name: "u", Data: new(proto.ColUInt64)}, {Name: "g", Data: new(proto.ColStr)}},
-		OnResult: func(context.Context, proto.Block) error {
-			for _, v := range n {
-				r.total += v
+		Result:   proto.Results{{Name: "t", Data: &n}, {Name: "u", Data: &distinct}, {Name: "g", Data: new(proto.ColStr)}},
+		OnResult: func(_ context.Context, b proto.Block) error {
+			for i := range b.Rows {
+				r.total += n.Row(i)
+				r.users += distinct.Row(i)
 			}
 			return nil
 		},
@@ -205,7 +218,7 @@ func (a *asker) compare(d time.Duration, from, to int64, group string) (*timings
 		if err := errors.Join(err1, err2); err != nil {
 			return nil, err
 		}
-		if y.total != truth.total {
+		if y.total != truth.total || y.users != truth.users {
 			t.wrong++
 		}
 		bare, ours := float64(x.took)/1e6, float64(y.took)/1e6

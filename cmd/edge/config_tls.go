@@ -174,7 +174,7 @@ func (c *config) clickHouseOptions() (clickhouse.Options, *certificate, error) {
 	conf, own, err := c.clickHouseTLS().load()
 	return clickhouse.Options{
 		Addr: c.clickHouseAddr(), Database: c.ClickHouseDatabase, Username: c.ClickHouseUsername,
-		Password: string(c.ClickHousePassword), TLS: conf, MaxConns: c.ClickHouseConns, Compress: c.ClickHouseCompress && !c.Embedded,
+		Password: string(c.ClickHousePassword), TLS: conf, Compress: c.ClickHouseCompress && !c.Embedded,
 	}, own, err
 }
 

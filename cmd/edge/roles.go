@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"time"
 
+	"edge/internal/clickhouse"
 	"edge/internal/codec"
 	"edge/internal/kafka"
 	"edge/internal/producer"
@@ -14,16 +15,28 @@ import (
 	"edge/internal/sink"
 )
 
-func (a *app) startQuery(context.Context) error {
+// startQuery opens connections of the queries' own: whoever fills them keeps neither
+// readiness nor the audit waiting. What they bring is states, which do not compress.
+func (a *app) startQuery(context.Context) (err error) {
 	if !a.cfg.has(roleQuery) {
 		return nil
 	}
-	a.query = query.New(a.pool, query.Options{Timeout: a.cfg.QueryTimeout, Keep: a.cfg.QueryKeep})
+	o := a.clickhouse
+	o.MaxConns, o.Compress = a.cfg.ClickHouseConns, false
+	if a.queries, err = clickhouse.Open(o); err != nil {
+		return err
+	}
+	a.query = query.New(a.queries, query.Options{Timeout: a.cfg.QueryTimeout, Keep: a.cfg.QueryKeep})
 	a.describe(a.query)
 	return nil
 }
 
-func (a *app) stopQuery(context.Context) error { return nil }
+func (a *app) stopQuery(context.Context) error {
+	if a.queries != nil {
+		a.queries.Close()
+	}
+	return nil
+}
 
 // startSink starts the sink, behind a ClickHouse that may still be starting,
 // and the probe of ClickHouse that readiness reads.

@@ -54,7 +54,8 @@ type app struct {
 	lock     *embedded.DirLock
 	broker   *embedded.Broker
 	engine   *engine.Child
-	pool     *clickhouse.Pool
+	pool     *clickhouse.Pool // of all but metrics queries
+	queries  *clickhouse.Pool
 	query    *query.Engine
 	producer *producer.Producer
 	server   *server.Server

@@ -23,7 +23,7 @@ type answer struct {
 	mu     sync.Mutex
 	whole  cell
 	groups map[key]*cell
-	recent [2]*cell // the groups whose buckets came last, if they have no rows elsewhere
+	last   *cell // the group whose buckets come, unless it is at an edge
 }
 
 // key is a group: the name, or the second that the bucket has for one.
@@ -61,7 +61,6 @@ type rows struct {
 // into is the query that adds the answer of s to a.
 func (a *answer) into(s *statement, settings []ch.Setting) ch.Query {
 	c := &rows{has: s.columns, timed: a.timed}
-	a.served = c.has.whole
 	return ch.Query{
 		Body:       s.text,
 		Parameters: s.params,
@@ -92,6 +91,7 @@ func (c *rows) results() proto.Results {
 func (a *answer) read(c *rows, n int) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	a.served = c.has.whole
 	for i := range n {
 		g := a.cell(c, i)
 		if c.has.edge && c.edge.Row(i) == 0 {
@@ -123,17 +123,13 @@ func (a *answer) cell(c *rows, i int) *cell {
 	return g
 }
 
-// follow closes the groups that are behind g in time: their sketches would be 16 kB
-// each. All but the last two, since a day whose clocks go back over midnight comes
-// again after the next has begun.
+// follow closes the group that g follows in time: sketches are 16 kB each, and there
+// may be eleven thousand groups.
 func (a *answer) follow(g *cell) {
-	if g == a.recent[0] || g == a.recent[1] {
-		return
+	if a.last != nil && a.last != g {
+		a.close(a.last)
 	}
-	if done := a.recent[0]; done != nil {
-		a.close(done)
-	}
-	a.recent[0], a.recent[1] = a.recent[1], g
+	a.last = g
 }
 
 // close adds g to the whole, and forgets which users it had.

@@ -23,7 +23,7 @@ import (
 
 // exactUsers is how many distinct users a uniqCombined64(14) state counts without
 // error; TestUniqueUsersError holds it to that.
-const exactUsers = 512
+const exactUsers = 511
 
 // sketches asks the raw table alone, in the plainest SQL, what the sketch says
 // per name: the answer every cut of the range must reproduce to the digit.
@@ -329,6 +329,34 @@ func TestQueriesRunConcurrently(t *testing.T) {
 		})
 	}
 	wg.Wait()
+}
+
+// An answer takes several connections, one after the other if there is but one: nobody
+// holds one and waits for the next.
+func TestMoreStatementsThanConnections(t *testing.T) {
+	pool := openDatabase(t, "starved")
+	events := randomEvents(rand.New(rand.NewPCG(2, 2)), 5000)
+	insert(t, pool, events)
+	slices.SortFunc(events, func(a, b event) int { return int(a.ts - b.ts) })
+	for conns := range 3 {
+		few, err := clickhouse.Open(clickhouse.Options{Addr: "embedded", Database: "starved", Dialer: server.child, MaxConns: conns + 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		e := New(few, Options{})
+		var wg sync.WaitGroup
+		for i := range int64(20) { // each another request: none shares an answer
+			wg.Go(func() {
+				r := Request{EventName: "view", From: dataFrom + i, To: dataTo - 1, GroupBy: "channel", CountsOnly: true}
+				got, err := e.Query(t.Context(), r)
+				if want := oracle(events, r, time.UTC); err != nil || got.Events != want.Events {
+					t.Errorf("%d connections: got %+v, %v; want %d events", conns+1, got, err, want.Events)
+				}
+			})
+		}
+		wg.Wait()
+		few.Close()
+	}
 }
 
 func TestKeep(t *testing.T) {

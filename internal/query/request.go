@@ -14,8 +14,8 @@ const (
 
 	// maxBuckets bounds the answer of group_by=minute, hour and day: a week of
 	// minutes, a year of hours, thirty years of days. Twice as many would still
-	// be read by nobody, and every bucket may be 12 kB of distinct-user state, which
-	// is sent here or, of rows, is inside the server while the query runs.
+	// be read by nobody, and every group may be 12 kB of distinct-user state, which the
+	// server sends or, of rows alone, holds while the query runs.
 	maxBuckets = 11_000
 
 	// maxNames bounds the answer of group_by=channel and campaign_id, the names

@@ -30,8 +30,9 @@ type columnSet struct {
 // build writes a SELECT for every table that has a piece. They are asked side by side:
 // most of a short query is its analysis, and in one statement of all the tables they
 // were analysed one after the other. Buckets come as they are stored and are merged
-// here, and so are the states that the server makes of rows; only what rows alone can
-// answer, group by group, it merges itself, since there may be many groups.
+// here, and so are the states that the server makes of rows. It merges what would be
+// much to send: groups by time that are many buckets each, and all groups, which may be
+// ten thousand campaigns, if rows alone answer.
 func build(r *Request, zone offsets, pieces []piece) []statement {
 	sources := sourcesOf(pieces)
 	all := make([]statement, len(sources))
@@ -75,12 +76,13 @@ type columns struct {
 	name, time string
 	literal    string // a Unix second as a constant of the time column's type, for ranges
 	count      string // of many rows
+	state      string // of the users of many rows
 }
 
 var schema = [tables]columns{
-	rawTable:    {"raw", "events", "ts", "toDateTime64(%, 3, 'UTC')", "toInt64(count())"},
-	minuteTable: {"minute", "events_1m", "m", "%", "sum(n)"},
-	userTable:   {"users", "events_users", "at", "", "sum(n)"},
+	rawTable:    {"raw", "events", "ts", "toDateTime64(%, 3, 'UTC')", "toInt64(count())", uniq("State") + "(user_id)"},
+	minuteTable: {"minute", "events_1m", "m", "%", "sum(n)", ""},
+	userTable:   {"users", "events_users", "at", "", "sum(n)", uniq("MergeState") + "(u)"},
 }
 
 // source is a table and the pieces it answers.
@@ -109,12 +111,15 @@ func sourcesOf(pieces []piece) (all []source) {
 func (b *builder) statement() statement {
 	c := &schema[b.source.table]
 	r, distinct := b.r, !b.r.CountsOnly
-	timed := bucketSeconds(r.GroupBy) != 0
+	width := bucketSeconds(r.GroupBy)
+	timed := width != 0
 	served := b.alone && b.source.table == rawTable && r.GroupBy != "" && r.GroupBy != "channel"
-	stored := distinct && b.source.table == userTable
+	buckets := distinct && b.source.table == userTable
+	// A day of another zone is at least 24 buckets, in which case the server merges it.
+	stored := buckets && !(timed && !b.zone.align(width))
 	cols := columnSet{
 		label: r.GroupBy != "",
-		edge:  stored && timed,
+		edge:  buckets && timed,
 		whole: served,
 		users: served && distinct,
 		state: !served && distinct,
@@ -133,7 +138,7 @@ func (b *builder) statement() statement {
 	case stored:
 		b.WriteString("toInt64(n) AS events, toString(u) AS state")
 	case cols.state:
-		b.WriteString(c.count + " AS events, toString(" + uniq("State") + "(user_id)) AS state")
+		b.WriteString(c.count + " AS events, toString(" + c.state + ") AS state")
 	case cols.users:
 		b.WriteString(c.count + " AS events, " + uniq("") + "(user_id) AS distinct_users")
 	default:
@@ -150,19 +155,23 @@ func (b *builder) statement() statement {
 			b.WriteString("\nORDER BY whole DESC, events DESC, label LIMIT " + num(maxNames+2))
 		}
 	}
-	if cols.edge {
+	switch {
+	case !cols.edge:
+	case stored:
 		b.WriteString("\nORDER BY width, at") // as they are stored: it costs nothing
+	default:
+		b.WriteString("\nORDER BY label")
 	}
-	if stored {
-		b.WriteString(storedSettings)
+	if buckets {
+		b.WriteString(stateSettings)
 	}
 	return statement{b.source.table, cols, b.String(), b.params()}
 }
 
-// storedSettings are those under which states are read. One is a row that takes long to
+// stateSettings are those under which states are read. One is a row that takes long to
 // read: they are handed to threads two granules at a time, where the server counts in
 // rows, and sent a few at a time, since all that is sent at once is in memory here.
-const storedSettings = "\nSETTINGS merge_tree_min_rows_for_concurrent_read = 1, merge_tree_min_bytes_for_concurrent_read = 1, " +
+const stateSettings = "\nSETTINGS merge_tree_min_rows_for_concurrent_read = 1, merge_tree_min_bytes_for_concurrent_read = 1, " +
 	"merge_tree_min_read_task_size = 2, max_block_size = 128"
 
 func (b *builder) params() []proto.Parameter {

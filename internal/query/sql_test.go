@@ -65,6 +65,14 @@ WHERE event_name = {event:String} AND by_channel = 0
   AND ((width, at) IN ((86400,1704153600),(3600,1704240000)))
 ORDER BY width, at`+settings, event)
 
+	// By days of another zone, which are hours.
+	f(Request{EventName: "view", From: midnight, To: midnight + 2*hour, GroupBy: "day", Zone: "Europe/Berlin"}, `
+SELECT toInt64(intDiv(toUnixTimestamp(at) + 90000, 86400) * 86400 - 86400) AS label, label IN (toInt64(intDiv(1704153600 + 90000, 86400) * 86400 - 86400), toInt64(intDiv(1704160799 + 90000, 86400) * 86400 - 86400)) AS edge, sum(n) AS events, toString(uniqCombined64MergeState(14)(u)) AS state FROM events_users
+WHERE event_name = {event:String} AND by_channel = 0
+  AND ((width, at) IN ((3600,1704153600),(3600,1704157200)))
+GROUP BY label
+ORDER BY label`+settings, event)
+
 	// Counts alone, and more buckets than are listed.
 	f(Request{EventName: "view", From: midnight, To: midnight + 13*day + 5*minute, GroupBy: "hour", CountsOnly: true}, `
 SELECT toInt64(intDiv(toUnixTimestamp(at), 3600) * 3600) AS label, sum(n) AS events FROM events_users
