@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -214,6 +215,11 @@ func TestEverythingEncrypted(t *testing.T) {
 	})
 
 	s.close()
+	// With nobody to ask, edge verify asks ClickHouse and Kafka itself.
+	in.cfg.AdminPort = netip.MustParseAddrPort(s.admin).Port()
+	if err := verify(in); err != nil {
+		t.Errorf("edge verify: %v", err)
+	}
 	shown := s.log.String() + s.cfg.String() + out.String()
 	if !strings.Contains(shown, "level=DEBUG") {
 		t.Error("nothing was logged at debug level")

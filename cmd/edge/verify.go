@@ -15,7 +15,6 @@ import (
 
 	"edge/internal/clickhouse"
 	engine "edge/internal/embedded/clickhouse"
-	"edge/internal/kafka"
 	"edge/internal/sink"
 )
 
@@ -63,9 +62,9 @@ func verifyRunning(in *invocation) (*sink.Report, error) {
 
 func verifyStored(in *invocation) (*sink.Report, error) {
 	c := &in.cfg
-	opts := clickhouse.Options{
-		Addr: c.clickHouseAddr(), Database: c.ClickHouseDatabase, Username: c.ClickHouseUsername,
-		Password: string(c.ClickHousePassword),
+	opts, _, err := c.clickHouseOptions()
+	if err != nil {
+		return nil, err
 	}
 	if c.Embedded {
 		cc, err := c.engineConfig(in.log)
@@ -90,7 +89,12 @@ func verifyStored(in *invocation) (*sink.Report, error) {
 	defer pool.Close()
 	audit := sink.Audit{ClickHouse: pool}
 	if !c.Embedded { // the embedded log is inside a running edge
-		audit.Log = &sink.Log{Kafka: kafka.Options{Brokers: c.KafkaBrokers, Logger: in.log}, Topic: c.KafkaTopic, Group: c.KafkaGroup}
+		log, _, err := c.kafkaOptions()
+		if err != nil {
+			return nil, err
+		}
+		log.Logger = in.log
+		audit.Log = &sink.Log{Kafka: log, Topic: c.KafkaTopic, Group: c.KafkaGroup}
 	}
 	return audit.Run(in.ctx)
 }

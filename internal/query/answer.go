@@ -61,6 +61,7 @@ type rows struct {
 // into is the query that adds the answer of s to a.
 func (a *answer) into(s *statement, settings []ch.Setting) ch.Query {
 	c := &rows{has: s.columns, timed: a.timed}
+	a.served = c.has.whole
 	return ch.Query{
 		Body:       s.text,
 		Parameters: s.params,
@@ -91,7 +92,6 @@ func (c *rows) results() proto.Results {
 func (a *answer) read(c *rows, n int) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.served = c.has.whole
 	for i := range n {
 		g := a.cell(c, i)
 		if c.has.edge && c.edge.Row(i) == 0 {

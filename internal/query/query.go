@@ -12,7 +12,7 @@
 //
 // unique_users cannot be summed: a user seen on two days is one user. Buckets
 // therefore carry a uniqCombined64 state, the server makes one of the raw rows, and
-// all of them are merged here (sketch.go). A merged state is the state that all rows
+// they are merged here (sketch.go), but for what would be much to send (sql.go). A merged state is the state that all rows
 // would have made, so the answer is the same number whichever way the range was cut
 // (but for exactly 512 users: see sketch).
 //

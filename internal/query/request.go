@@ -15,7 +15,7 @@ const (
 	// maxBuckets bounds the answer of group_by=minute, hour and day: a week of
 	// minutes, a year of hours, thirty years of days. Twice as many would still
 	// be read by nobody, and every group may be 12 kB of distinct-user state, which the
-	// server sends or, of rows alone, holds while the query runs.
+	// server sends, once for every part that has it, or, of rows alone, holds.
 	maxBuckets = 11_000
 
 	// maxNames bounds the answer of group_by=channel and campaign_id, the names

@@ -30,9 +30,9 @@ type columnSet struct {
 // build writes a SELECT for every table that has a piece. They are asked side by side:
 // most of a short query is its analysis, and in one statement of all the tables they
 // were analysed one after the other. Buckets come as they are stored and are merged
-// here, and so are the states that the server makes of rows. It merges what would be
-// much to send: groups by time that are many buckets each, and all groups, which may be
-// ten thousand campaigns, if rows alone answer.
+// here, and so are the states that the server makes of rows. The server merges what would
+// be much to send: groups by time that are many buckets each, and campaigns and groups by
+// time if rows alone answer.
 func build(r *Request, zone offsets, pieces []piece) []statement {
 	sources := sourcesOf(pieces)
 	all := make([]statement, len(sources))
@@ -115,8 +115,8 @@ func (b *builder) statement() statement {
 	timed := width != 0
 	served := b.alone && b.source.table == rawTable && r.GroupBy != "" && r.GroupBy != "channel"
 	buckets := distinct && b.source.table == userTable
-	// A day of another zone is at least 24 buckets, in which case the server merges it.
-	stored := buckets && !(timed && !b.zone.align(width))
+	// A day or an hour that is no bucket of its zone is many: the server merges those.
+	stored := buckets && (!timed || b.zone.align(width))
 	cols := columnSet{
 		label: r.GroupBy != "",
 		edge:  buckets && timed,
