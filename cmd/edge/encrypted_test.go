@@ -216,6 +216,7 @@ func TestEverythingEncrypted(t *testing.T) {
 
 	s.close()
 	// With nobody to ask, edge verify asks ClickHouse and Kafka itself.
+	http.DefaultClient.CloseIdleConnections() // of a process that lived on
 	in.cfg.AdminPort = netip.MustParseAddrPort(s.admin).Port()
 	if err := verify(in); err != nil {
 		t.Errorf("edge verify: %v", err)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
@@ -123,4 +124,35 @@ func TestOwnerFrozenBeforeItsRecoveryInsert(t *testing.T) {
 	<-took // ClickHouse would take the rows
 	first.kafka.thaw()
 	first.told(first.sink.stats.disowned.Load)
+}
+
+// TestOwnerFrozenInItsRepair freezes a sink that holds the lock of a repair: the next one
+// waits for as long as the lease, repairs, and the first finds its lock gone.
+func TestOwnerFrozenInItsRepair(t *testing.T) {
+	l := newLab(t, 1)
+	l.declare(20, (*lab).uncountAll)
+	first := l.prepare(func(c *Config) { c.SessionTimeout = 2 * time.Second })
+	frozen := make(chan struct{})
+	freeze := sync.OnceFunc(func() {
+		first.click.freezeLocked()
+		first.kafka.freeze()
+		close(frozen)
+	})
+	first.click.watch = func(_ *wireConn, p []byte, sent bool) {
+		if sent && bytes.Contains(p, []byte("CREATE TEMPORARY TABLE difference")) {
+			freeze()
+		}
+	}
+	first.run()
+	<-frozen
+	first.evict()
+	second := l.start()
+	l.settled()
+	l.exact()
+	if got := second.sink.stats.repaired.Load(); got != 1 {
+		t.Errorf("the successor repaired %d times; want once", got)
+	}
+	first.click.thaw()
+	first.kafka.thaw()
+	first.told(func() uint64 { return first.sink.stats.disowned.Load() + first.sink.stats.rebalances.Load() })
 }

@@ -1,6 +1,7 @@
 package sink
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -15,7 +16,8 @@ import (
 // moment without the second kind, and by one sink at a time:
 //
 //	lock      a query that sleeps, marked as a repair, in system.processes.
-//	          It ends with its connection, so no dead sink holds it.
+//	          It ends with its connection, so no dead sink holds it, and with
+//	          its lease, so no frozen one does.
 //	mark      the block numbers of all tables added up: any part that is
 //	          committed raises it
 //	measure   the difference goes into a temporary table
@@ -44,7 +46,7 @@ type repair struct {
 	*session
 	flight *flight
 	conn   *ch.Client
-	lock   string // the log_comment of our lock
+	lock   *lock
 }
 
 // step is a rollup, or some of its widths, against the finer table that it sums
@@ -131,26 +133,34 @@ func (w touched) steps() []step {
 // touches and inserts what differs, then inserts the distinct-user states of
 // its rows. It reports whether a count differed. The inserts are marked as f's.
 func (t *session) repairRollups(ctx context.Context, f *flight, w touched) (bool, error) {
-	lock, unlock, err := t.lockRollups(ctx)
+	repaired, err := t.repairCounts(ctx, f, w)
+	if err != nil {
+		return repaired, err
+	}
+	return repaired, t.insertStates(ctx, f, w)
+}
+
+// repairCounts is the part that one sink does at a time.
+func (t *session) repairCounts(ctx context.Context, f *flight, w touched) (repaired bool, err error) {
+	lock, err := t.lockRollups(ctx)
 	if err != nil {
 		return false, fmt.Errorf("wait for the repairs of other sinks: %w", err)
 	}
-	defer unlock()
-	conn, err := t.cfg.ClickHouse.Dial(ctx)
+	defer lock.unlock()
+	conn, err := t.cfg.ClickHouse.Dial(lock.ctx)
 	if err != nil {
 		return false, err
 	}
 	defer conn.Close()
 	r := &repair{t, f, conn, lock}
-	repaired := false
 	for _, s := range w.steps() {
-		differed, err := r.equal(ctx, s, w.named)
+		differed, err := r.equal(lock.ctx, s, w.named)
 		repaired = repaired || differed
 		if err != nil {
-			return repaired, fmt.Errorf("compare %s with %s: %w", s.rollup, s.finer[0].table, err)
+			return repaired, fmt.Errorf("compare %s with %s: %w", s.rollup, s.finer[0].table, cmp.Or(context.Cause(lock.ctx), err))
 		}
 	}
-	return repaired, t.insertStates(ctx, f, w)
+	return repaired, nil
 }
 
 // equal makes a rollup equal to the finer table and reports whether it was not.
@@ -169,10 +179,10 @@ func (r *repair) equal(ctx context.Context, s step, named string) (differed bool
 		case still && n == "0":
 			return differed, nil
 		case still:
-			differed = true
 			if err := r.correct(ctx, s); err != nil {
 				return differed, fmt.Errorf("insert the difference: %w", err)
 			}
+			differed = true
 		default:
 			if err := pause(ctx, min(try, 4)); err != nil {
 				return differed, err
@@ -206,12 +216,12 @@ func (r *repair) measure(ctx context.Context, diff string) (rows string, still b
 	return rows, true, err
 }
 
-// correct adds the measured difference to the rollup, unless our lock is gone:
+// correct adds the measured difference to the rollup, or fails if our lock is gone:
 // then another sink may have measured the same.
 func (r *repair) correct(ctx context.Context, s step) error {
 	return r.conn.Do(ctx, ch.Query{
-		Body: fmt.Sprintf(`INSERT INTO %s (%s, n) SELECT %s, n FROM difference
-			WHERE (SELECT count() FROM system.processes WHERE Settings['log_comment'] = '%s') > 0`, s.rollup, s.key, s.cell, r.lock),
+		Body: fmt.Sprintf("INSERT INTO %s (%s, n) SELECT %s, n FROM difference WHERE throwIf(NOT (%s)) = 0",
+			s.rollup, s.key, s.cell, running(r.lock.mark.Load().(string))),
 		Settings: r.insertSettings(r.flight),
 	})
 }

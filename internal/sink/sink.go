@@ -70,7 +70,7 @@ type Config struct {
 	FlushBytes    int // or at this many bytes of records
 	InsertTimeout time.Duration
 	// SessionTimeout is after how much silence the group gives this sink's
-	// partitions to others.
+	// partitions to others, and how long a repair's lock outlives its holder.
 	SessionTimeout time.Duration
 	// Retention is how long the topic keeps records, stored or not; 0: it never
 	// removes one that is not stored.
