@@ -23,17 +23,17 @@ func (a *app) startQuery(context.Context) (err error) {
 	}
 	o := a.clickhouse
 	o.MaxConns, o.Compress = a.cfg.ClickHouseConns, false
-	if a.queries, err = clickhouse.Open(o); err != nil {
+	if a.queryPool, err = clickhouse.Open(o); err != nil {
 		return err
 	}
-	a.query = query.New(a.queries, query.Options{Timeout: a.cfg.QueryTimeout, Keep: a.cfg.QueryKeep})
+	a.query = query.New(a.queryPool, query.Options{Timeout: a.cfg.QueryTimeout, Keep: a.cfg.QueryKeep})
 	a.describe(a.query)
 	return nil
 }
 
 func (a *app) stopQuery(context.Context) error {
-	if a.queries != nil {
-		a.queries.Close()
+	if a.queryPool != nil {
+		a.queryPool.Close()
 	}
 	return nil
 }

@@ -49,18 +49,18 @@ type app struct {
 	kafka      kafka.Options
 	clickhouse clickhouse.Options
 
-	admin    *http.Server
-	routes   *http.ServeMux // of admin; takes routes while it serves
-	lock     *embedded.DirLock
-	broker   *embedded.Broker
-	engine   *engine.Child
-	pool     *clickhouse.Pool // of all but metrics queries
-	queries  *clickhouse.Pool
-	query    *query.Engine
-	producer *producer.Producer
-	server   *server.Server
-	sink     *sink.Sink
-	checks   []server.Check
+	admin     *http.Server
+	routes    *http.ServeMux // of admin; takes routes while it serves
+	lock      *embedded.DirLock
+	broker    *embedded.Broker
+	engine    *engine.Child
+	pool      *clickhouse.Pool // of all but metrics queries
+	queryPool *clickhouse.Pool
+	query     *query.Engine
+	producer  *producer.Producer
+	server    *server.Server
+	sink      *sink.Sink
+	checks    []server.Check
 
 	reloads       reloads // files that may change while the process runs
 	stopFollowing func()

@@ -57,14 +57,20 @@ func clone(ev *Event) Event {
 	return c
 }
 
+// decoded is the event of a document that has one.
+func decoded(t testing.TB, d *Decoder, doc string) (ev Event) {
+	t.Helper()
+	if err := d.Decode([]byte(doc), &ev); err != nil {
+		t.Fatalf("%s: %v", doc, err)
+	}
+	return ev
+}
+
 func TestRoundTrip(t *testing.T) {
 	var d Decoder
 	f := func(doc string) {
 		t.Helper()
-		var ev Event
-		if err := d.Decode([]byte(doc), &ev); err != nil {
-			t.Fatalf("%s: %v", doc, err)
-		}
+		ev := decoded(t, &d, doc)
 		want := clone(&ev)
 		want.EventID, want.ReceivedAt = []byte("some \"id\""), 99
 		record := AppendRecord(nil, &want)

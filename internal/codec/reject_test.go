@@ -262,10 +262,7 @@ func TestEveryPrefixFails(t *testing.T) {
 	var d Decoder
 	f := func(doc string) {
 		t.Helper()
-		var ev Event
-		if err := d.Decode([]byte(doc), &ev); err != nil {
-			t.Fatalf("%s: %v", doc, err)
-		}
+		ev := decoded(t, &d, doc)
 		for n := range len(doc) {
 			err := d.Decode([]byte(doc)[:n:n], &ev)
 			if err == nil || err.Reason != Malformed || err.Offset != n {

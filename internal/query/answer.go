@@ -35,9 +35,9 @@ type key struct {
 // cell is what is known of a group, or of all.
 type cell struct {
 	events int64
-	users  uint64  // unless there is a
-	sketch *sketch // of them, until all have come
-	closed bool
+	users  uint64  // as the server says, or as the sketch did when the cell was closed
+	sketch *sketch // of those that came as states
+	closed bool    // all have come
 }
 
 func newAnswer(r *Request, zone *time.Location) *answer {

@@ -2,12 +2,10 @@ package query
 
 import (
 	"context"
-	"errors"
 	"math/rand/v2"
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -266,99 +264,6 @@ func TestCorrectedGroupsAreAbsent(t *testing.T) {
 	}
 }
 
-func TestTooExpensive(t *testing.T) {
-	pool := openDatabase(t, "expensive")
-	var events []event
-	for i := range int64(200_000) {
-		events = append(events, event{(dataFrom + i) * 1000, "view", "", "c" + strconv.FormatInt(i%5000, 10), "u" + strconv.FormatInt(i, 10)})
-	}
-	insert(t, pool, events)
-	r := Request{EventName: "view", GroupBy: "campaign_id", From: dataFrom, To: dataTo}
-	if _, err := New(pool, Options{MaxMemory: 4 << 20}).Query(t.Context(), r); !errors.Is(err, ErrTooExpensive) {
-		t.Errorf("with 4 MiB: %v; want %v", err, ErrTooExpensive)
-	}
-	// The refusal leaves pool and server well.
-	if _, err := New(pool, Options{}).Query(t.Context(), r); err != nil {
-		t.Error(err)
-	}
-}
-
-func TestTheCallerEndsAQuery(t *testing.T) {
-	pool := openDatabase(t, "ended")
-	var events []event
-	for i := range int64(200_000) {
-		events = append(events, event{(dataFrom + i) * 1000, "view", "", "c" + strconv.FormatInt(i%5000, 10), "u" + strconv.FormatInt(i, 10)})
-	}
-	insert(t, pool, events)
-	e := New(pool, Options{})
-	r := Request{EventName: "view", GroupBy: "campaign_id", From: dataFrom, To: dataTo}
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if _, err := e.Query(ctx, r); !errors.Is(err, context.Canceled) {
-		t.Errorf("of a caller that left: %v; want %v", err, context.Canceled)
-	}
-	// Far below what five thousand groups take.
-	ctx, cancel = context.WithTimeout(t.Context(), time.Millisecond)
-	defer cancel()
-	if _, err := e.Query(ctx, r); !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, ErrTooExpensive) {
-		t.Errorf("of a caller in a hurry: %v; want %v", err, context.DeadlineExceeded)
-	}
-	if res, err := e.Query(t.Context(), r); err != nil || res.Events != int64(len(events)) {
-		t.Errorf("after both: %v, %v", res, err)
-	}
-}
-
-func TestQueriesRunConcurrently(t *testing.T) {
-	pool := openDatabase(t, "concurrent")
-	insert(t, pool, randomEvents(rand.New(rand.NewPCG(1, 1)), 5000))
-	e := New(pool, Options{})
-	r := Request{EventName: "view", From: dataFrom, To: dataTo, GroupBy: "channel"}
-	want, err := e.Query(t.Context(), r)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var wg sync.WaitGroup
-	for range 12 { // more than the pool has connections
-		wg.Go(func() {
-			for range 5 {
-				got, err := e.Query(t.Context(), r)
-				if d := cmp.Diff(want, got); d != "" || err != nil {
-					t.Errorf("%v %s", err, d)
-				}
-			}
-		})
-	}
-	wg.Wait()
-}
-
-// An answer takes several connections, one after the other if there is but one: nobody
-// holds one and waits for the next.
-func TestMoreStatementsThanConnections(t *testing.T) {
-	pool := openDatabase(t, "starved")
-	events := randomEvents(rand.New(rand.NewPCG(2, 2)), 5000)
-	insert(t, pool, events)
-	slices.SortFunc(events, func(a, b event) int { return int(a.ts - b.ts) })
-	for conns := range 3 {
-		few, err := clickhouse.Open(clickhouse.Options{Addr: "embedded", Database: "starved", Dialer: server.child, MaxConns: conns + 1})
-		if err != nil {
-			t.Fatal(err)
-		}
-		e := New(few, Options{})
-		var wg sync.WaitGroup
-		for i := range int64(20) { // each another request: none shares an answer
-			wg.Go(func() {
-				r := Request{EventName: "view", From: dataFrom + i, To: dataTo - 1, GroupBy: "channel", CountsOnly: true}
-				got, err := e.Query(t.Context(), r)
-				if want := oracle(events, r, time.UTC); err != nil || got.Events != want.Events {
-					t.Errorf("%d connections: got %+v, %v; want %d events", conns+1, got, err, want.Events)
-				}
-			})
-		}
-		wg.Wait()
-		few.Close()
-	}
-}
-
 func TestKeep(t *testing.T) {
 	pool := openDatabase(t, "keep")
 	e := New(pool, Options{Keep: time.Minute})
@@ -410,19 +315,5 @@ func TestDescribe(t *testing.T) {
 		"edge_query_source_total users": 2}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Error(d)
-	}
-}
-
-func TestNoAnswerIsAnError(t *testing.T) {
-	pool, err := clickhouse.Open(clickhouse.Options{Addr: "127.0.0.1:1"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer pool.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-	defer cancel()
-	_, err = New(pool, Options{}).Query(ctx, Request{EventName: "view", From: 0, To: 1})
-	if err == nil || errors.Is(err, ErrTooExpensive) || !strings.HasPrefix(err.Error(), "query metrics: ") {
-		t.Errorf("got %v", err)
 	}
 }
