@@ -33,6 +33,13 @@
 // A swap that fails means another writer got in, and is retried, never
 // reported. (A head beyond the loaded tail means the tail is stale: retried.)
 //
+// It is not retried at once: two cores that try as fast as they can pass the word
+// to and fro for every item. The loser pauses for a fraction of a microsecond, longer
+// each time, in which the winner has the word to itself for dozens of items. (Dice,
+// Hendler and Mirsky, "Lightweight Contention Management for Efficient
+// Compare-and-Swap Operations", 2013.) Eight writers that do nothing else hand over
+// twice as many items; one that meets nobody never pauses.
+//
 // # What a slot's sequence proves
 //
 // The claim orders writers; it does not say that the value is there yet. The
@@ -119,6 +126,12 @@ type slot[T any] struct {
 	value T
 }
 
+// Rounds of an empty loop, some 0.3 ns each: see "The two words".
+const (
+	shortestPause = 1 << 10
+	longestPause  = 1 << 13
+)
+
 // A word is closed (1 bit), position (31 bits) and bytes (32 bits).
 const (
 	closedBit = 1 << 63
@@ -166,7 +179,7 @@ func (r *Ring[T]) Push(v T, bytes int) error {
 	}
 	weight := uint32(bytes)
 	var ticket uint32
-	for {
+	for pause := shortestPause; ; pause = min(2*pause, longestPause) {
 		w := r.claimed.Load()
 		if w&closedBit != 0 {
 			return ErrClosed
@@ -190,6 +203,8 @@ func (r *Ring[T]) Push(v T, bytes int) error {
 		}
 		if r.claimed.CompareAndSwap(w, pack(ticket+1, uint32(w)+weight)) {
 			break
+		}
+		for range pause {
 		}
 	}
 	if perturb {
