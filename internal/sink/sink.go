@@ -210,9 +210,10 @@ func (s *Sink) session(ctx context.Context) error {
 		kgo.OnPartitionsRevoked(t.revoked),
 		kgo.OnPartitionsLost(t.partitionsLost),
 		// Packed; in memory it is ten times that, records and all, and there is
-		// one fetch ahead of the one that is being taken.
-		kgo.FetchMaxBytes(8<<20),
-		kgo.FetchMaxPartitionBytes(1<<20),
+		// one fetch ahead of the one that is being taken. Larger ones are unpacked
+		// in one go, and what is read later is no longer in the processor's caches.
+		kgo.FetchMaxBytes(2<<20),
+		kgo.FetchMaxPartitionBytes(512<<10),
 		kgo.WithPools(new(recycled)),
 		// Dead letters: kept through every outage, the partition waits for them.
 		kgo.RequiredAcks(kgo.AllISRAcks()),
