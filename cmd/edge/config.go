@@ -61,7 +61,7 @@ type config struct {
 	Ack              string        `env:"ACK" envDefault:"broker" doc:"broker: 202 means acknowledged by the broker; memory: 202 means taken into memory, which a kill loses"`
 	RetryAfter       time.Duration `env:"RETRY_AFTER" envDefault:"1s" doc:"what 429 and 503 ask clients to wait, in whole seconds"`
 	AckTimeout       time.Duration `env:"ACK_TIMEOUT" envDefault:"2s" doc:"how long a request waits for the broker before 503"`
-	Shards           int           `env:"SHARDS" envDefault:"0" doc:"rings between HTTP and Kafka; 0 is one per core"`
+	Shards           int           `env:"SHARDS" envDefault:"0" doc:"rings between HTTP and Kafka; 0 is one per core; small requests share the first while it keeps up"`
 	RingRequests     int           `env:"RING_REQUESTS" envDefault:"16384" doc:"requests one ring holds; beyond it 429"`
 	RingBytes        size          `env:"RING_BYTES" envDefault:"32MiB" doc:"bytes one ring holds; beyond it 429"`
 	MaxInflight      int           `env:"MAX_INFLIGHT_RECORDS" envDefault:"200000" doc:"records sent to Kafka and not yet acknowledged"`

@@ -176,8 +176,8 @@ func (p *Producer) push(b *codec.Batch, w Waiter) error {
 	if b.Len() == 0 {
 		return nil
 	}
-	s := p.shards[b.Hash(0)%uint64(len(p.shards))]
 	n := int64(b.Size())
+	s := p.shardFor(b, n)
 	p.held.Add(n)
 	j := p.jobs.Get().(*job)
 	j.start(b, w)
@@ -193,6 +193,23 @@ func (p *Producer) push(b *codec.Batch, w Waiter) error {
 		return ErrClosed
 	}
 	return nil
+}
+
+// Requests of fewer bytes are small, and more of them waiting in a ring are behind.
+const (
+	smallRequest = 4 << 10
+	behind       = 2 * restRequests
+)
+
+// shardFor chooses for b, of n bytes. A produce request costs both sides, and a broker
+// that fsyncs above all, nearly the same whatever is in it: so small requests gather in
+// the first shard while it keeps up. Large ones fill batches anywhere.
+func (p *Producer) shardFor(b *codec.Batch, n int64) *shard {
+	first := p.shards[0]
+	if n < smallRequest && first.ring.Len() < min(behind, first.ring.Cap()/2) {
+		return first
+	}
+	return p.shards[b.Hash(0)%uint64(len(p.shards))]
 }
 
 // Ping asks the cluster for the topic: nil when it can be produced to. A topic

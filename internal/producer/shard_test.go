@@ -1,12 +1,15 @@
 package producer
 
 import (
+	"fmt"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
 
+	"edge/internal/codec"
 	"edge/internal/stat"
 )
 
@@ -49,6 +52,40 @@ func TestRequestIsBounded(t *testing.T) {
 			sent++
 		}
 		s.open = s.open[:0]
+	}
+}
+
+// Small requests gather in one shard until it is behind, large ones never.
+func TestSmallRequestsShareAShard(t *testing.T) {
+	const shards, room = 4, 64
+	pool := codec.NewPool(codec.Rules{})
+	used := func(requests, events int) (lens []int) {
+		p := newProducer(Config{Shards: shards, RingBatches: room, RingBytes: 1 << 30, Ack: AckMemory}, nil)
+		defer p.cancel()
+		for i := range requests {
+			ids := make([]string, events)
+			for j := range ids {
+				ids[j] = fmt.Sprintf("%d of %d", j, i)
+			}
+			b := batchOf(t, pool, ids...)
+			if err := p.Publish(b); err != nil {
+				t.Fatalf("request %d of %d events: %v", i, events, err)
+			}
+			b.Release()
+		}
+		for _, s := range p.shards {
+			lens = append(lens, s.ring.Len())
+		}
+		return lens
+	}
+	if got := used(room/2, 1); !slices.Equal(got, []int{room / 2, 0, 0, 0}) {
+		t.Errorf("small requests stand in rings as %v", got)
+	}
+	if got := used(2*room, 1); slices.Contains(got, 0) || slices.Contains(got, room) {
+		t.Errorf("small requests of a shard that is behind stand in rings as %v", got)
+	}
+	if got := used(room, 50); slices.Contains(got, 0) || slices.Max(got) > room/2 {
+		t.Errorf("large requests stand in rings as %v", got)
 	}
 }
 
