@@ -79,6 +79,7 @@ func simulateOn(t *testing.T, opts []kfake.Opt, change func(*Config), f func(*si
 		if s.p, err = New(cfg); err != nil {
 			t.Fatal(err)
 		}
+		s.p.small = 0 // every shard takes part in what goes wrong
 		defer s.close()
 		f(s)
 	})

@@ -90,6 +90,7 @@ type Producer struct {
 
 	maxRecords int // of a shard's batches
 	maxBytes   int
+	small      int64 // smallRequest; tests spread everything
 	// Nobody waits for a record any more after AckTimeout. What never left us is
 	// dropped a while later, so that a long outage does not end with a burst of
 	// events their clients have since sent again.
@@ -118,7 +119,7 @@ func newProducer(cfg Config, client *kgo.Client) *Producer {
 	p := &Producer{
 		cfg: cfg, client: client, seconds: stat.NewHistogram(stat.Seconds),
 		maxRecords: max(1, cfg.MaxInflight/cfg.Shards), maxBytes: max(1, cfg.MaxInflightBytes/cfg.Shards),
-		patience: cfg.AckTimeout + 8*time.Second,
+		patience: cfg.AckTimeout + 8*time.Second, small: smallRequest,
 	}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	p.jobs.New = func() any { return &job{p: p} }
@@ -195,18 +196,15 @@ func (p *Producer) push(b *codec.Batch, w Waiter) error {
 	return nil
 }
 
-// Requests of fewer bytes are small, and more of them waiting in a ring are behind.
-const (
-	smallRequest = 4 << 10
-	behind       = 2 * restRequests
-)
+// smallRequest is below how many bytes of records a request is small: some fifteen
+// events.
+const smallRequest = 4 << 10
 
 // shardFor chooses for b, of n bytes. A produce request costs both sides, and a broker
 // that fsyncs above all, nearly the same whatever is in it: so small requests gather in
 // the first shard while it keeps up. Large ones fill batches anywhere.
 func (p *Producer) shardFor(b *codec.Batch, n int64) *shard {
-	first := p.shards[0]
-	if n < smallRequest && first.ring.Len() < min(behind, first.ring.Cap()/2) {
+	if first := p.shards[0]; n < p.small && first.keepsUp() {
 		return first
 	}
 	return p.shards[b.Hash(0)%uint64(len(p.shards))]

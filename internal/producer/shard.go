@@ -30,6 +30,8 @@ type shard struct {
 	full stat.Counter
 	wake chan struct{} // holds a token when the loop has something to look at
 
+	waiting atomic.Int64 // records, as of the loop's last turn
+
 	closing atomic.Bool // the ring is closed
 	giveUp  atomic.Bool // what has no outcome gets none
 
@@ -84,9 +86,12 @@ func (s *shard) run() {
 	defer s.timer.Stop()
 	for {
 		s.now = time.Now()
-		s.look()
+		if s.look() {
+			s.fetchIdentity() // now, and not when the first shard cannot take any more
+		}
 		s.collect()
 		s.take()
+		s.waiting.Store(int64(s.records))
 		if s.giveUp.Load() {
 			s.abandon()
 		} else {
@@ -115,12 +120,20 @@ func (s *shard) wait() {
 	s.ring.Wait(s.wake)
 }
 
-// look takes on what is new of the topic.
-func (s *shard) look() {
+// keepsUp tells that little waits, for the shard and for the broker: in the ring less
+// than half, and not much more than a rest gathers; in batches what one of them holds.
+func (s *shard) keepsUp() bool {
+	return s.waiting.Load() < min(4096, int64(s.p.maxRecords/4)) &&
+		s.ring.Len() < min(2*restRequests, s.ring.Cap()/2) && s.ring.Bytes() < s.p.cfg.RingBytes/4
+}
+
+// look takes on what is new of the topic, and tells whether it saw it for the first time.
+func (s *shard) look() bool {
 	v := s.p.metadata.view.Load()
 	if v == s.view {
-		return
+		return false
 	}
+	first := s.view == nil
 	if s.view != nil && v.topics != s.view.topics {
 		// Another topic of the same name: what was meant for the old one must
 		// not get into its log, where other attempts may have written it.
@@ -135,6 +148,7 @@ func (s *shard) look() {
 	for len(s.parts) < len(v.leaders) {
 		s.parts = append(s.parts, partition{index: int32(len(s.parts)), who: nobody})
 	}
+	return first
 }
 
 // take moves records from the ring into batches, as many as there is room for.

@@ -55,13 +55,15 @@ func TestRequestIsBounded(t *testing.T) {
 	}
 }
 
-// Small requests gather in one shard until it is behind, large ones never.
+// Small requests gather in one shard until it is behind, by whatever measure; large ones
+// never do.
 func TestSmallRequestsShareAShard(t *testing.T) {
 	const shards, room = 4, 64
 	pool := codec.NewPool(codec.Rules{})
-	used := func(requests, events int) (lens []int) {
-		p := newProducer(Config{Shards: shards, RingBatches: room, RingBytes: 1 << 30, Ack: AckMemory}, nil)
+	used := func(requests, events int, ringBytes, waiting int64) (lens []int) {
+		p := newProducer(Config{Shards: shards, RingBatches: room, RingBytes: ringBytes, MaxInflight: shards * 1000, Ack: AckMemory}, nil)
 		defer p.cancel()
+		p.shards[0].waiting.Store(waiting)
 		for i := range requests {
 			ids := make([]string, events)
 			for j := range ids {
@@ -78,15 +80,20 @@ func TestSmallRequestsShareAShard(t *testing.T) {
 		}
 		return lens
 	}
-	if got := used(room/2, 1); !slices.Equal(got, []int{room / 2, 0, 0, 0}) {
+	const bytes = 1 << 30
+	if got := used(room/2, 1, bytes, 249); !slices.Equal(got, []int{room / 2, 0, 0, 0}) {
 		t.Errorf("small requests stand in rings as %v", got)
 	}
-	if got := used(2*room, 1); slices.Contains(got, 0) || slices.Contains(got, room) {
-		t.Errorf("small requests of a shard that is behind stand in rings as %v", got)
+	spread := func(what string, most int, got []int) {
+		t.Helper()
+		if slices.Contains(got, 0) || slices.Max(got) > most {
+			t.Errorf("%s stand in rings as %v", what, got)
+		}
 	}
-	if got := used(room, 50); slices.Contains(got, 0) || slices.Max(got) > room/2 {
-		t.Errorf("large requests stand in rings as %v", got)
-	}
+	spread("small requests of a shard that is behind", room-1, used(2*room, 1, bytes, 0))
+	spread("small requests of a shard whose ring has many bytes", room/2, used(room, 1, 8<<10, 0))
+	spread("small requests of a shard that waits for the broker", room/2, used(room, 1, bytes, 250))
+	spread("large requests", room/2, used(room, 50, bytes, 0))
 }
 
 // Brokers older than topic ids, or some of them, do not make it another topic.
