@@ -5,8 +5,9 @@
 // Why not a channel. A channel takes its lock twice an item, hands over one
 // item a receive, knows no bytes, and cannot say "closed" to a sender without
 // panicking. The writers here are request handlers that need an answer in
-// nanoseconds and the reader is a shard that wants whatever has gathered, so
-// Pop takes many items for one update of the shared state.
+// nanoseconds (in a crowd, microseconds) and the reader is a shard that wants
+// whatever has gathered, so Pop takes many items for one update of the shared
+// state.
 //
 // Why one reader. Only the reader moves the head, so it needs no
 // compare-and-swap, slots are freed in order, and one store frees a whole
