@@ -13,6 +13,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"edge/internal/kafka"
 )
 
 // The broker appended the records and the answer was lost: kgo sends them
@@ -192,6 +194,38 @@ func TestOneStuckPartitionHoldsBoundedMemory(t *testing.T) {
 		s.wantLog(all...)
 		if n := s.p.held.Load(); n != 0 {
 			t.Errorf("%d bytes of requests are held when all are settled", n)
+		}
+	})
+}
+
+// Small requests gather in one shard, but those of a partition that is stuck must not use
+// it up for the others.
+func TestStuckPartitionLeavesOthersAlone(t *testing.T) {
+	simulate(t, nil, func(s *sim) {
+		s.p.small = smallRequest
+		s.expect(nil, "warm")
+		stuck := s.cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Partitions: []int32{0}, Err: kerr.NotLeaderForPartition, Count: -1})
+		var waiting []*request
+		for i := range 240 {
+			id := fmt.Sprint("event-", i)
+			b := s.batch(id)
+			at := kafka.PartitionOf(b.Hash(0), partitions)
+			b.Release()
+			r := s.request(id)
+			synctest.Wait()
+			switch {
+			case at == 0:
+				waiting = append(waiting, r)
+			case !r.answered() || r.err != nil:
+				t.Fatalf("request %d waits with %d of a stuck partition", i, len(waiting))
+			}
+		}
+		if room := s.p.maxRecords; len(waiting) <= room {
+			t.Fatalf("%d requests of the stuck partition, a shard has room for %d", len(waiting), room)
+		}
+		stuck.Remove()
+		for _, r := range waiting {
+			r.expect(nil)
 		}
 	})
 }
