@@ -137,7 +137,7 @@ const (
 	longestPause  = 1 << 16
 )
 
-var began = time.Now()
+var began = time.Now() // of the clock of lost
 
 // A word is closed (1 bit), position (31 bits) and bytes (32 bits).
 const (
@@ -186,7 +186,8 @@ func (r *Ring[T]) Push(v T, bytes int) error {
 	}
 	weight := uint32(bytes)
 	var ticket uint32
-	for pause := shortestPause; ; {
+	pause := shortestPause
+	for {
 		w := r.claimed.Load()
 		if w&closedBit != 0 {
 			return ErrClosed
