@@ -17,8 +17,8 @@ import (
 type answer struct {
 	request Request
 	zone    *time.Location
-	timed   bool
-	served  bool // the whole comes with the groups
+	width   int64 // of groups by time, 0 of others
+	served  bool  // the whole comes with the groups
 
 	mu     sync.Mutex
 	whole  cell
@@ -41,14 +41,16 @@ type cell struct {
 }
 
 func newAnswer(r *Request, zone *time.Location) *answer {
-	return &answer{request: *r, zone: zone, timed: bucketSeconds(r.GroupBy) != 0, groups: map[key]*cell{}}
+	return &answer{request: *r, zone: zone, width: bucketSeconds(r.GroupBy), groups: map[key]*cell{}}
 }
 
 // rows are the columns of one statement's answer.
 type rows struct {
-	has   columnSet
-	timed bool
+	has columnSet
 
+	widths proto.ColUInt32
+	starts proto.ColDateTime
+	parts  *proto.ColLowCardinality[string]
 	names  proto.ColStr
 	times  proto.ColInt64
 	edge   proto.ColUInt8
@@ -58,16 +60,15 @@ type rows struct {
 	states proto.ColStr
 }
 
-// into is the query that adds the answer of s to a.
-func (a *answer) into(s *statement, settings []ch.Setting) ch.Query {
-	c := &rows{has: s.columns, timed: a.timed}
-	a.served = c.has.whole
+// query asks s and hands each block to read, with the number of its rows; headers have none.
+func (s *statement) query(settings []ch.Setting, read func(*rows, int) error) ch.Query {
+	c := &rows{has: s.columns, parts: new(proto.ColStr).LowCardinality()}
 	return ch.Query{
 		Body:       s.text,
 		Parameters: s.params,
 		Settings:   settings,
 		Result:     c.results(),
-		OnResult:   func(_ context.Context, b proto.Block) error { return a.read(c, b.Rows) },
+		OnResult:   func(_ context.Context, b proto.Block) error { return read(c, b.Rows) },
 	}
 }
 
@@ -78,8 +79,11 @@ func (c *rows) results() proto.Results {
 			all = append(all, proto.ResultColumn{Name: name, Data: data})
 		}
 	}
-	add(c.has.label && c.timed, "label", &c.times)
-	add(c.has.label && !c.timed, "label", &c.names)
+	add(c.has.bucket, "width", &c.widths)
+	add(c.has.bucket, "at", &c.starts)
+	add(c.has.bucket, "part", c.parts)
+	add(c.has.name, "label", &c.names)
+	add(c.has.time, "label", &c.times)
 	add(c.has.edge, "edge", &c.edge)
 	add(c.has.whole, "whole", &c.whole)
 	add(true, "events", &c.events)
@@ -88,37 +92,85 @@ func (c *rows) results() proto.Results {
 	return all
 }
 
-// read takes the n rows of one block; headers have none.
+// span is the bucket of row i.
+func (c *rows) span(i int) span { return span{int64(c.widths.Row(i)), int64(c.starts.Data[i])} }
+
+// read takes the n rows of one block.
 func (a *answer) read(c *rows, n int) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for i := range n {
-		g := a.cell(c, i)
-		if c.has.edge && c.edge.Row(i) == 0 {
-			a.follow(g)
+		var name string
+		if c.has.name {
+			name = c.names.Row(i)
 		}
-		if err := g.take(c, i); err != nil {
+		var g *cell
+		switch {
+		case c.has.whole && c.whole.Row(i) != 0:
+			g = &a.whole
+		case c.has.bucket:
+			g = a.groupOf(c.span(i), name)
+		case c.has.time:
+			g = a.cell(key{time: c.times.Row(i)})
+			if c.has.edge && c.edge.Row(i) == 0 {
+				a.follow(g)
+			}
+		case c.has.name:
+			g = a.cell(key{name: name})
+		default:
+			g = &a.whole
+		}
+		var state []byte
+		switch {
+		case c.has.users:
+			g.users = c.users.Row(i)
+		case c.has.state:
+			state = c.states.RowBytes(i)
+		}
+		if err := g.add(c.events.Row(i), state); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// cell is that of row i.
-func (a *answer) cell(c *rows, i int) *cell {
-	var k key
-	switch {
-	case !c.has.label || c.has.whole && c.whole.Row(i) != 0:
-		return &a.whole
-	case c.timed:
-		k.time = c.times.Row(i)
-	default:
-		k.name = c.names.Row(i)
+// addBucket adds one that is known.
+func (a *answer) addBucket(at span, cells []bucketCell) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, c := range cells {
+		if err := a.groupOf(at, c.name).add(c.events, c.state); err != nil {
+			return err
+		}
 	}
+	return nil
+}
+
+// cell is that of the group k.
+func (a *answer) cell(k key) *cell {
 	g := a.groups[k]
 	if g == nil {
 		g = new(cell)
 		a.groups[k] = g
+	}
+	return g
+}
+
+// groupOf is the cell of the group which has the bucket b, of a channel if groups are
+// channels. A group by time that is not at an end of the range is that bucket and nothing
+// else.
+func (a *answer) groupOf(b span, name string) *cell {
+	r := &a.request
+	switch {
+	case r.GroupBy == "":
+		return &a.whole
+	case a.width == 0:
+		return a.cell(key{name: name})
+	}
+	at := b.at - b.at%a.width
+	g := a.cell(key{time: at})
+	if at > r.From && at+a.width < r.To {
+		a.follow(g)
 	}
 	return g
 }
@@ -146,22 +198,19 @@ func (a *answer) close(g *cell) {
 	g.users, g.sketch = g.sketch.count(), nil
 }
 
-// take adds row i.
-func (g *cell) take(c *rows, i int) error {
+// add adds events and, if there is one, the state of their users.
+func (g *cell) add(events int64, state []byte) error {
 	if g.closed {
 		return errors.New("the buckets of a group came apart from each other")
 	}
-	g.events += c.events.Row(i)
-	switch {
-	case c.has.users:
-		g.users = c.users.Row(i)
-	case c.has.state:
-		if g.sketch == nil {
-			g.sketch = new(sketch)
-		}
-		return g.sketch.merge(c.states.RowBytes(i))
+	g.events += events
+	if state == nil {
+		return nil
 	}
-	return nil
+	if g.sketch == nil {
+		g.sketch = new(sketch)
+	}
+	return g.sketch.merge(state)
 }
 
 // finish puts the groups in order: times ascending, names by descending count.
@@ -180,7 +229,7 @@ func (a *answer) finish() *Result {
 		}
 	}
 	slices.SortFunc(groups, func(x, y group) int {
-		if a.timed {
+		if a.width != 0 {
 			return cmp.Compare(x.time, y.time)
 		}
 		return cmp.Or(cmp.Compare(y.events, x.events), cmp.Compare(x.name, y.name))
@@ -189,12 +238,12 @@ func (a *answer) finish() *Result {
 	if a.whole.sketch != nil {
 		res.Users = a.whole.sketch.count()
 	}
-	if !a.timed && len(groups) > maxNames {
+	if a.width == 0 && len(groups) > maxNames {
 		groups, res.Truncated = groups[:maxNames], true
 	}
 	for _, g := range groups {
 		entry := Group{Label: g.name, Events: g.events, Users: g.users}
-		if a.timed {
+		if a.width != 0 {
 			entry.Label = timeLabel(a.request.GroupBy, g.time, a.zone)
 		}
 		res.Groups = append(res.Groups, entry)

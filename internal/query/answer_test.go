@@ -12,7 +12,7 @@ import (
 // bucketRows are rows as a table of buckets brings them: a bucket of each group, of a user
 // of its own and one of all.
 func bucketRows(edge uint8, groups ...int64) *rows {
-	c := &rows{has: columnSet{label: true, edge: true, state: true}, timed: true}
+	c := &rows{has: columnSet{time: true, edge: true, state: true}}
 	for _, g := range groups {
 		c.times.Append(g)
 		c.edge.Append(edge)

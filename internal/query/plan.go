@@ -22,6 +22,15 @@ func (g grain) seconds() int64 {
 	return [grains]int64{1, 60, 300, 3600, 86400, 16 * 86400, 256 * 86400}[g]
 }
 
+// grainOf is the grain of a width.
+func grainOf(seconds int64) grain {
+	g := grains - 1
+	for g > rowGrain && g.seconds() != seconds {
+		g--
+	}
+	return g
+}
+
 // grainSet is a set of grains. Rows are always in it: they are what is left.
 type grainSet uint16
 

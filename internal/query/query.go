@@ -34,6 +34,8 @@
 // One request is a SELECT of each table that has a piece, two as a rule, asked at the
 // same time over connections of their own (sql.go) and added up as they answer
 // (answer.go). Rows and buckets are of different seconds, so nothing is counted by both.
+// Buckets are kept for the next question: it asks which parts have rows of them, and reads
+// those with their users that are not what they were (states.go).
 // Requests for the same, from and to included, that come while one is under way share
 // the next, or get its answer if it may be that old (wave.go).
 //
@@ -75,6 +77,9 @@ type Options struct {
 	// Keep is how old an answer may be, for who asks the same again; 0: none is
 	// older than the question.
 	Keep time.Duration
+	// States is how many bytes of buckets and their users are kept for the next question;
+	// 0: none. No answer is older for it.
+	States int
 }
 
 // Engine runs queries. All methods may be called from any goroutine.
@@ -84,6 +89,7 @@ type Engine struct {
 	settings []ch.Setting
 
 	waves   waves
+	states  stateCache
 	seconds *stat.Histogram
 	sources [tables]stat.Counter
 }
@@ -117,6 +123,7 @@ func New(pool *clickhouse.Pool, o Options) *Engine {
 			{Key: "optimize_use_implicit_projections", Value: "0"},
 		},
 		waves:   waves{keep: o.Keep},
+		states:  stateCache{limit: o.States},
 		seconds: stat.NewHistogram(stat.Seconds),
 	}
 	return e
@@ -144,9 +151,14 @@ func (e *Engine) ask(ctx context.Context, r Request) (*Result, error) {
 	start := time.Now()
 	all, ctx := errgroup.WithContext(ctx)
 	for _, s := range build(&r, offsets, pieces) {
-		e.sources[s.table].Inc()
-		q := a.into(&s, e.settings)
-		all.Go(func() error { return e.pool.Do(ctx, q) })
+		e.sources[s.source.table].Inc()
+		a.served = s.columns.whole
+		all.Go(func() error {
+			if s.columns.bucket {
+				return e.buckets(ctx, a, s.source.pieces)
+			}
+			return e.pool.Do(ctx, s.query(e.settings, a.read))
+		})
 	}
 	err = all.Wait()
 	e.seconds.Observe(time.Since(start))
@@ -169,4 +181,5 @@ func (e *Engine) Describe(set *stat.Set) {
 				emit(float64(e.sources[i].Load()), schema[i].label)
 			}
 		})
+	e.states.describe(set)
 }

@@ -92,7 +92,7 @@ func TestAnswersEqualRawRows(t *testing.T) {
 		insert(t, pool, events[i:i+10_000])
 	}
 	slices.SortFunc(events, func(a, b event) int { return int(a.ts - b.ts) })
-	e := New(pool, Options{})
+	e := New(pool, Options{States: 1 << 20}) // less than all of it
 	ranges := 300
 	if testing.Short() {
 		ranges = 40
@@ -308,11 +308,16 @@ func TestDescribe(t *testing.T) {
 				got[f.GetName()] = float64(m.Histogram.GetSampleCount())
 				continue
 			}
-			got[f.GetName()+" "+m.Label[0].GetValue()] = m.Counter.GetValue()
+			name := f.GetName()
+			for _, l := range m.Label {
+				name += " " + l.GetValue()
+			}
+			got[name] = m.GetCounter().GetValue() + m.GetGauge().GetValue()
 		}
 	}
 	want := map[string]float64{"edge_query_seconds": 3, "edge_query_source_total raw": 3, "edge_query_source_total minute": 1,
-		"edge_query_source_total users": 2}
+		"edge_query_source_total users": 2, "edge_query_buckets_total kept": 0, "edge_query_buckets_total read": 2, "edge_query_buckets_total changed": 0,
+		"edge_query_states_bytes": 0}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Error(d)
 	}

@@ -11,7 +11,7 @@ import (
 // shape of the request and on integers; every string of the caller travels beside it as
 // a query parameter.
 type statement struct {
-	table   table
+	source  source
 	columns columnSet
 	text    string
 	params  []proto.Parameter
@@ -20,11 +20,13 @@ type statement struct {
 // columnSet says which columns a statement answers with, in this order. Events are
 // always among them.
 type columnSet struct {
-	label bool // of the group
-	edge  bool // 1 in a row of the first or the last group, which other tables may have rows of
-	whole bool // 1 in a row of all groups together, beside those of the groups
-	users bool // distinct users of a group, or of the whole
-	state bool // of distinct users, to be merged here
+	bucket bool // its width, its start, its part: the row is as it is stored
+	name   bool // of the group
+	time   bool // of the group, as the second that its bucket has for one; not of a stored bucket, whose start says it
+	edge   bool // 1 in a row of the first or the last group, which other tables may have rows of
+	whole  bool // 1 in a row of all groups together, beside those of the groups
+	users  bool // distinct users of a group, or of the whole
+	state  bool // of distinct users, to be merged here
 }
 
 // build writes a SELECT for every table that has a piece. They are asked side by side:
@@ -38,10 +40,16 @@ func build(r *Request, zone offsets, pieces []piece) []statement {
 	all := make([]statement, len(sources))
 	for i, s := range sources {
 		b := &builder{r: r, zone: zone, source: s, alone: len(sources) == 1}
-		b.Grow(2048)
 		all[i] = b.statement()
 	}
 	return all
+}
+
+// bucketStatement reads the buckets of pieces as they are stored: what each part has of
+// them of each channel, with the state, or only how many events are in which rows.
+func bucketStatement(r *Request, pieces []piece, states bool) statement {
+	b := &builder{r: r, source: source{userTable, pieces}, counts: !states}
+	return b.statement()
 }
 
 // builder is the text of one statement.
@@ -51,6 +59,7 @@ type builder struct {
 	zone   offsets
 	source source
 	alone  bool // no other table has a piece
+	counts bool // of stored buckets, neither whose nor states
 }
 
 // uniq is the aggregate function of users, whose precision is part of the type of
@@ -109,6 +118,7 @@ func sourcesOf(pieces []piece) (all []source) {
 
 // statement writes all of it.
 func (b *builder) statement() statement {
+	b.Grow(2048)
 	c := &schema[b.source.table]
 	r, distinct := b.r, !b.r.CountsOnly
 	width := bucketSeconds(r.GroupBy)
@@ -118,14 +128,19 @@ func (b *builder) statement() statement {
 	// A day or an hour that is no bucket of its zone is many: the server merges those.
 	stored := buckets && (!timed || b.zone.align(width))
 	cols := columnSet{
-		label: r.GroupBy != "",
-		edge:  buckets && timed,
-		whole: served,
-		users: served && distinct,
-		state: !served && distinct,
+		bucket: stored,
+		name:   r.GroupBy != "" && !timed && !b.counts,
+		time:   timed && !stored,
+		edge:   buckets && timed && !stored,
+		whole:  served,
+		users:  served && distinct,
+		state:  !served && distinct && !b.counts,
 	}
 	b.WriteString("SELECT ")
-	if cols.label {
+	if cols.bucket {
+		b.WriteString("width, at, _part AS part, ")
+	}
+	if cols.name || cols.time {
 		b.WriteString(b.groupKey() + " AS label, ")
 	}
 	if cols.edge {
@@ -134,18 +149,19 @@ func (b *builder) statement() statement {
 	if cols.whole {
 		b.WriteString("toUInt8(grouping(label)) AS whole, ")
 	}
+	count, state := c.count, c.state
+	if stored {
+		count, state = "toInt64(n)", "u"
+	}
+	b.WriteString(count + " AS events")
 	switch {
-	case stored:
-		b.WriteString("toInt64(n) AS events, toString(u) AS state")
 	case cols.state:
-		b.WriteString(c.count + " AS events, toString(" + c.state + ") AS state")
+		b.WriteString(", toString(" + state + ") AS state")
 	case cols.users:
-		b.WriteString(c.count + " AS events, " + uniq("") + "(user_id) AS distinct_users")
-	default:
-		b.WriteString(c.count + " AS events")
+		b.WriteString(", " + uniq("") + "(user_id) AS distinct_users")
 	}
 	b.from()
-	if cols.label && !stored {
+	if (cols.name || cols.time) && !stored {
 		b.WriteString("\nGROUP BY label")
 	}
 	if cols.whole {
@@ -156,16 +172,15 @@ func (b *builder) statement() statement {
 		}
 	}
 	switch {
-	case !cols.edge:
-	case stored:
-		b.WriteString("\nORDER BY width, at") // as they are stored: it costs nothing
-	default:
+	case cols.edge:
 		b.WriteString("\nORDER BY label")
+	case stored && timed:
+		b.WriteString("\nORDER BY width, at") // as they are stored: it costs nothing
 	}
-	if buckets {
+	if buckets && cols.state {
 		b.WriteString(stateSettings)
 	}
-	return statement{b.source.table, cols, b.String(), b.params()}
+	return statement{b.source, cols, b.String(), b.params()}
 }
 
 // stateSettings are those under which states are read. One is a row that takes long to
@@ -185,9 +200,11 @@ func (b *builder) params() []proto.Parameter {
 	return params
 }
 
-// from writes where the rows come from, and which.
+// from writes where the rows come from, and which. The server would move the whole
+// condition to PREWHERE itself, after it has looked at each part of it: a fifth of a short
+// query.
 func (b *builder) from() {
-	b.WriteString(" FROM " + schema[b.source.table].name + "\nWHERE event_name = {event:String}")
+	b.WriteString(" FROM " + schema[b.source.table].name + "\nPREWHERE event_name = {event:String}")
 	if b.r.Channel != "" {
 		b.WriteString(" AND channel = {channel:String}")
 	}

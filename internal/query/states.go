@@ -1,0 +1,343 @@
+package query
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"iter"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"edge/internal/stat"
+)
+
+// stateCache keeps buckets with their users for the next question that has them in its
+// range. Reading and sending states is most of what an answer takes the server, and
+// screens ask for nearly the same again and again.
+//
+// No bucket is taken unseen. Parts never change: what is inserted makes a new one, and so
+// does a merge or a mutation. So a question asks the server for the rows of those buckets
+// that are kept, without their states, which are nearly all of them: if the same parts have
+// the same counts, the states are the same, too, and the answer is as new as if they had
+// been read. The others are read again. Only a server that lost parts in a power cut
+// uses their names again, hence maxStateAge.
+//
+// What changes between two questions costs one statement more, so a bucket that got
+// events is not kept for restlessTime, but read with its users at once.
+type stateCache struct {
+	limit int // bytes; 0: nothing is kept
+
+	mu sync.Mutex
+	// Two generations of half the limit each: what is used moves to the young one, and
+	// when that is full the old one is forgotten.
+	young, old           map[bucketKey]*bucket
+	youngBytes, oldBytes int
+
+	// What statements have brought that have not ended: half the limit at most. Who has
+	// no room goes on without keeping anything.
+	arriving atomic.Int64
+
+	// How buckets came into answers: as they were kept, read, or read since those that
+	// were kept had changed.
+	kept, read, changed stat.Counter
+}
+
+const (
+	maxStateAge  = 10 * time.Minute
+	restlessTime = time.Minute
+	bucketBytes  = 256 // of a bucket beside what is in it: its key, its place in the map
+	partBytes    = 24  // of a part in it beside its name
+	cellBytes    = 56  // of a cell in it beside its name and state
+)
+
+// scope is what a request's buckets are of.
+type scope struct {
+	event     string
+	channel   string // the only one, or "": each, or all together
+	byChannel bool
+}
+
+func scopeOf(r *Request) scope { return scope{r.EventName, r.Channel, byChannel(r)} }
+
+// span is the time of a bucket, in seconds.
+type span struct{ width, at int64 }
+
+// spans are the buckets of pieces, in their order.
+func spans(pieces []piece) iter.Seq[span] {
+	return func(yield func(span) bool) {
+		for _, p := range pieces {
+			width := p.grain.seconds()
+			for at := p.from; at < p.to; at += width {
+				if !yield(span{width, at}) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// extend appends the bucket s, to the last piece if it goes on there.
+func extend(pieces []piece, s span) []piece {
+	if n := len(pieces); n > 0 && pieces[n-1].to == s.at && pieces[n-1].grain.seconds() == s.width {
+		pieces[n-1].to += s.width
+		return pieces
+	}
+	return append(pieces, piece{grainOf(s.width), s.at, s.at + s.width})
+}
+
+type bucketKey struct {
+	scope
+	span
+}
+
+// bucket is what one held. It is not written to any more.
+type bucket struct {
+	parts    []bucketPart
+	cells    []bucketCell
+	bytes    int
+	read     time.Time
+	restless bool // it got events while it was kept: no cells, and none are kept for a while
+}
+
+// bucketPart is that a part has rows of a bucket.
+type bucketPart struct {
+	name   string
+	events int64
+}
+
+// bucketCell is what a part has of one channel in a bucket, or of all together.
+type bucketCell struct {
+	name   string // of the channel
+	events int64
+	state  []byte
+}
+
+// events are those of all parts.
+func (b *bucket) events() (n int64) {
+	for _, p := range b.parts {
+		n += p.events
+	}
+	return n
+}
+
+// look splits pieces: have are the buckets that are kept, held their times, and rest
+// those of the others.
+func (c *stateCache) look(s scope, pieces []piece, now time.Time) (have map[span]*bucket, held, rest []piece) {
+	if c.limit == 0 {
+		return nil, nil, pieces
+	}
+	have = make(map[span]*bucket)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for at := range spans(pieces) {
+		b := c.get(bucketKey{s, at})
+		if b == nil || b.restless || now.Sub(b.read) > maxStateAge {
+			rest = extend(rest, at)
+			continue
+		}
+		have[at] = b
+		held = extend(held, at)
+	}
+	return have, held, rest
+}
+
+// put keeps what was found of pieces. Buckets that have got events since they were kept
+// are not, for a while.
+func (c *stateCache) put(s scope, pieces []piece, f *found, now time.Time) {
+	if f.full {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for at := range spans(pieces) {
+		k := bucketKey{s, at}
+		b := f.buckets[at]
+		if b == nil {
+			b = new(bucket)
+		}
+		b.read, b.bytes = now, b.bytes+bucketBytes+len(s.event)+len(s.channel)
+		switch before := c.get(k); {
+		case before == nil:
+		case before.restless && now.Sub(before.read) < restlessTime:
+			continue
+		case !before.restless && before.events() != b.events():
+			b = &bucket{read: now, restless: true, bytes: bucketBytes + len(s.event) + len(s.channel)}
+		}
+		c.set(k, b)
+	}
+}
+
+// get returns nil for what is not kept. Callers hold mu.
+func (c *stateCache) get(k bucketKey) *bucket {
+	b := c.young[k]
+	if b == nil {
+		if b = c.old[k]; b != nil {
+			c.set(k, b)
+		}
+	}
+	return b
+}
+
+// set keeps b. Callers hold mu.
+func (c *stateCache) set(k bucketKey, b *bucket) {
+	if before := c.old[k]; before != nil {
+		c.oldBytes -= before.bytes
+		delete(c.old, k)
+	}
+	if before := c.young[k]; before != nil {
+		c.youngBytes -= before.bytes
+	} else if c.youngBytes+b.bytes > c.limit/2 {
+		c.old, c.oldBytes = c.young, c.youngBytes
+		c.young, c.youngBytes = nil, 0
+	}
+	if c.young == nil {
+		c.young = make(map[bucketKey]*bucket)
+	}
+	c.young[k] = b
+	c.youngBytes += b.bytes
+}
+
+// found is what a statement says of buckets.
+type found struct {
+	scope
+	cache   *stateCache
+	bytes   int
+	full    bool // there was no room: nothing is here
+	buckets map[span]*bucket
+}
+
+func (c *stateCache) find(s scope) *found {
+	return &found{scope: s, cache: c, full: c.limit == 0, buckets: make(map[span]*bucket)}
+}
+
+// drop gives the room back.
+func (f *found) drop() {
+	f.cache.arriving.Add(-int64(f.bytes))
+	f.full, f.bytes, f.buckets = true, 0, nil
+}
+
+// add takes the n rows of one block.
+func (f *found) add(c *rows, n int) {
+	for i := 0; i < n && !f.full; i++ {
+		at := c.span(i)
+		b := f.buckets[at]
+		if b == nil {
+			b = new(bucket)
+			f.buckets[at] = b
+		}
+		before := b.bytes
+		b.addPart(c.parts.Row(i), c.events.Row(i))
+		if c.has.state {
+			cell := bucketCell{f.channel, c.events.Row(i), bytes.Clone(c.states.RowBytes(i))}
+			if c.has.name {
+				cell.name = c.names.Row(i)
+			}
+			b.cells = append(b.cells, cell)
+			b.bytes += cellBytes + len(cell.name) + len(cell.state)
+		}
+		f.bytes += b.bytes - before
+		if f.cache.arriving.Add(int64(b.bytes-before)) > int64(f.cache.limit/2) {
+			f.drop()
+		}
+	}
+}
+
+// addPart adds events to those of the part. Parts are in the order of their names.
+func (b *bucket) addPart(name string, events int64) {
+	i, there := slices.BinarySearchFunc(b.parts, name, func(p bucketPart, name string) int { return cmp.Compare(p.name, name) })
+	if !there {
+		b.parts = slices.Insert(b.parts, i, bucketPart{name: name})
+		b.bytes += partBytes + len(name)
+	}
+	b.parts[i].events += events
+}
+
+// confirms tells whether b still is what the bucket at s holds.
+func (f *found) confirms(s span, b *bucket) bool {
+	var parts []bucketPart
+	if now := f.buckets[s]; now != nil {
+		parts = now.parts
+	}
+	return !f.full && slices.Equal(parts, b.parts)
+}
+
+// buckets adds those of pieces to a: the ones that are kept and have not changed, and the
+// others, which are read.
+func (e *Engine) buckets(ctx context.Context, a *answer, pieces []piece) error {
+	c, scope := &e.states, scopeOf(&a.request)
+	ask := func(ctx context.Context, pieces []piece, states bool, read func(*rows, int) error) error {
+		if len(pieces) == 0 {
+			return nil
+		}
+		s := bucketStatement(&a.request, pieces, states)
+		return e.pool.Do(ctx, s.query(e.settings, read))
+	}
+	read := func(ctx context.Context, pieces []piece) error {
+		f := c.find(scope)
+		defer f.drop()
+		err := ask(ctx, pieces, true, func(r *rows, n int) error {
+			f.add(r, n)
+			return a.read(r, n)
+		})
+		if err == nil {
+			c.put(scope, pieces, f, time.Now())
+		}
+		return err
+	}
+	have, held, rest := c.look(scope, pieces, time.Now())
+	now := c.find(scope)
+	defer now.drop()
+	both, bothCtx := errgroup.WithContext(ctx)
+	both.Go(func() error { return read(bothCtx, rest) })
+	both.Go(func() error {
+		return ask(bothCtx, held, false, func(r *rows, n int) error {
+			now.add(r, n)
+			return nil
+		})
+	})
+	if err := both.Wait(); err != nil {
+		return err
+	}
+	var changed []piece
+	for s := range spans(held) {
+		if b := have[s]; !now.confirms(s, b) {
+			changed = extend(changed, s)
+		} else if err := a.addBucket(s, b.cells); err != nil {
+			return err
+		}
+	}
+	c.count(held, rest, changed)
+	return read(ctx, changed)
+}
+
+// count counts how buckets came into one answer.
+func (c *stateCache) count(held, rest, changed []piece) {
+	number := func(pieces []piece) (n uint64) {
+		for _, p := range pieces {
+			n += uint64((p.to - p.from) / p.grain.seconds())
+		}
+		return n
+	}
+	again := number(changed)
+	c.kept.Add(number(held) - again)
+	c.read.Add(number(rest))
+	c.changed.Add(again)
+}
+
+func (c *stateCache) describe(set *stat.Set) {
+	set.CounterVec("edge_query_buckets_total", "Buckets with users that answers were put together from: kept since an earlier answer, read, or read because those that were kept had changed.",
+		[]string{"from"}, func(emit stat.Emit) {
+			emit(float64(c.kept.Load()), "kept")
+			emit(float64(c.read.Load()), "read")
+			emit(float64(c.changed.Load()), "changed")
+		})
+	set.Gauge("edge_query_states_bytes", "Memory of the buckets that are kept for later answers.", func() float64 {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return float64(c.youngBytes + c.oldBytes)
+	})
+}

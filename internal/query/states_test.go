@@ -1,0 +1,226 @@
+package query
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// Whatever happens to the tables between two questions, who keeps buckets says what who
+// keeps none does.
+func TestAnswersAreNoOlderForWhatIsKept(t *testing.T) {
+	pool := openDatabase(t, "states")
+	rng := rand.New(rand.NewPCG(11, 29))
+	kept, none := New(pool, Options{States: 8 << 20}), New(pool, Options{})
+	var requests []Request
+	for _, r := range []Request{{}, {GroupBy: "channel"}, {Channel: "web"}, {GroupBy: "channel", Channel: "web"}, {GroupBy: "day"}, {GroupBy: "hour", Channel: "api"},
+		{GroupBy: "day", Zone: "Europe/Berlin"}} {
+		r.EventName, r.From, r.To = "view", dataFrom+day+3*hour+7, dataFrom+40*day+10*hour+11
+		requests = append(requests, r)
+	}
+	exec := func(sql string) {
+		t.Helper()
+		if err := pool.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	steps := []func(){
+		func() {},
+		func() { insert(t, pool, randomEvents(rng, 500)) },
+		func() { exec("OPTIMIZE TABLE events_users FINAL") },
+		// A repair: users without a count.
+		func() {
+			exec(fmt.Sprintf(`INSERT INTO events_users (event_name, by_channel, width, at, channel, n, u)
+				SELECT event_name, by_channel, width, at, channel, 0, uniqCombined64State(14)('ghost_%d') FROM events_users
+				WHERE cityHash64(width, at) %% 5 = 0 GROUP BY event_name, by_channel, width, at, channel`, rng.Int()))
+		},
+		// And counts without users, in one bucket of two more and in another fewer.
+		func() {
+			exec(`INSERT INTO events_users (event_name, by_channel, width, at, channel, n)
+				SELECT event_name, by_channel, width, at, channel, if(width = 86400, 1, -1) FROM events_users
+				WHERE cityHash64(width, at) % 5 = 1 GROUP BY event_name, by_channel, width, at, channel`)
+		},
+		func() {
+			exec(fmt.Sprintf("ALTER TABLE events_users DELETE WHERE cityHash64(width, at) %% 16 = %d SETTINGS mutations_sync = 2", rng.IntN(16)))
+		},
+	}
+	insert(t, pool, randomEvents(rng, 10_000))
+	for i := range 5 * len(steps) {
+		step := i % len(steps)
+		if i >= len(steps) {
+			step = rng.IntN(len(steps))
+		}
+		steps[step]()
+		for _, r := range requests {
+			want, err := none.Query(t.Context(), r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for range 2 {
+				got, err := kept.Query(t.Context(), r)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if d := cmp.Diff(want, got); d != "" {
+					t.Fatalf("after step %d, %+v: -none kept +kept\n%s", step, r, d)
+				}
+			}
+		}
+		if i%10 == 9 { // time passes
+			for _, b := range kept.states.young {
+				b.read = b.read.Add(-restlessTime)
+			}
+		}
+	}
+	c := &kept.states
+	if c.kept.Load() < c.read.Load() || c.changed.Load() == 0 {
+		t.Errorf("%d buckets were kept, %d read, %d changed: too few to say anything", c.kept.Load(), c.read.Load(), c.changed.Load())
+	}
+	if n := none.states.kept.Load() + none.states.changed.Load(); n != 0 {
+		t.Errorf("%d buckets were kept where none should be", n)
+	}
+}
+
+// holding says that each bucket of pieces is in one part, with a state of that many bytes.
+func holding(c *stateCache, s scope, pieces []piece, part string, events int64, state int) *found {
+	f := c.find(s)
+	for at := range spans(pieces) {
+		b := &bucket{cells: []bucketCell{{"", events, make([]byte, state)}}, bytes: cellBytes + state}
+		b.addPart(part, events)
+		f.buckets[at] = b
+	}
+	return f
+}
+
+func TestWhichBucketsAreKept(t *testing.T) {
+	c := stateCache{limit: 1 << 20}
+	s, now := scope{event: "view"}, time.Unix(dataFrom, 0)
+	days := []piece{{dayGrain, 0, 2 * day}}
+	put := func(pieces []piece, part string, events int64) {
+		c.put(s, pieces, holding(&c, s, pieces, part, events, 100), now)
+	}
+	look := func(held, rest []piece) {
+		t.Helper()
+		have, gotHeld, gotRest := c.look(s, []piece{{dayGrain, 0, 3 * day}}, now)
+		if d := cmp.Diff([][]piece{held, rest}, [][]piece{gotHeld, gotRest}, cmp.AllowUnexported(piece{})); d != "" {
+			t.Errorf("-want +got\n%s", d)
+		}
+		for at := range spans(held) {
+			if have[at] == nil {
+				t.Errorf("%v is held and not there", at)
+			}
+		}
+	}
+	three := []piece{{dayGrain, 0, 3 * day}}
+	second, third := []piece{{dayGrain, day, 2 * day}}, []piece{{dayGrain, 2 * day, 3 * day}}
+	look(nil, three)
+	put(days, "a", 1)
+	look(days, third)
+	if have, _, _ := c.look(scope{event: "view", byChannel: true}, days, now); len(have) != 0 {
+		t.Error("buckets of all channels together were found for those of each")
+	}
+	put(days, "b", 1) // merged
+	look(days, third)
+	put(second, "c", 2) // it got an event
+	look([]piece{{dayGrain, 0, day}}, []piece{{dayGrain, day, 3 * day}})
+	now = now.Add(restlessTime - 1)
+	put(second, "d", 3)
+	look([]piece{{dayGrain, 0, day}}, []piece{{dayGrain, day, 3 * day}})
+	now = now.Add(1)
+	put(second, "e", 4)
+	look(days, third)
+	now = now.Add(maxStateAge)
+	look(second, []piece{{dayGrain, 0, day}, {dayGrain, 2 * day, 3 * day}})
+}
+
+// The same part has the same rows, and a part of the same name that was made after a power
+// cut has others, or almost never as many events.
+func TestWhatConfirmsABucket(t *testing.T) {
+	c := stateCache{limit: 1 << 20}
+	s, now := scope{event: "view"}, time.Unix(dataFrom, 0)
+	days := []piece{{dayGrain, 0, 2 * day}}
+	c.put(s, days[:1], holding(&c, s, days, "a", 1, 100), now)
+	have, _, _ := c.look(s, days, now)
+	at := span{day, 0}
+	f := func(now *found, want bool) {
+		t.Helper()
+		if got := now.confirms(at, have[at]); got != want {
+			t.Errorf("got %v; want %v", got, want)
+		}
+	}
+	f(holding(&c, s, days, "a", 1, 0), true)
+	f(holding(&c, s, days, "a", 2, 0), false)
+	f(holding(&c, s, days, "b", 1, 0), false)
+	f(holding(&c, s, nil, "", 0, 0), false)
+	more := holding(&c, s, days, "a", 1, 0)
+	more.buckets[at].addPart("b", 0)
+	f(more, false)
+	full := c.find(s)
+	full.drop()
+	f(full, false)
+	have[at] = new(bucket)
+	f(full, false)
+	f(holding(&c, s, nil, "", 0, 0), true)
+}
+
+func TestKeptBucketsAreBounded(t *testing.T) {
+	const limit = 64 << 10
+	c := stateCache{limit: limit}
+	now, hour := time.Unix(dataFrom, 0), []piece{{hourGrain, 0, 3600}}
+	put := func(i, state int) {
+		s := scope{event: fmt.Sprint("event ", i)}
+		c.put(s, hour, holding(&c, s, hour, "a", 1, state), now)
+	}
+	has := func(i int) bool {
+		have, _, _ := c.look(scope{event: fmt.Sprint("event ", i)}, hour, now)
+		return len(have) == 1
+	}
+	for i := range 1000 {
+		put(i, 1000)
+		if i > 0 && !has(0) {
+			t.Fatalf("what is used was forgotten after %d others", i)
+		}
+		var young, old int
+		for _, b := range c.young {
+			young += b.bytes
+		}
+		for _, b := range c.old {
+			old += b.bytes
+		}
+		if young != c.youngBytes || old != c.oldBytes || young+old > limit {
+			t.Fatalf("%d and %d bytes are kept, said to be %d and %d; want at most %d", young, old, c.youngBytes, c.oldBytes, limit)
+		}
+	}
+	if !has(999) || has(500) {
+		t.Error("the last one is not kept, or one long ago is")
+	}
+}
+
+// A bucket with more channels than there is room for is read each time.
+func TestMoreThanThereIsRoomFor(t *testing.T) {
+	pool := openDatabase(t, "room")
+	var events []event
+	for i := range 300 {
+		events = append(events, event{dataFrom * 1000, "view", fmt.Sprint("channel ", i), "", "u"})
+	}
+	insert(t, pool, events)
+	e := New(pool, Options{States: 32 << 10})
+	for _, r := range []Request{{GroupBy: "channel"}, {Channel: "channel 7"}} {
+		r.EventName, r.From, r.To = "view", dataFrom, dataFrom+day
+		for range 2 {
+			got, err := e.Query(t.Context(), r)
+			if want := oracle(events, r, time.UTC); err != nil || !cmp.Equal(&want, got) {
+				t.Errorf("got %+v, %v; want %+v", got, err, want)
+			}
+		}
+	}
+	if n := e.states.arriving.Load(); n != 0 {
+		t.Errorf("%d bytes are still said to arrive", n)
+	}
+	if c := &e.states; c.read.Load() != 3 || c.kept.Load() != 1 || c.youngBytes+c.oldBytes > c.limit {
+		t.Errorf("%d buckets read, %d kept in %d bytes; want 3, 1, at most %d", c.read.Load(), c.kept.Load(), c.youngBytes+c.oldBytes, c.limit)
+	}
+}
