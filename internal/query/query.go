@@ -150,15 +150,15 @@ func (e *Engine) ask(ctx context.Context, r Request) (*Result, error) {
 	a := newAnswer(&r, zone)
 	start := time.Now()
 	all, ctx := errgroup.WithContext(ctx)
-	for _, s := range build(&r, offsets, pieces) {
-		e.sources[s.source.table].Inc()
+	for _, b := range builders(&r, offsets, pieces) {
+		e.sources[b.source.table].Inc()
+		if b.stored() {
+			all.Go(func() error { return e.buckets(ctx, a, b) })
+			continue
+		}
+		s := b.statement()
 		a.served = s.columns.whole
-		all.Go(func() error {
-			if s.columns.bucket {
-				return e.buckets(ctx, a, s.source.pieces)
-			}
-			return e.pool.Do(ctx, s.query(e.settings, a.read))
-		})
+		all.Go(func() error { return e.pool.Do(ctx, s.query(e.settings, a.read)) })
 	}
 	err = all.Wait()
 	e.seconds.Observe(time.Since(start))

@@ -11,7 +11,6 @@ import (
 // shape of the request and on integers; every string of the caller travels beside it as
 // a query parameter.
 type statement struct {
-	source  source
 	columns columnSet
 	text    string
 	params  []proto.Parameter
@@ -29,30 +28,22 @@ type columnSet struct {
 	state  bool // of distinct users, to be merged here
 }
 
-// build writes a SELECT for every table that has a piece. They are asked side by side:
+// builders write a SELECT for every table that has a piece. They are asked side by side:
 // most of a short query is its analysis, and in one statement of all the tables they
 // were analysed one after the other. Buckets come as they are stored and are merged
 // here, and so are the states that the server makes of rows. The server merges what would
 // be much to send: groups by time that are many buckets each, and campaigns and groups by
 // time if rows alone answer.
-func build(r *Request, zone offsets, pieces []piece) []statement {
+func builders(r *Request, zone offsets, pieces []piece) []*builder {
 	sources := sourcesOf(pieces)
-	all := make([]statement, len(sources))
+	all := make([]*builder, len(sources))
 	for i, s := range sources {
-		b := &builder{r: r, zone: zone, source: s, alone: len(sources) == 1}
-		all[i] = b.statement()
+		all[i] = &builder{r: r, zone: zone, source: s, alone: len(sources) == 1}
 	}
 	return all
 }
 
-// bucketStatement reads the buckets of pieces as they are stored: what each part has of
-// them of each channel, with the state, or only how many events are in which rows.
-func bucketStatement(r *Request, pieces []piece, states bool) statement {
-	b := &builder{r: r, source: source{userTable, pieces}, counts: !states}
-	return b.statement()
-}
-
-// builder is the text of one statement.
+// builder makes one statement.
 type builder struct {
 	strings.Builder
 	r      *Request
@@ -60,6 +51,19 @@ type builder struct {
 	source source
 	alone  bool // no other table has a piece
 	counts bool // of stored buckets, neither whose nor states
+}
+
+// stored tells whether the statement reads buckets as they are stored, what each part has
+// of them: a day or an hour that is no bucket of its zone is many, which the server merges.
+func (b *builder) stored() bool {
+	width := bucketSeconds(b.r.GroupBy)
+	return b.source.table == userTable && !b.r.CountsOnly && (width == 0 || b.zone.align(width))
+}
+
+// of is a builder for the same buckets as b, or some of them: with their states or with
+// nothing but how many events are in which parts.
+func (b *builder) of(pieces []piece, states bool) *builder {
+	return &builder{r: b.r, zone: b.zone, source: source{userTable, pieces}, counts: !states}
 }
 
 // uniq is the aggregate function of users, whose precision is part of the type of
@@ -124,9 +128,7 @@ func (b *builder) statement() statement {
 	width := bucketSeconds(r.GroupBy)
 	timed := width != 0
 	served := b.alone && b.source.table == rawTable && r.GroupBy != "" && r.GroupBy != "channel"
-	buckets := distinct && b.source.table == userTable
-	// A day or an hour that is no bucket of its zone is many: the server merges those.
-	stored := buckets && (!timed || b.zone.align(width))
+	buckets, stored := distinct && b.source.table == userTable, b.stored()
 	cols := columnSet{
 		bucket: stored,
 		name:   r.GroupBy != "" && !timed && !b.counts,
@@ -180,7 +182,7 @@ func (b *builder) statement() statement {
 	if buckets && cols.state {
 		b.WriteString(stateSettings)
 	}
-	return statement{b.source, cols, b.String(), b.params()}
+	return statement{cols, b.String(), b.params()}
 }
 
 // stateSettings are those under which states are read. One is a row that takes long to

@@ -13,14 +13,15 @@ func TestBuild(t *testing.T) {
 		t.Helper()
 		o := zoneOffsets(mustZone(t, r.Zone), r.From, r.To)
 		var got string
-		for _, s := range build(&r, o, plan(&r, o)) {
+		for _, b := range builders(&r, o, plan(&r, o)) {
+			s := b.statement()
 			got += "\n" + s.text
 			if d := cmp.Diff(params, s.params); d != "" {
 				t.Errorf("parameters of %+v: -want +got\n%s", r, d)
 			}
 		}
 		if d := cmp.Diff(want, got); d != "" {
-			t.Errorf("build(%+v): -want +got\n%s", r, d)
+			t.Errorf("of %+v: -want +got\n%s", r, d)
 		}
 	}
 	event := proto.Parameter{Key: "event", Value: "'view'"}
@@ -74,7 +75,8 @@ GROUP BY label
 ORDER BY label`+settings, event)
 
 	// What those of a bucket that is kept are compared with.
-	counts := bucketStatement(&Request{EventName: "view", GroupBy: "channel"}, []piece{{hourGrain, midnight, midnight + 2*hour}}, false)
+	of := &builder{r: &Request{EventName: "view", GroupBy: "channel"}}
+	counts := of.of([]piece{{hourGrain, midnight, midnight + 2*hour}}, false).statement()
 	if d := cmp.Diff(`SELECT width, at, _part AS part, toInt64(n) AS events FROM events_users
 PREWHERE event_name = {event:String} AND by_channel = 1
   AND ((width, at) IN ((3600,1704153600),(3600,1704157200)))`, counts.text); d != "" {
@@ -134,10 +136,16 @@ func TestTheTextHoldsNoneOfTheCallersStrings(t *testing.T) {
 		}
 		o := zoneOffsets(mustZone(t, r.Zone), r.From, r.To)
 		pieces := plan(&r, o)
-		want := build(&plain, o, pieces)
-		for i, s := range build(&r, o, pieces) {
-			if s.text != want[i].text {
-				t.Fatalf("got\n%s\nwant\n%s", s.text, want[i].text)
+		want := builders(&plain, o, pieces)
+		for i, b := range builders(&r, o, pieces) {
+			if got, want := b.statement().text, want[i].statement().text; got != want {
+				t.Fatalf("got\n%s\nwant\n%s", got, want)
+			}
+			if !b.stored() {
+				continue
+			}
+			if got, want := b.of(pieces, false).statement().text, want[i].of(pieces, false).statement().text; got != want {
+				t.Fatalf("got\n%s\nwant\n%s", got, want)
 			}
 		}
 	})

@@ -3,6 +3,7 @@ package query
 import (
 	"bytes"
 	"cmp"
+	"container/list"
 	"context"
 	"iter"
 	"slices"
@@ -20,22 +21,24 @@ import (
 // screens ask for nearly the same again and again.
 //
 // No bucket is taken unseen. Parts never change: what is inserted makes a new one, and so
-// does a merge or a mutation. So a question asks the server for the rows of those buckets
-// that are kept, without their states, which are nearly all of them: if the same parts have
-// the same counts, the states are the same, too, and the answer is as new as if they had
-// been read. The others are read again. Only a server that lost parts in a power cut
-// uses their names again, hence maxStateAge.
+// does a merge or a mutation. So a question asks the server which parts have rows of those
+// buckets that are kept, and how many events, which is quick: if that is what it was, so
+// are the states, and they are as new as if they had been read now. The others are read
+// again. (So an answer's buckets may be from two or three moments of its query, as its rows
+// and its buckets always were.) A table that was emptied or made anew, and one whose server
+// lost parts in a power cut, may use names of parts again; hence the events, and
+// maxStateAge for a part of the same name and as many.
 //
-// What changes between two questions costs one statement more, so a bucket that got
-// events is not kept for restlessTime, but read with its users at once.
+// What changes between two questions costs one statement more. So a bucket that got events
+// is not kept for a minute, but read with its users at once, and for twice as long each
+// time it does so again.
 type stateCache struct {
 	limit int // bytes; 0: nothing is kept
 
-	mu sync.Mutex
-	// Two generations of half the limit each: what is used moves to the young one, and
-	// when that is full the old one is forgotten.
-	young, old           map[bucketKey]*bucket
-	youngBytes, oldBytes int
+	mu    sync.Mutex
+	byKey map[bucketKey]*list.Element // of what is in used
+	used  list.List                   // *bucket, the one used last in front
+	bytes int
 
 	// What statements have brought that have not ended: half the limit at most. Who has
 	// no room goes on without keeping anything.
@@ -48,10 +51,10 @@ type stateCache struct {
 
 const (
 	maxStateAge  = 10 * time.Minute
-	restlessTime = time.Minute
-	bucketBytes  = 256 // of a bucket beside what is in it: its key, its place in the map
-	partBytes    = 24  // of a part in it beside its name
-	cellBytes    = 56  // of a cell in it beside its name and state
+	restlessTime = time.Minute // at first, maxStateAge at last
+	bucketBytes  = 384         // of a bucket beside what is in it: its key, its places in map and list
+	partBytes    = 24          // of a part in it beside its name
+	cellBytes    = 56          // of a cell in it beside its name and state
 )
 
 // scope is what a request's buckets are of.
@@ -96,11 +99,13 @@ type bucketKey struct {
 
 // bucket is what one held. It is not written to any more.
 type bucket struct {
+	key      bucketKey
 	parts    []bucketPart
 	cells    []bucketCell
 	bytes    int
 	read     time.Time
-	restless bool // it got events while it was kept: no cells, and none are kept for a while
+	restless time.Duration // got events while it was kept: nothing is in it, and will not be for so long
+	relapse  time.Duration // the next time for so long
 }
 
 // bucketPart is that a part has rows of a bucket.
@@ -135,7 +140,7 @@ func (c *stateCache) look(s scope, pieces []piece, now time.Time) (have map[span
 	defer c.mu.Unlock()
 	for at := range spans(pieces) {
 		b := c.get(bucketKey{s, at})
-		if b == nil || b.restless || now.Sub(b.read) > maxStateAge {
+		if b == nil || b.restless > 0 || now.Sub(b.read) > maxStateAge {
 			rest = extend(rest, at)
 			continue
 		}
@@ -145,73 +150,77 @@ func (c *stateCache) look(s scope, pieces []piece, now time.Time) (have map[span
 	return have, held, rest
 }
 
-// put keeps what was found of pieces. Buckets that have got events since they were kept
-// are not, for a while.
+// put keeps what was found of pieces, which is not nothing. Buckets that have got events
+// since they were kept are not, for a while.
 func (c *stateCache) put(s scope, pieces []piece, f *found, now time.Time) {
-	if f.full {
-		return
+	if len(f.buckets) == 0 {
+		return // full, or of a name that nobody sends
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for at := range spans(pieces) {
-		k := bucketKey{s, at}
 		b := f.buckets[at]
 		if b == nil {
 			b = new(bucket)
 		}
-		b.read, b.bytes = now, b.bytes+bucketBytes+len(s.event)+len(s.channel)
-		switch before := c.get(k); {
-		case before == nil:
-		case before.restless && now.Sub(before.read) < restlessTime:
-			continue
-		case !before.restless && before.events() != b.events():
-			b = &bucket{read: now, restless: true, bytes: bucketBytes + len(s.event) + len(s.channel)}
+		b.key, b.read, b.relapse = bucketKey{s, at}, now, restlessTime
+		b.parts, b.cells = slices.Clip(b.parts), slices.Clip(b.cells)
+		if before := c.get(b.key); before != nil {
+			switch {
+			case now.Sub(before.read) < before.restless:
+				continue
+			case before.restless > 0:
+				b.relapse = before.relapse
+			case now.Sub(before.read) <= maxStateAge && before.events() != b.events():
+				b = &bucket{key: b.key, read: now, restless: before.relapse, relapse: min(2*before.relapse, maxStateAge)}
+			}
 		}
-		c.set(k, b)
+		b.bytes += bucketBytes + len(s.event) + len(s.channel)
+		c.set(b)
 	}
 }
 
 // get returns nil for what is not kept. Callers hold mu.
 func (c *stateCache) get(k bucketKey) *bucket {
-	b := c.young[k]
-	if b == nil {
-		if b = c.old[k]; b != nil {
-			c.set(k, b)
-		}
+	e := c.byKey[k]
+	if e == nil {
+		return nil
 	}
-	return b
+	c.used.MoveToFront(e)
+	return e.Value.(*bucket)
 }
 
-// set keeps b. Callers hold mu.
-func (c *stateCache) set(k bucketKey, b *bucket) {
-	if before := c.old[k]; before != nil {
-		c.oldBytes -= before.bytes
-		delete(c.old, k)
+// set keeps b, in the place of those that were not used for longest. Callers hold mu.
+func (c *stateCache) set(b *bucket) {
+	if e := c.byKey[b.key]; e != nil {
+		c.remove(e)
 	}
-	if before := c.young[k]; before != nil {
-		c.youngBytes -= before.bytes
-	} else if c.youngBytes+b.bytes > c.limit/2 {
-		c.old, c.oldBytes = c.young, c.youngBytes
-		c.young, c.youngBytes = nil, 0
+	if c.byKey == nil {
+		c.byKey = make(map[bucketKey]*list.Element)
 	}
-	if c.young == nil {
-		c.young = make(map[bucketKey]*bucket)
+	c.byKey[b.key] = c.used.PushFront(b)
+	for c.bytes += b.bytes; c.bytes > c.limit; {
+		c.remove(c.used.Back())
 	}
-	c.young[k] = b
-	c.youngBytes += b.bytes
+}
+
+func (c *stateCache) remove(e *list.Element) {
+	b := c.used.Remove(e).(*bucket)
+	delete(c.byKey, b.key)
+	c.bytes -= b.bytes
 }
 
 // found is what a statement says of buckets.
 type found struct {
 	scope
-	cache   *stateCache
+	cache   *stateCache // nil: nothing of it will be kept
 	bytes   int
 	full    bool // there was no room: nothing is here
 	buckets map[span]*bucket
 }
 
-func (c *stateCache) find(s scope) *found {
-	return &found{scope: s, cache: c, full: c.limit == 0, buckets: make(map[span]*bucket)}
+func newFound(s scope, of *stateCache) *found {
+	return &found{scope: s, cache: of, full: of != nil && of.limit == 0, buckets: make(map[span]*bucket)}
 }
 
 // drop gives the room back.
@@ -239,6 +248,9 @@ func (f *found) add(c *rows, n int) {
 			b.cells = append(b.cells, cell)
 			b.bytes += cellBytes + len(cell.name) + len(cell.state)
 		}
+		if f.cache == nil {
+			continue
+		}
 		f.bytes += b.bytes - before
 		if f.cache.arriving.Add(int64(b.bytes-before)) > int64(f.cache.limit/2) {
 			f.drop()
@@ -262,22 +274,22 @@ func (f *found) confirms(s span, b *bucket) bool {
 	if now := f.buckets[s]; now != nil {
 		parts = now.parts
 	}
-	return !f.full && slices.Equal(parts, b.parts)
+	return slices.Equal(parts, b.parts)
 }
 
-// buckets adds those of pieces to a: the ones that are kept and have not changed, and the
+// buckets adds those of b to a: the ones that are kept and have not changed, and the
 // others, which are read.
-func (e *Engine) buckets(ctx context.Context, a *answer, pieces []piece) error {
+func (e *Engine) buckets(ctx context.Context, a *answer, b *builder) error {
 	c, scope := &e.states, scopeOf(&a.request)
 	ask := func(ctx context.Context, pieces []piece, states bool, read func(*rows, int) error) error {
 		if len(pieces) == 0 {
 			return nil
 		}
-		s := bucketStatement(&a.request, pieces, states)
+		s := b.of(pieces, states).statement()
 		return e.pool.Do(ctx, s.query(e.settings, read))
 	}
 	read := func(ctx context.Context, pieces []piece) error {
-		f := c.find(scope)
+		f := newFound(scope, c)
 		defer f.drop()
 		err := ask(ctx, pieces, true, func(r *rows, n int) error {
 			f.add(r, n)
@@ -288,9 +300,8 @@ func (e *Engine) buckets(ctx context.Context, a *answer, pieces []piece) error {
 		}
 		return err
 	}
-	have, held, rest := c.look(scope, pieces, time.Now())
-	now := c.find(scope)
-	defer now.drop()
+	have, held, rest := c.look(scope, b.source.pieces, time.Now())
+	now := newFound(scope, nil)
 	both, bothCtx := errgroup.WithContext(ctx)
 	both.Go(func() error { return read(bothCtx, rest) })
 	both.Go(func() error {
@@ -304,9 +315,9 @@ func (e *Engine) buckets(ctx context.Context, a *answer, pieces []piece) error {
 	}
 	var changed []piece
 	for s := range spans(held) {
-		if b := have[s]; !now.confirms(s, b) {
+		if was := have[s]; !now.confirms(s, was) {
 			changed = extend(changed, s)
-		} else if err := a.addBucket(s, b.cells); err != nil {
+		} else if err := a.addBucket(s, was.cells); err != nil {
 			return err
 		}
 	}
@@ -338,6 +349,6 @@ func (c *stateCache) describe(set *stat.Set) {
 	set.Gauge("edge_query_states_bytes", "Memory of the buckets that are kept for later answers.", func() float64 {
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		return float64(c.youngBytes + c.oldBytes)
+		return float64(c.bytes)
 	})
 }

@@ -70,8 +70,9 @@ func TestAnswersAreNoOlderForWhatIsKept(t *testing.T) {
 			}
 		}
 		if i%10 == 9 { // time passes
-			for _, b := range kept.states.young {
-				b.read = b.read.Add(-restlessTime)
+			for e := kept.states.used.Front(); e != nil; e = e.Next() {
+				b := e.Value.(*bucket)
+				b.read = b.read.Add(-b.restless)
 			}
 		}
 	}
@@ -85,8 +86,8 @@ func TestAnswersAreNoOlderForWhatIsKept(t *testing.T) {
 }
 
 // holding says that each bucket of pieces is in one part, with a state of that many bytes.
-func holding(c *stateCache, s scope, pieces []piece, part string, events int64, state int) *found {
-	f := c.find(s)
+func holding(s scope, pieces []piece, part string, events int64, state int) *found {
+	f := newFound(s, nil)
 	for at := range spans(pieces) {
 		b := &bucket{cells: []bucketCell{{"", events, make([]byte, state)}}, bytes: cellBytes + state}
 		b.addPart(part, events)
@@ -100,7 +101,7 @@ func TestWhichBucketsAreKept(t *testing.T) {
 	s, now := scope{event: "view"}, time.Unix(dataFrom, 0)
 	days := []piece{{dayGrain, 0, 2 * day}}
 	put := func(pieces []piece, part string, events int64) {
-		c.put(s, pieces, holding(&c, s, pieces, part, events, 100), now)
+		c.put(s, pieces, holding(s, pieces, part, events, 100), now)
 	}
 	look := func(held, rest []piece) {
 		t.Helper()
@@ -132,8 +133,25 @@ func TestWhichBucketsAreKept(t *testing.T) {
 	now = now.Add(1)
 	put(second, "e", 4)
 	look(days, third)
+	put(second, "f", 5) // and another: for two minutes now
+	now = now.Add(2*restlessTime - 1)
+	put(second, "g", 6)
+	look([]piece{{dayGrain, 0, day}}, []piece{{dayGrain, day, 3 * day}})
+	now = now.Add(1)
+	put(second, "h", 7)
+	look(days, third)
 	now = now.Add(maxStateAge)
 	look(second, []piece{{dayGrain, 0, day}, {dayGrain, 2 * day, 3 * day}})
+	now = now.Add(1)
+	put(second, "i", 8) // long after: as if it came for the first time
+	look(second, []piece{{dayGrain, 0, day}, {dayGrain, 2 * day, 3 * day}})
+	for i := range int64(10) { // never for longer than maxStateAge
+		put(second, "j", 9+2*i)
+		look(nil, three)
+		now = now.Add(maxStateAge)
+		put(second, "k", 10+2*i)
+		look(second, []piece{{dayGrain, 0, day}, {dayGrain, 2 * day, 3 * day}})
+	}
 }
 
 // The same part has the same rows, and a part of the same name that was made after a power
@@ -142,7 +160,7 @@ func TestWhatConfirmsABucket(t *testing.T) {
 	c := stateCache{limit: 1 << 20}
 	s, now := scope{event: "view"}, time.Unix(dataFrom, 0)
 	days := []piece{{dayGrain, 0, 2 * day}}
-	c.put(s, days[:1], holding(&c, s, days, "a", 1, 100), now)
+	c.put(s, days[:1], holding(s, days, "a", 1, 100), now)
 	have, _, _ := c.look(s, days, now)
 	at := span{day, 0}
 	f := func(now *found, want bool) {
@@ -151,19 +169,15 @@ func TestWhatConfirmsABucket(t *testing.T) {
 			t.Errorf("got %v; want %v", got, want)
 		}
 	}
-	f(holding(&c, s, days, "a", 1, 0), true)
-	f(holding(&c, s, days, "a", 2, 0), false)
-	f(holding(&c, s, days, "b", 1, 0), false)
-	f(holding(&c, s, nil, "", 0, 0), false)
-	more := holding(&c, s, days, "a", 1, 0)
+	f(holding(s, days, "a", 1, 0), true)
+	f(holding(s, days, "a", 2, 0), false)
+	f(holding(s, days, "b", 1, 0), false)
+	f(holding(s, nil, "", 0, 0), false)
+	more := holding(s, days, "a", 1, 0)
 	more.buckets[at].addPart("b", 0)
 	f(more, false)
-	full := c.find(s)
-	full.drop()
-	f(full, false)
 	have[at] = new(bucket)
-	f(full, false)
-	f(holding(&c, s, nil, "", 0, 0), true)
+	f(holding(s, nil, "", 0, 0), true)
 }
 
 func TestKeptBucketsAreBounded(t *testing.T) {
@@ -171,8 +185,16 @@ func TestKeptBucketsAreBounded(t *testing.T) {
 	c := stateCache{limit: limit}
 	now, hour := time.Unix(dataFrom, 0), []piece{{hourGrain, 0, 3600}}
 	put := func(i, state int) {
+		t.Helper()
 		s := scope{event: fmt.Sprint("event ", i)}
-		c.put(s, hour, holding(&c, s, hour, "a", 1, state), now)
+		c.put(s, hour, holding(s, hour, "a", 1, state), now)
+		sum := 0
+		for e := c.used.Front(); e != nil; e = e.Next() {
+			sum += e.Value.(*bucket).bytes
+		}
+		if sum != c.bytes || sum > limit || c.used.Len() != len(c.byKey) {
+			t.Fatalf("%d bytes are kept, said to be %d; want at most %d", sum, c.bytes, limit)
+		}
 	}
 	has := func(i int) bool {
 		have, _, _ := c.look(scope{event: fmt.Sprint("event ", i)}, hour, now)
@@ -183,19 +205,16 @@ func TestKeptBucketsAreBounded(t *testing.T) {
 		if i > 0 && !has(0) {
 			t.Fatalf("what is used was forgotten after %d others", i)
 		}
-		var young, old int
-		for _, b := range c.young {
-			young += b.bytes
-		}
-		for _, b := range c.old {
-			old += b.bytes
-		}
-		if young != c.youngBytes || old != c.oldBytes || young+old > limit {
-			t.Fatalf("%d and %d bytes are kept, said to be %d and %d; want at most %d", young, old, c.youngBytes, c.oldBytes, limit)
-		}
 	}
-	if !has(999) || has(500) {
-		t.Error("the last one is not kept, or one long ago is")
+	if !has(999) || !has(960) || has(500) {
+		t.Error("one of the last is not kept, or one long ago is")
+	}
+	for i := range 100 { // the same again, some larger, some smaller
+		put(998+i%2, 10_000*(i%3))
+	}
+	put(1, 2*limit)
+	if has(1) || c.bytes != 0 {
+		t.Error("a bucket is kept that there is no room for")
 	}
 }
 
@@ -220,7 +239,7 @@ func TestMoreThanThereIsRoomFor(t *testing.T) {
 	if n := e.states.arriving.Load(); n != 0 {
 		t.Errorf("%d bytes are still said to arrive", n)
 	}
-	if c := &e.states; c.read.Load() != 3 || c.kept.Load() != 1 || c.youngBytes+c.oldBytes > c.limit {
-		t.Errorf("%d buckets read, %d kept in %d bytes; want 3, 1, at most %d", c.read.Load(), c.kept.Load(), c.youngBytes+c.oldBytes, c.limit)
+	if c := &e.states; c.read.Load() != 3 || c.kept.Load() != 1 || c.bytes > c.limit {
+		t.Errorf("%d buckets read, %d kept in %d bytes; want 3, 1, at most %d", c.read.Load(), c.kept.Load(), c.bytes, c.limit)
 	}
 }
