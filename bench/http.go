@@ -15,10 +15,12 @@ import (
 )
 
 // The connections of a stage: enough for the server never to wait for the
-// generator, and what a broker that fsyncs needs to make batches.
+// generator; what a broker that fsyncs needs to make batches; and so many that its
+// disk is not waited for.
 const (
-	fewConns  = 64
-	manyConns = 256
+	fewConns   = 64
+	manyConns  = 256
+	crowdConns = 1024
 )
 
 // of is a target in front of b.
@@ -117,6 +119,15 @@ func httpStage(b *bench, s *section, f *fleet) error {
 			Measured: measured + "; at half load p99 " + millis(half.P99) + " ms, the median of " + strconv.Itoa(b.o.rounds) + " runs",
 			Ratio:    fmt.Sprintf("%.2fx naive sync, %.2f of the limit", out.ToPeer, out.ToLimit),
 			Verdict:  verdict(out.ToPeer >= 2.2 && half.P99 <= 10*time.Millisecond, out.ToLimit >= 0.7)})
+		if out, err = (race{limit, ours, peer, load.Load{Conns: crowdConns, Requests: single, Events: 1, Duration: b.o.one}}).run(b); err != nil {
+			return err
+		}
+		s.race(fmt.Sprintf("ACK=%s, %d connections", m.ack, crowdConns), out, ours.name)
+		got = out.typical(ours.name)
+		s.goal(goal{What: fmt.Sprintf("HTTP single, `ACK=broker`, %d connections", crowdConns), Must: "≥ 2.2x naive sync", Stretch: "≥ 0.70 of the limit",
+			Measured: fmt.Sprintf("%s/s, %.1f µs, p99 %s ms", count(got.PerSecond), got.CPU["server"], millis(got.P99)),
+			Ratio:    fmt.Sprintf("%.2fx naive sync, %.2f of the limit", out.ToPeer, out.ToLimit),
+			Verdict:  verdict(out.ToPeer >= 2.2, out.ToLimit >= 0.7)})
 	}
 	return nil
 }
