@@ -139,62 +139,63 @@ func (c *stateCache) look(s scope, pieces []piece, now time.Time) (have map[span
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for at := range spans(pieces) {
-		b := c.get(bucketKey{s, at})
-		if b == nil || b.restless > 0 || now.Sub(b.read) > maxStateAge {
+		e := c.byKey[bucketKey{s, at}]
+		if e == nil || e.Value.(*bucket).restless > 0 {
 			rest = extend(rest, at)
 			continue
 		}
+		b := e.Value.(*bucket)
+		if now.Sub(b.read) > maxStateAge {
+			c.remove(e)
+			rest = extend(rest, at)
+			continue
+		}
+		c.used.MoveToFront(e)
 		have[at] = b
 		held = extend(held, at)
 	}
 	return have, held, rest
 }
 
-// put keeps what was found of pieces, which is not nothing. Buckets that have got events
-// since they were kept are not, for a while.
+// put keeps what was found of pieces. Buckets that have got events since they were kept
+// are not, for a while.
 func (c *stateCache) put(s scope, pieces []piece, f *found, now time.Time) {
-	if len(f.buckets) == 0 {
-		return // full, or of a name that nobody sends
-	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for at := range spans(pieces) {
+		key := bucketKey{s, at}
+		e := c.byKey[key]
+		if len(f.buckets) == 0 { // full, or of a name that nobody sends
+			if e != nil {
+				c.remove(e) // it has changed
+			}
+			continue
+		}
 		b := f.buckets[at]
 		if b == nil {
 			b = new(bucket)
 		}
-		b.key, b.read, b.relapse = bucketKey{s, at}, now, restlessTime
-		b.parts, b.cells = slices.Clip(b.parts), slices.Clip(b.cells)
-		if before := c.get(b.key); before != nil {
-			switch {
-			case now.Sub(before.read) < before.restless:
+		b.key, b.read, b.relapse = key, now, restlessTime
+		b.parts, b.cells = slices.Clone(b.parts), slices.Clone(b.cells) // without the room to grow
+		if e != nil {
+			before := e.Value.(*bucket)
+			switch age := now.Sub(before.read); {
+			case age < before.restless:
 				continue
-			case before.restless > 0:
+			case before.restless > 0 || age <= maxStateAge && before.events() == b.events():
 				b.relapse = before.relapse
-			case now.Sub(before.read) <= maxStateAge && before.events() != b.events():
-				b = &bucket{key: b.key, read: now, restless: before.relapse, relapse: min(2*before.relapse, maxStateAge)}
+			case age <= maxStateAge:
+				b = &bucket{key: key, read: now, restless: before.relapse, relapse: min(2*before.relapse, maxStateAge)}
 			}
+			c.remove(e)
 		}
 		b.bytes += bucketBytes + len(s.event) + len(s.channel)
-		c.set(b)
+		c.add(b)
 	}
 }
 
-// get returns nil for what is not kept. Callers hold mu.
-func (c *stateCache) get(k bucketKey) *bucket {
-	e := c.byKey[k]
-	if e == nil {
-		return nil
-	}
-	c.used.MoveToFront(e)
-	return e.Value.(*bucket)
-}
-
-// set keeps b, in the place of those that were not used for longest. Callers hold mu.
-func (c *stateCache) set(b *bucket) {
-	if e := c.byKey[b.key]; e != nil {
-		c.remove(e)
-	}
+// add keeps b, in the place of those that were not used for longest. Callers hold mu.
+func (c *stateCache) add(b *bucket) {
 	if c.byKey == nil {
 		c.byKey = make(map[bucketKey]*list.Element)
 	}

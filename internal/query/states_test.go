@@ -140,11 +140,25 @@ func TestWhichBucketsAreKept(t *testing.T) {
 	now = now.Add(1)
 	put(second, "h", 7)
 	look(days, third)
+	put(second, "h merged", 7) // and another, after a merge: for four
+	put(second, "h2", 8)
+	now = now.Add(4*restlessTime - 1)
+	put(second, "h3", 8)
+	look([]piece{{dayGrain, 0, day}}, []piece{{dayGrain, day, 3 * day}})
+	now = now.Add(1)
+	put(second, "h4", 8)
+	look(days, third)
 	now = now.Add(maxStateAge)
 	look(second, []piece{{dayGrain, 0, day}, {dayGrain, 2 * day, 3 * day}})
 	now = now.Add(1)
-	put(second, "i", 8) // long after: as if it came for the first time
+	put(second, "i", 9) // long after: as if it came for the first time
 	look(second, []piece{{dayGrain, 0, day}, {dayGrain, 2 * day, 3 * day}})
+	c.put(s, second, newFound(s, &c), now) // nothing is there any more
+	look(nil, three)
+	if c.used.Len() != 0 || c.bytes != 0 {
+		t.Errorf("%d bytes are kept; want none", c.bytes)
+	}
+	put(second, "j", 8)
 	for i := range int64(10) { // never for longer than maxStateAge
 		put(second, "j", 9+2*i)
 		look(nil, three)
