@@ -109,7 +109,7 @@ type config struct {
 
 	QueryTimeout time.Duration `env:"QUERY_TIMEOUT" envDefault:"10s" doc:"one metrics query"`
 	QueryKeep    time.Duration `env:"QUERY_KEEP" envDefault:"0s" doc:"how old an answer may be for who asks the same again, range included, at most 1m; 0 is no older than the question"`
-	QueryStates  size          `env:"QUERY_STATES" envDefault:"32MiB" doc:"what past buckets held of users, kept for queries that need them again; checked against current counts at each use; 0 keeps none"`
+	QueryStates  size          `env:"QUERY_STATES" envDefault:"32MiB" doc:"what past buckets held of users, kept for queries that need them again, if their parts and counts are the same; 0 keeps none"`
 
 	EmbeddedSync             bool          `env:"EMBEDDED_SYNC" envDefault:"true" doc:"embedded broker: fsync before acknowledging; false survives a kill but not a power cut"`
 	EmbeddedRetention        time.Duration `env:"EMBEDDED_RETENTION" envDefault:"1h" doc:"embedded broker: how long it keeps events that are stored"`
