@@ -101,7 +101,7 @@ func httpStage(b *bench, s *section, f *fleet) error {
 		s.number("http_"+m.ack+"_per_second", got.PerSecond)
 		s.number("http_"+m.ack+"_cpu_us", got.CPU["server"])
 		s.number("http_"+m.ack+"_broker_cpu_us", got.CPU["broker"])
-		measured := fmt.Sprintf("%s/s, %.1f µs, p99 %s ms", count(got.PerSecond), got.CPU["server"], millis(got.P99))
+		measured := saturated(got)
 		if m.ack == "memory" {
 			s.goal(goal{What: "HTTP single, `ACK=memory`", Must: "≥ 0.80 of bare fasthttp, CPU ≤ 1.20x", Stretch: "≥ 0.90, ≤ 1.10x", Measured: measured,
 				Ratio:   fmt.Sprintf("%.2f of the limit, CPU %.2fx; %.2fx naive async", out.ToLimit, out.CPUToLimit, out.ToPeer),
@@ -117,19 +117,25 @@ func httpStage(b *bench, s *section, f *fleet) error {
 		s.Tables[len(s.Tables)-1].Rows = append(s.Tables[len(s.Tables)-1].Rows, httpTable("", []sample{half}, nil).Rows...)
 		s.goal(goal{What: "HTTP single, `ACK=broker`", Must: "≥ 2.2x naive sync, p99 ≤ 10 ms at half load", Stretch: "≥ 0.70 of the limit",
 			Measured: measured + "; at half load p99 " + millis(half.P99) + " ms, the median of " + strconv.Itoa(b.o.rounds) + " runs",
-			Ratio:    fmt.Sprintf("%.2fx naive sync, %.2f of the limit", out.ToPeer, out.ToLimit),
+			Ratio:    besideSync(out),
 			Verdict:  verdict(out.ToPeer >= 2.2 && half.P99 <= 10*time.Millisecond, out.ToLimit >= 0.7)})
 		if out, err = (race{limit, ours, peer, load.Load{Conns: crowdConns, Requests: single, Events: 1, Duration: b.o.one}}).run(b); err != nil {
 			return err
 		}
 		s.race(fmt.Sprintf("ACK=%s, %d connections", m.ack, crowdConns), out, ours.name)
-		got = out.typical(ours.name)
 		s.goal(goal{What: fmt.Sprintf("HTTP single, `ACK=broker`, %d connections", crowdConns), Must: "≥ 2.2x naive sync", Stretch: "≥ 0.70 of the limit",
-			Measured: fmt.Sprintf("%s/s, %.1f µs, p99 %s ms", count(got.PerSecond), got.CPU["server"], millis(got.P99)),
-			Ratio:    fmt.Sprintf("%.2fx naive sync, %.2f of the limit", out.ToPeer, out.ToLimit),
-			Verdict:  verdict(out.ToPeer >= 2.2, out.ToLimit >= 0.7)})
+			Measured: saturated(out.typical(ours.name)), Ratio: besideSync(out),
+			Verdict: verdict(out.ToPeer >= 2.2, out.ToLimit >= 0.7)})
 	}
 	return nil
+}
+
+func saturated(m sample) string {
+	return fmt.Sprintf("%s/s, %.1f µs, p99 %s ms", count(m.PerSecond), m.CPU["server"], millis(m.P99))
+}
+
+func besideSync(out *outcome) string {
+	return fmt.Sprintf("%.2fx naive sync, %.2f of the limit", out.ToPeer, out.ToLimit)
 }
 
 // race adds a table of medians.

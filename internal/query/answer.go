@@ -60,7 +60,8 @@ type rows struct {
 	states proto.ColStr
 }
 
-// query asks s and hands each block to read, with the number of its rows; headers have none.
+// query is s for ch-go. It hands each block to read, with the number of its rows; headers
+// have none.
 func (s *statement) query(settings []ch.Setting, read func(*rows, int) error) ch.Query {
 	c := &rows{has: s.columns, parts: new(proto.ColStr).LowCardinality()}
 	return ch.Query{

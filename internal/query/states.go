@@ -144,15 +144,14 @@ func (c *stateCache) look(s scope, pieces []piece, now time.Time) (have map[span
 			rest = extend(rest, at)
 			continue
 		}
-		b := e.Value.(*bucket)
-		if now.Sub(b.read) > maxStateAge {
-			c.remove(e)
-			rest = extend(rest, at)
+		if b := e.Value.(*bucket); now.Sub(b.read) <= maxStateAge {
+			c.used.MoveToFront(e)
+			have[at] = b
+			held = extend(held, at)
 			continue
 		}
-		c.used.MoveToFront(e)
-		have[at] = b
-		held = extend(held, at)
+		c.remove(e)
+		rest = extend(rest, at)
 	}
 	return have, held, rest
 }
@@ -160,6 +159,9 @@ func (c *stateCache) look(s scope, pieces []piece, now time.Time) (have map[span
 // put keeps what was found of pieces. Buckets that have got events since they were kept
 // are not, for a while.
 func (c *stateCache) put(s scope, pieces []piece, f *found, now time.Time) {
+	for _, b := range f.buckets {
+		b.parts, b.cells = slices.Clone(b.parts), slices.Clone(b.cells) // without the room to grow
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for at := range spans(pieces) {
@@ -176,7 +178,6 @@ func (c *stateCache) put(s scope, pieces []piece, f *found, now time.Time) {
 			b = new(bucket)
 		}
 		b.key, b.read, b.relapse = key, now, restlessTime
-		b.parts, b.cells = slices.Clone(b.parts), slices.Clone(b.cells) // without the room to grow
 		if e != nil {
 			before := e.Value.(*bucket)
 			switch age := now.Sub(before.read); {

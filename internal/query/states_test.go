@@ -116,55 +116,47 @@ func TestWhichBucketsAreKept(t *testing.T) {
 		}
 	}
 	three := []piece{{dayGrain, 0, 3 * day}}
+	first, others := []piece{{dayGrain, 0, day}}, []piece{{dayGrain, day, 3 * day}}
 	second, third := []piece{{dayGrain, day, 2 * day}}, []piece{{dayGrain, 2 * day, 3 * day}}
+	firstAndThird := []piece{first[0], third[0]}
 	look(nil, three)
 	put(days, "a", 1)
 	look(days, third)
 	if have, _, _ := c.look(scope{event: "view", byChannel: true}, days, now); len(have) != 0 {
 		t.Error("buckets of all channels together were found for those of each")
 	}
-	put(days, "b", 1) // merged
-	look(days, third)
-	put(second, "c", 2) // it got an event
-	look([]piece{{dayGrain, 0, day}}, []piece{{dayGrain, day, 3 * day}})
-	now = now.Add(restlessTime - 1)
-	put(second, "d", 3)
-	look([]piece{{dayGrain, 0, day}}, []piece{{dayGrain, day, 3 * day}})
-	now = now.Add(1)
-	put(second, "e", 4)
-	look(days, third)
-	put(second, "f", 5) // and another: for two minutes now
-	now = now.Add(2*restlessTime - 1)
-	put(second, "g", 6)
-	look([]piece{{dayGrain, 0, day}}, []piece{{dayGrain, day, 3 * day}})
-	now = now.Add(1)
-	put(second, "h", 7)
-	look(days, third)
-	put(second, "h merged", 7) // and another, after a merge: for four
-	put(second, "h2", 8)
-	now = now.Add(4*restlessTime - 1)
-	put(second, "h3", 8)
-	look([]piece{{dayGrain, 0, day}}, []piece{{dayGrain, day, 3 * day}})
-	now = now.Add(1)
-	put(second, "h4", 8)
-	look(days, third)
+	events := int64(1)
+	for _, times := range []time.Duration{1, 2, 4} { // twice as long each time it gets events
+		put(second, "merged", events)
+		look(days, third)
+		events++
+		put(second, "grown", events)
+		look(first, others)
+		now = now.Add(times*restlessTime - 1)
+		events++
+		put(second, "grown again", events)
+		look(first, others)
+		now = now.Add(1)
+		put(second, "and again", events)
+		look(days, third)
+	}
 	now = now.Add(maxStateAge)
-	look(second, []piece{{dayGrain, 0, day}, {dayGrain, 2 * day, 3 * day}})
+	look(second, firstAndThird)
 	now = now.Add(1)
-	put(second, "i", 9) // long after: as if it came for the first time
-	look(second, []piece{{dayGrain, 0, day}, {dayGrain, 2 * day, 3 * day}})
+	put(second, "i", 99) // long after: as if it came for the first time
+	look(second, firstAndThird)
 	c.put(s, second, newFound(s, &c), now) // nothing is there any more
 	look(nil, three)
 	if c.used.Len() != 0 || c.bytes != 0 {
 		t.Errorf("%d bytes are kept; want none", c.bytes)
 	}
-	put(second, "j", 8)
+	put(second, "j", 0)
 	for i := range int64(10) { // never for longer than maxStateAge
-		put(second, "j", 9+2*i)
+		put(second, "j", 2*i+1)
 		look(nil, three)
 		now = now.Add(maxStateAge)
-		put(second, "k", 10+2*i)
-		look(second, []piece{{dayGrain, 0, day}, {dayGrain, 2 * day, 3 * day}})
+		put(second, "k", 2*i+2)
+		look(second, firstAndThird)
 	}
 }
 
