@@ -102,6 +102,7 @@ type config struct {
 	FlushInterval time.Duration `env:"FLUSH_INTERVAL" envDefault:"100ms" doc:"shortest time between two inserts"`
 	FlushRows     int           `env:"FLUSH_ROWS" envDefault:"100000" doc:"rows that fill a block"`
 	FlushBytes    size          `env:"FLUSH_BYTES" envDefault:"64MiB" doc:"bytes that fill a block"`
+	FlushInserts  int           `env:"FLUSH_INSERTS" envDefault:"2" doc:"full blocks that are inserted at the same time"`
 	InsertTimeout time.Duration `env:"INSERT_TIMEOUT" envDefault:"30s" doc:"one insert"`
 	DedupIDs      int64         `env:"DEDUP_MAX_IDS" envDefault:"4000000" doc:"deduplication window: records of the topic within which a repeated event_id counts once; 0 turns it off"`
 	DedupWindow   time.Duration `env:"DEDUP_WINDOW" envDefault:"24h" doc:"deduplication window: time within which it does"`
@@ -240,7 +241,7 @@ func (c *config) validate() error {
 		{"MAX_CONNS", int64(c.MaxConns)}, {"RING_REQUESTS", int64(c.RingRequests)}, {"RING_BYTES", int64(c.RingBytes)},
 		{"MAX_INFLIGHT_RECORDS", int64(c.MaxInflight)}, {"MAX_BUFFERED_BYTES", int64(c.MaxBufferedBytes)},
 		{"CLICKHOUSE_CONNS", int64(c.ClickHouseConns)},
-		{"FLUSH_ROWS", int64(c.FlushRows)}, {"FLUSH_BYTES", int64(c.FlushBytes)},
+		{"FLUSH_ROWS", int64(c.FlushRows)}, {"FLUSH_BYTES", int64(c.FlushBytes)}, {"FLUSH_INSERTS", int64(c.FlushInserts)},
 		{"SERVER_READ_TIMEOUT", int64(c.ServerReadTimeout)}, {"SERVER_WRITE_TIMEOUT", int64(c.ServerWriteTimeout)},
 		{"SERVER_IDLE_TIMEOUT", int64(c.ServerIdleTimeout)}, {"ACK_TIMEOUT", int64(c.AckTimeout)}, {"FLUSH_INTERVAL", int64(c.FlushInterval)},
 		{"MAX_AHEAD", int64(c.MaxAhead)}, {"STUCK_AFTER", int64(c.StuckAfter)}, {"RETRY_AFTER", int64(c.RetryAfter)}, {"QUERY_TIMEOUT", int64(c.QueryTimeout)}, {"SHUTDOWN_TIMEOUT", int64(c.ShutdownTimeout)},
@@ -268,6 +269,9 @@ func (c *config) validate() error {
 	}
 	if c.FlushRows > sink.MaxFlushRows {
 		bad("FLUSH_ROWS is %d; more than %d rows would no longer be one block, which recovery relies on", c.FlushRows, sink.MaxFlushRows)
+	}
+	if c.FlushInserts > sink.MaxInserts {
+		bad("FLUSH_INSERTS is %d; %d is the most", c.FlushInserts, sink.MaxInserts)
 	}
 	if c.FlushBytes > sink.MaxFlushBytes {
 		bad("FLUSH_BYTES is %s; more than %s might no longer be one block, which recovery relies on", c.FlushBytes, size(sink.MaxFlushBytes))

@@ -2,6 +2,7 @@ package sink
 
 import (
 	"bytes"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -143,7 +144,7 @@ func TestPlanOvertakenByAnOlder(t *testing.T) {
 	l.produce(30)
 	l.settled()
 	s.stop()
-	l.commit(0, 0, plan{l.src(), 0, 29}.String())
+	l.commit(0, 0, plans{{l.src(), 0, 29}}.String())
 	l.start()
 	l.produce(10)
 	l.settled()
@@ -151,19 +152,26 @@ func TestPlanOvertakenByAnOlder(t *testing.T) {
 }
 
 func TestPlanRoundTrip(t *testing.T) {
-	f := func(want plan) {
+	f := func(want ...plan) {
 		t.Helper()
-		text := want.String()
-		got, ok, err := parsePlan(want.first, text)
-		if err != nil || !ok || got != want {
-			t.Errorf("parsePlan(%d, %q) = %v, %t, %v; want %v", want.first, text, got, ok, err, want)
+		text := plans(want).String()
+		got, err := parsePlans(want[0].first, text)
+		if err != nil || !slices.Equal(got, want) {
+			t.Errorf("parsePlans(%d, %q) = %v, %v; want %v", want[0].first, text, got, err, want)
 		}
 		// Digits may be missing from the end and still be a number: such a plan
 		// must not pass for one that ends before it begins.
 		for i := 1; i < len(text); i++ {
-			got, ok, err := parsePlan(want.first, text[:i])
-			if err == nil && (!ok || got.last < got.first) {
-				t.Errorf("prefix %q: got %v, %t", text[:i], got, ok)
+			got, err := parsePlans(want[0].first, text[:i])
+			if err == nil && len(got) == 0 {
+				t.Errorf("prefix %q declares nothing", text[:i])
+			}
+			next := want[0].first
+			for _, p := range got {
+				if p.first < next || p.last < p.first {
+					t.Errorf("prefix %q: got %v", text[:i], got)
+				}
+				next = p.last + 1
 			}
 		}
 	}
@@ -171,14 +179,16 @@ func TestPlanRoundTrip(t *testing.T) {
 	f(plan{1, 5, 5})
 	f(plan{4294967295, 9_000_000_000, 9_000_000_499})
 	f(plan{7, 1<<62 + 1, 1<<63 - 1})
+	f(plan{1, 0, 9}, plan{1, 10, 10}, plan{1, 14, 20}) // retention took 11 to 13
+	f(plan{4294967295, 1 << 62, 1<<62 + 99_999}, plan{4294967295, 1<<62 + 100_000, 1<<62 + 199_999})
 
-	if p, ok, err := parsePlan(3, ""); ok || err != nil {
-		t.Errorf("no metadata: got %v, %t, %v", p, ok, err)
+	if p, err := parsePlans(3, ""); p != nil || err != nil {
+		t.Errorf("no metadata: got %v, %v", p, err)
 	}
 	bad := func(metadata string) {
 		t.Helper()
-		if p, ok, err := parsePlan(10, metadata); err == nil {
-			t.Errorf("%q: got %v, %t; want an error", metadata, p, ok)
+		if p, err := parsePlans(10, metadata); err == nil {
+			t.Errorf("%q: got %v; want an error", metadata, p)
 		}
 	}
 	bad("v1")
@@ -192,6 +202,11 @@ func TestPlanRoundTrip(t *testing.T) {
 	bad("v1;1;9223372036854775808")
 	bad("v1;1;1e3")
 	bad("v2;1;10")
+	bad("v1;1;10;11;20")
+	bad("v2;1;20;30")
+	bad("v2;1;20;20;30") // at a record of the one before
+	bad("v2;1;20;30;29")
+	bad("v2;1;20;21;30;31")
 	bad("edge-5a2ee3a1") // a member id, which other clients write there
 }
 
@@ -223,17 +238,17 @@ func TestPlanBeforeTheLog(t *testing.T) {
 		l.rawIsLedger()
 		l.rollupsAreRaw()
 	}
-	l.commit(0, 0, plan{l.src(), 0, 9}.String())
+	l.commit(0, 0, plans{{l.src(), 0, 9}}.String())
 	trim(4)
 	recovered(4)
 	first := l.cluster.PartitionInfo(topic, 0).HighWatermark
 	l.produce(20)
-	l.commit(0, first, plan{l.src(), first, first + 9}.String())
+	l.commit(0, first, plans{{l.src(), first, first + 9}}.String())
 	trim(first + 15)
 	recovered(15)
 	first = l.cluster.PartitionInfo(topic, 0).HighWatermark
 	l.produce(10)
-	l.commit(0, first, plan{l.src(), first, first + 9}.String())
+	l.commit(0, first, plans{{l.src(), first, first + 9}}.String())
 	trim(first + 10) // the log is empty
 	recovered(10)
 	l.produce(5)

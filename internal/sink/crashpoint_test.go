@@ -14,20 +14,24 @@ import (
 	"edge/internal/codec"
 )
 
-// cargo is what the flight carries that meets the fault. One insert makes a
+// cargo is what the flights carry that meet the fault. One insert makes a
 // part for each month in events, and for each year in the rollups that have years.
 type cargo struct {
 	name       string
 	partitions int32
+	flights    int // side by side
 	change     func(i int, ev *codec.Event)
 }
 
+func oneMonth(i int, ev *codec.Event) { ev.Timestamp = 1_706_600_000_000 + int64(i)*7919 }
+
 var cargoes = []cargo{
-	{"one month", 1, func(i int, ev *codec.Event) { ev.Timestamp = 1_706_600_000_000 + int64(i)*7919 }},
-	{"two months of three partitions", 3, twoMonths},
+	{"one month", 1, 1, oneMonth},
+	{"two months of three partitions", 3, 1, twoMonths},
+	{"two flights", 1, 2, oneMonth},
 }
 
-// flightRows is how many rows the flight has that a fault strikes.
+// flightRows is how many rows the flights have that a fault strikes.
 const flightRows = 90
 
 // trial is one flight that meets one plan.
@@ -61,7 +65,12 @@ func (r trial) fly(t *testing.T, so string) outcome {
 	s.stop()
 
 	l.produce(flightRows, r.change)
-	s = l.prepare(func(c *Config) { c.RevokeTimeout = 100 * time.Millisecond })
+	s = l.prepare(func(c *Config) {
+		c.RevokeTimeout = 100 * time.Millisecond
+		if r.flights > 1 {
+			c.FlushRows = flightRows / r.flights
+		}
+	})
 	if dial := s.click.dial; r.takeover {
 		s.click.dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
 			if f.struck() != nil {

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/ClickHouse/ch-go"
@@ -36,12 +37,18 @@ type flight struct {
 	decoder codec.Decoder
 	event   codec.Event
 
+	// The runway's, as recover is once it flies.
+	ahead            *flight         // leaves and lands before it
+	later            map[int32]plans // found behind its own by a recovery
+	declared, passed bool            // its plan is in a commit, or being committed; it is past
+
+	tried  chan struct{} // closed when its first try has ended
 	landed chan struct{} // closed when the flight is stored or given up
 	err    error         // why it was given up; read after landed
 }
 
 func newFlight(b *block) *flight {
-	return &flight{block: b, batches: make(map[int32]*batch), landed: make(chan struct{})}
+	return &flight{block: b, batches: make(map[int32]*batch), tried: make(chan struct{}), landed: make(chan struct{})}
 }
 
 func (f *flight) empty() bool { return len(f.batches) == 0 }
@@ -76,44 +83,62 @@ func (f *flight) take(r *kgo.Record, w *window) {
 
 // store brings f from FILLING to STORED. It returns nil when the group's
 // offsets are past f, and an error only when the session is over.
-func (t *session) store(ctx context.Context, f *flight) error {
-	f.block.seal(t.source.id, f.batches)
-	if err := t.bury(ctx, f); err != nil {
-		return err
-	}
+func (t *session) store(ctx context.Context, f *flight) (err error) {
+	defer func() {
+		if err != nil {
+			t.stats.disowned.Inc()
+		}
+	}()
 	started := time.Now()
 	outcome := &t.stats.stored
-	if !f.recover {
-		err := t.insert(ctx, f)
-		if err != nil {
-			if errors.Is(err, errDisowned) || ctx.Err() != nil {
-				t.stats.disowned.Inc()
-				return errDisowned
-			}
-			t.failedInsert(f, err)
-			f.recover = true
-		}
+	if err := t.try(ctx, f); err != nil {
+		return err
+	}
+	took := time.Since(started)
+	if err := t.runway.turn(ctx, f); err != nil {
+		return errDisowned
 	}
 	if f.recover {
 		outcome = &t.stats.recovered
+		if err := t.runway.clear(ctx, f); err != nil {
+			return errDisowned
+		}
 		if err := t.recover(ctx, f); err != nil {
-			t.stats.disowned.Inc()
 			return err
 		}
+		took = time.Since(started)
 	}
-	t.stats.insertSeconds.Observe(time.Since(started))
+	t.stats.insertSeconds.Observe(took)
 	if err := t.recordEmpty(ctx, f); err != nil {
-		t.stats.disowned.Inc()
 		return err
 	}
 	if !f.behind {
 		if err := t.finish(ctx, f); err != nil {
-			t.stats.disowned.Inc()
 			return err
 		}
 	}
 	outcome.Inc()
 	t.stats.count(f)
+	return nil
+}
+
+// try inserts f for the first time, unless it has to recover from the start. When that
+// fails it has to recover, too.
+func (t *session) try(ctx context.Context, f *flight) error {
+	defer close(f.tried)
+	f.block.seal(t.source.id, f.batches)
+	if err := t.bury(ctx, f); err != nil || f.recover {
+		return err
+	}
+	err := t.insert(ctx, f)
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, errDisowned) || ctx.Err() != nil:
+		return errDisowned
+	}
+	t.failedInsert(f, err)
+	t.runway.fail(f)
 	return nil
 }
 
@@ -212,34 +237,46 @@ func (t *session) sendOn(ctx context.Context, conn *ch.Client, untilTaken time.D
 		_ = conn.Close()
 		return rows.taken, err
 	}
-	t.inserts = kept{conn, time.Now()}
+	t.inserts.put(conn)
 	return true, nil
 }
 
-// kept is the connection of the last insert, for the next: dialing and saying
+// kept are the connections of the last inserts, for the next: dialing and saying
 // once more what the settings of every insert are is a tenth of a small one.
 type kept struct {
-	conn  *ch.Client
-	since time.Time
+	mu    sync.Mutex
+	conns []*ch.Client // the one used last at the end
+	since []time.Time
 }
 
 // maxIdle is well below the time after which servers, and what lies between,
 // close or forget an idle connection.
 const maxIdle = 30 * time.Second
 
-// take returns the kept connection, or nil.
-func (k *kept) take() *ch.Client {
-	conn := k.conn
-	k.conn = nil
-	if conn != nil && (conn.IsClosed() || time.Since(k.since) > maxIdle) {
-		_ = conn.Close()
-		return nil
+func (k *kept) put(conn *ch.Client) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.conns, k.since = append(k.conns, conn), append(k.since, time.Now())
+}
+
+// take returns the connection that was used last, or nil, and closes those that have
+// rested for long.
+func (k *kept) take() (conn *ch.Client) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for len(k.conns) > 0 && (k.conns[0].IsClosed() || time.Since(k.since[0]) > maxIdle) {
+		_ = k.conns[0].Close()
+		k.conns, k.since = k.conns[1:], k.since[1:]
+	}
+	if n := len(k.conns) - 1; n >= 0 {
+		conn = k.conns[n]
+		k.conns, k.since = k.conns[:n], k.since[:n]
 	}
 	return conn
 }
 
 func (k *kept) close() {
-	if conn := k.take(); conn != nil {
+	for conn := k.take(); conn != nil; conn = k.take() {
 		_ = conn.Close()
 	}
 }
@@ -266,22 +303,18 @@ func (t *session) recordEmpty(ctx context.Context, f *flight) error {
 	return nil
 }
 
-// declare commits the plan. Only a coordinator that is away is asked again.
+// declare commits f's plan. Only a coordinator that is away is asked again.
 func (t *session) declare(ctx context.Context, f *flight) error {
-	offsets := make(map[int32]commitOffset, len(f.batches))
-	for id, b := range f.batches {
-		offsets[id] = commitOffset{b.first, plan{t.source.id, b.first, b.last}.String()}
-	}
-	return t.commitUntil(ctx, offsets)
+	t.runway.commits.Lock()
+	defer t.runway.commits.Unlock()
+	return t.commitUntil(ctx, t.runway.declare(f, t.source.id))
 }
 
 // finish commits past f.
 func (t *session) finish(ctx context.Context, f *flight) error {
-	offsets := make(map[int32]commitOffset, len(f.batches))
-	for id, b := range f.batches {
-		offsets[id] = commitOffset{at: b.last + 1}
-	}
-	return t.commitUntil(ctx, offsets)
+	t.runway.commits.Lock()
+	defer t.runway.commits.Unlock()
+	return t.commitUntil(ctx, t.runway.pass(f, t.source.id))
 }
 
 // commitUntil commits until it is accepted, refused (errDisowned) or ctx ends.

@@ -14,33 +14,66 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
-// plan is the range a sink declared before its insert: the metadata of an
-// offset commit at its first offset.
+// plan is a range that a sink declared before its insert.
 type plan struct {
 	src         uint32
 	first, last int64
 }
 
-const planVersion = "v1"
+// plans are those of the flights under way that have records of a partition, in order:
+// the metadata of an offset commit at the first offset of the first.
+type plans []plan
 
-func (p plan) String() string { return fmt.Sprintf("%s;%d;%d", planVersion, p.src, p.last) }
+// The second form is that of several plans; sinks before it know the first only, and
+// wait for one that knows both.
+const (
+	onePlan      = "v1" // v1;src;last
+	severalPlans = "v2" // v2;src;last;first;last…
+)
 
-// parsePlan reads the metadata of a commit at first; ok is false when it
-// declares nothing.
-func parsePlan(first int64, metadata string) (p plan, ok bool, err error) {
+func (p plans) String() string {
+	form := onePlan
+	if len(p) > 1 {
+		form = severalPlans
+	}
+	s := fmt.Sprintf("%s;%d;%d", form, p[0].src, p[0].last)
+	for _, next := range p[1:] {
+		s += fmt.Sprintf(";%d;%d", next.first, next.last)
+	}
+	return s
+}
+
+// parsePlans reads the metadata of a commit at first: nothing declares nothing.
+func parsePlans(first int64, metadata string) (plans, error) {
 	if metadata == "" {
-		return plan{}, false, nil
+		return nil, nil
 	}
 	f := strings.Split(metadata, ";")
-	if len(f) != 3 || f[0] != planVersion {
-		return plan{}, false, fmt.Errorf("offset metadata %q is not a plan this version knows", metadata)
+	if f[0] != onePlan && f[0] != severalPlans {
+		return nil, fmt.Errorf("offset metadata %q is not a plan this version knows", metadata)
 	}
-	src, err1 := strconv.ParseUint(f[1], 10, 32)
-	last, err2 := strconv.ParseInt(f[2], 10, 64)
-	if err1 != nil || err2 != nil || last < first {
-		return plan{}, false, fmt.Errorf("offset metadata %q at offset %d is not a plan", metadata, first)
+	wrong := fmt.Errorf("offset metadata %q at offset %d is not a plan", metadata, first)
+	if (f[0] == onePlan) != (len(f) == 3) || len(f) < 3 || len(f)%2 == 0 {
+		return nil, wrong
 	}
-	return plan{uint32(src), first, last}, true, nil
+	src, err := strconv.ParseUint(f[1], 10, 32)
+	if err != nil {
+		return nil, wrong
+	}
+	var out plans
+	for next, ends := first, f[2:]; ; ends = ends[2:] {
+		last, err := strconv.ParseInt(ends[0], 10, 64)
+		if err != nil || last < next {
+			return nil, wrong
+		}
+		out = append(out, plan{uint32(src), next, last})
+		if len(ends) == 1 {
+			return out, nil
+		}
+		if next, err = strconv.ParseInt(ends[1], 10, 64); err != nil || next <= last {
+			return nil, wrong
+		}
+	}
 }
 
 // offsetsFetched learns where newly assigned partitions stand, before their
@@ -54,16 +87,17 @@ func (t *session) offsetsFetched(_ context.Context, _ *kgo.Client, resp *kmsg.Of
 		}
 		p := &partition{id: id, next: max(offset, 0), known: offset >= 0}
 		if offset >= 0 && metadata != nil {
-			open, ok, err := parsePlan(offset, *metadata)
+			open, err := parsePlans(offset, *metadata)
 			if err != nil {
 				return err
 			}
 			switch {
-			case ok && open.src == t.source.id:
-				p.open, p.next = &open, open.last+1
-			case ok:
+			case len(open) == 0:
+			case open[0].src == t.source.id:
+				p.open, p.next = open, open[len(open)-1].last+1
+			default:
 				t.cfg.Logger.Error("open plan belongs to another log, ignored",
-					"partition", id, "first", offset, "last", open.last, "src", open.src, "want_src", t.source.id)
+					"partition", id, "first", offset, "last", open[len(open)-1].last, "src", open[0].src, "want_src", t.source.id)
 			}
 		}
 		t.partitions[id] = p

@@ -127,7 +127,7 @@ func TestRepairBesideOtherSinks(t *testing.T) {
 		s.stop()
 		l.exec(fmt.Sprintf(`INSERT INTO events_1m (m, event_name, channel, n) SELECT toStartOfMinute(ts) AS m, event_name, channel, toInt64(count()) AS n
 			FROM events WHERE _src = %d AND _offset >= %d GROUP BY m, event_name, channel`, l.src(), first))
-		l.commit(0, first, plan{l.src(), first, last}.String())
+		l.commit(0, first, plans{{l.src(), first, last}}.String())
 		s = l.start()
 		l.settled()
 		s.stop()

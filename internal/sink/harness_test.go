@@ -118,7 +118,7 @@ func (l *lab) log(component string) *slog.Logger {
 func (l *lab) config() Config {
 	return Config{
 		Topic: topic, DeadLetterTopic: letter, Group: group,
-		FlushInterval: 25 * time.Millisecond, FlushRows: 500, FlushBytes: 1 << 20,
+		FlushInterval: 25 * time.Millisecond, FlushRows: 500, FlushBytes: 1 << 20, Inserts: 2,
 		InsertTimeout: 10 * time.Second, RevokeTimeout: 5 * time.Second, SessionTimeout: 15 * time.Second,
 		DedupIDs: 100_000, DedupAge: time.Hour,
 	}

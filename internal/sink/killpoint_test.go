@@ -46,10 +46,21 @@ func (d *death) onWrite(n int, texts ...string) {
 // onCommit strikes when the coordinator gets the commit of a plan, or the one
 // past it, which is then applied or not.
 func (d *death) onCommit(plans, applied bool) (remove func()) {
+	return d.onCommitThat(applied, func(req kmsg.Request) bool { return isPlan(req) == plans })
+}
+
+// onCommitTo is onCommit for the first that moves the group to an offset.
+func (d *death) onCommitTo(offset int64, applied bool) (remove func()) {
+	return d.onCommitThat(applied, func(req kmsg.Request) bool {
+		return req.(*kmsg.OffsetCommitRequest).Topics[0].Partitions[0].Offset == offset
+	})
+}
+
+func (d *death) onCommitThat(applied bool, is func(kmsg.Request) bool) (remove func()) {
 	return d.s.l.cluster.Fault(kfake.Fault{
 		Keys: []kmsg.Key{kmsg.OffsetCommit}, Observe: applied, Err: kerr.CoordinatorNotAvailable, Count: -1,
 		When: func(req kmsg.Request) bool {
-			if isPlan(req) != plans {
+			if !is(req) {
 				return false
 			}
 			d.once.Do(func() {

@@ -222,15 +222,24 @@ func lease(session time.Duration) time.Duration {
 	return min(max(session.Truncate(time.Second), time.Second), 30*time.Second)
 }
 
+// lookout is the look for repairs of other sinks.
+type lookout struct {
+	mu     sync.Mutex
+	looked time.Time
+	answer <-chan bool // brings whether there are any; nil when nobody looks
+}
+
 // lookForRepairs begins to look, once a second, whether another sink repairs rollups.
 // The answer is for an insert that begins when it is there: nothing waits for it.
 func (t *session) lookForRepairs() {
-	if t.looking != nil || time.Since(t.looked) < time.Second {
+	t.lookout.mu.Lock()
+	defer t.lookout.mu.Unlock()
+	if t.lookout.answer != nil || time.Since(t.lookout.looked) < time.Second {
 		return
 	}
-	t.looked = time.Now()
+	t.lookout.looked = time.Now()
 	answer := make(chan bool, 1)
-	t.looking = answer
+	t.lookout.answer = answer
 	go func() {
 		ctx, cancel := context.WithTimeout(t.ctx, t.cfg.InsertTimeout)
 		defer cancel()
@@ -242,17 +251,31 @@ func (t *session) lookForRepairs() {
 	}()
 }
 
+// seen tells whether a look that has ended saw a repair.
+func (l *lookout) seen() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	select {
+	case others := <-l.answer:
+		l.answer = nil
+		return others
+	default:
+		return false
+	}
+}
+
+// close waits for the look under way.
+func (l *lookout) close() {
+	if l.answer != nil {
+		<-l.answer
+	}
+}
+
 // yieldToRepair lets a repair of another sink go first if a look has seen one, and
 // waits no longer than an insert may take: what the repair gains is time, what it does
 // is right anyway.
 func (t *session) yieldToRepair(ctx context.Context) {
-	select {
-	case others := <-t.looking:
-		t.looking = nil
-		if !others {
-			return
-		}
-	default:
+	if !t.lookout.seen() {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, t.cfg.InsertTimeout)

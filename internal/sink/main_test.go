@@ -302,18 +302,20 @@ func (w *wire) allow(limits *[]int, n int) (int, bool) {
 	return n, false
 }
 
-func (w *wire) tell(c *wireConn, p []byte, sent bool) {
+func (w *wire) tell(c *wireConn, p []byte, sent bool) (held chan struct{}) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.watch != nil {
 		w.watch(c, p, sent)
 	}
+	return c.held
 }
 
 type wireConn struct {
 	net.Conn
 	w      *wire
-	deaf   bool // the next read is cut; guarded by w.mu
+	deaf   bool          // the next read is cut; guarded by w.mu
+	held   chan struct{} // what is written waits for it; nil: goes out; guarded by w.mu
 	once   sync.Once
 	closed chan struct{}
 }
@@ -342,7 +344,13 @@ func (c *wireConn) Write(p []byte) (int, error) {
 	if err := c.w.transmit(len(p), c.closed); err != nil {
 		return 0, err
 	}
-	c.w.tell(c, p, true)
+	if held := c.w.tell(c, p, true); held != nil {
+		select {
+		case <-held:
+		case <-c.closed:
+			return 0, net.ErrClosed
+		}
+	}
 	if n, ok := c.w.allow(&c.w.writes, len(p)); !ok {
 		n, _ = c.Conn.Write(p[:n])
 		c.Conn.Close()

@@ -338,7 +338,7 @@ func TestLargeAndOddFlights(t *testing.T) {
 	first := l.cluster.PartitionInfo(topic, 0).HighWatermark
 	l.produce(1500, years)
 	for _, p := range l.cluster.PartitionInfos(topic) {
-		l.commit(p.Partition, first, plan{l.src(), first, p.HighWatermark - 1}.String())
+		l.commit(p.Partition, first, plans{{l.src(), first, p.HighWatermark - 1}}.String())
 	}
 	s = l.start(func(c *Config) { c.FlushRows = 5000; c.InsertTimeout = time.Minute })
 	l.settledWithin(2 * time.Minute)

@@ -46,10 +46,7 @@ func (t *session) overtake(ctx context.Context) error {
 
 // overtakePartition makes [first,end), of which events holds the last, whole.
 func (t *session) overtakePartition(ctx context.Context, p *partition, first, end int64) error {
-	from := min(first, p.next)
-	if p.open != nil {
-		from = min(from, p.open.first)
-	}
+	from := min(first, p.from())
 	t.cfg.Logger.Warn("events goes beyond the group's offset, comparing", "partition", p.id, "offset", p.next, "first", from, "last", end-1)
 	f := newFlight(newBlock())
 	f.batches[p.id] = &batch{first: from, last: end - 1}

@@ -18,17 +18,11 @@ import (
 	"edge/internal/clickhouse"
 )
 
-// recoverOpen turns the plans found in the group's offsets into one flight that
-// starts with RECOVERING. Nothing else is launched before it. Callers hold mu.
+// recoverOpen turns the plans found in the group's offsets into a flight that starts with
+// RECOVERING, the first of each partition or of as many as fill a block: nothing is taken
+// of one before all of its plans have left. Callers hold mu.
 func (t *session) recoverOpen() {
-	var plans []plan
-	var ids []int32
-	for id, p := range t.partitions {
-		if p.open != nil {
-			plans, ids = append(plans, *p.open), append(ids, id)
-		}
-	}
-	if len(plans) == 0 {
+	if !t.open() || t.runway.recovers() {
 		return
 	}
 	ctx, cancel := context.WithTimeout(t.ctx, t.cfg.RevokeTimeout)
@@ -38,16 +32,31 @@ func (t *session) recoverOpen() {
 		return
 	}
 	f := newFlight(newBlock())
-	f.recover = true
-	for i, id := range ids {
-		if err := t.reread(ctx, f, plans[i], t.partitions[id]); err != nil {
-			t.lost(fmt.Errorf("read declared batch %d:[%d,%d] again: %w", id, plans[i].first, plans[i].last, err))
+	f.recover, f.later = true, make(map[int32]plans)
+	for id, p := range t.partitions {
+		if len(p.open) == 0 || f.full(&t.cfg) {
+			continue
+		}
+		next := p.open[0]
+		if err := t.reread(ctx, f, next, p); err != nil {
+			t.lost(fmt.Errorf("read declared batch %d:[%d,%d] again: %w", id, next.first, next.last, err))
 			return
 		}
-		t.partitions[id].open = nil
+		p.open = p.open[1:]
+		f.later[id] = p.open
 	}
 	t.cfg.Logger.Info("declared batches found, recovering", "batches", f.ranges(), "rows", f.block.rows())
 	t.fly(f)
+}
+
+// open tells whether plans are left to be recovered. Callers hold mu.
+func (t *session) open() bool {
+	for _, p := range t.partitions {
+		if len(p.open) > 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // reread takes the offsets of plan p from the log into f.

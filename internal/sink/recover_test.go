@@ -26,7 +26,7 @@ func (l *lab) declare(n int, leave func(l *lab, declared string)) {
 	s.stop()
 	for _, p := range l.cluster.PartitionInfos(topic) {
 		last := p.HighWatermark - 1
-		l.commit(p.Partition, first, plan{l.src(), first, last}.String())
+		l.commit(p.Partition, first, plans{{l.src(), first, last}}.String())
 	}
 	leave(l, fmt.Sprintf("_offset >= %d", first))
 }

@@ -44,10 +44,7 @@ func (t *session) rescan(ctx context.Context) error {
 
 func (t *session) rescanPartition(ctx context.Context, p *partition) error {
 	started := time.Now()
-	end := p.next
-	if p.open != nil {
-		end = p.open.first
-	}
+	end := p.from()
 	first, _, err := t.logRange(ctx, p.id)
 	if err != nil {
 		return err

@@ -2,10 +2,11 @@
 // events and is counted once in every rollup, whatever dies on the way.
 //
 //	poll ─▶ decode into the filling block ─▶ flight: declare plan ─▶ insert ─▶ commit
-//	  ▲            (one goroutine)              (one goroutine at a time)         │
+//	  ▲            (one goroutine)                (one goroutine each)            │
 //	  └───────────────────────────────────────────────────────────────────────────┘
 //
-// While one block is inserted the next is filled. A block may carry rows of
+// While blocks are inserted the next is filled. One that is full does not wait for the
+// one before, see runway.go. A block may carry rows of
 // many partitions; per partition they form a batch, a contiguous offset range
 // [first,last]. The life of a flight, which is a block and its batches:
 //
@@ -14,13 +15,14 @@
 //	              ▼                    │
 //	          RECOVERING ──────────────┘   (again from its start after any error)
 //
-// PLANNED: an offset commit at first carries the plan (last) as metadata. The
+// PLANNED: an offset commit at first carries the plan (last) as metadata, or at the
+// first of the oldest batch that is not stored, with the plans from there on. The
 // group generation fences it: an owner that lost the partition is refused and
 // sends nothing. The commit is made after ClickHouse has registered the insert
 // and before it gets the first row, so whoever takes the partition over finds
 // either no plan, or a plan whose insert it can see, kill and wait for.
 //
-// STORED: a commit at last+1 without metadata.
+// STORED: a commit at last+1, with the plans of those behind it, if there are any.
 //
 // RECOVERING: entered after any error of the insert, and at the start for every
 // plan found in the group's offsets. It believes no answer and looks at the
@@ -52,6 +54,10 @@ const (
 	MaxFlushBytes = 128 << 20
 )
 
+// MaxInserts is the most that Config.Inserts may be: the plans of as many are well within
+// the 4 KiB that brokers take as metadata of an offset.
+const MaxInserts = 16
+
 // Config bounds the sink. Every field is required.
 type Config struct {
 	Kafka           kafka.Options
@@ -68,6 +74,7 @@ type Config struct {
 	FlushInterval time.Duration
 	FlushRows     int // a block is full at this many rows
 	FlushBytes    int // or at this many bytes of records
+	Inserts       int // under way at the same time while blocks are full
 	InsertTimeout time.Duration
 	// SessionTimeout is after how much silence the group gives this sink's
 	// partitions to others, and how long a repair's lock outlives its holder.
@@ -152,16 +159,14 @@ type session struct {
 	// wake ends a poll when a flight lands.
 	wake chan struct{}
 
-	// These belong to the flight under way.
-	looked  time.Time   // for repairs of others
-	looking <-chan bool // brings whether there are any; nil when nobody looks
+	runway  runway
+	lookout lookout
 	inserts kept
 
 	mu         sync.Mutex // guards what follows against the group callbacks
 	partitions map[int32]*partition
 	filling    *flight
-	flying     *flight
-	spare      *block
+	spares     []*block
 	launched   time.Time // of the last flight
 	polled     []polled
 	resting
@@ -171,13 +176,21 @@ type session struct {
 type partition struct {
 	id   int32
 	next int64 // offset of the next record to take
-	open *plan // declared by an earlier owner, to be recovered before anything else
+	open plans // declared by an earlier owner, to be recovered before anything else
 	high int64 // high watermark last seen
 
 	known bool // next was committed or taken, not assumed
 	asked bool // events does not go beyond next, see overtake
 
 	window *window // ids taken so far; nil until rebuilt from events
+}
+
+// from is the first offset that is not stored for certain, of one newly assigned.
+func (p *partition) from() int64 {
+	if len(p.open) > 0 {
+		return p.open[0].first
+	}
+	return p.next
 }
 
 func (s *Sink) session(ctx context.Context) error {
@@ -193,7 +206,6 @@ func (s *Sink) session(ctx context.Context) error {
 		wake:       make(chan struct{}, 1),
 		partitions: make(map[int32]*partition),
 		filling:    newFlight(newBlock()),
-		spare:      newBlock(),
 		resting:    resting{brought: 2},
 	}
 	t.client, err = s.cfg.Kafka.Client(
@@ -299,38 +311,52 @@ func (t *session) behind() (n int64) {
 	return n
 }
 
-// launch sends the filling flight off when it is due and the runway is free.
-// Callers hold mu.
+// launch sends the filling flight off when it is due and there is room on the runway:
+// beside others if it is full. Callers hold mu.
 func (t *session) launch(now bool) {
 	f := t.filling
-	if t.flying != nil || f.empty() || t.ctx.Err() != nil {
+	if f.empty() || t.ctx.Err() != nil {
 		return
 	}
-	if !now && !f.full(&t.cfg) && t.due() > 0 {
+	if !f.full(&t.cfg) && (t.runway.first() != nil || !now && t.due() > 0) {
 		return
 	}
-	t.filling = newFlight(t.spare)
-	t.spare = nil
-	t.fly(f)
+	if t.fly(f) {
+		t.filling = newFlight(t.spare())
+	}
 }
 
-// fly stores f in a goroutine of its own. Callers hold mu and have seen that
-// nothing else is flying.
-func (t *session) fly(f *flight) {
-	t.flying, t.launched = f, time.Now()
+// spare is a block for the next flight. Callers hold mu.
+func (t *session) spare() *block {
+	n := len(t.spares) - 1
+	if n < 0 {
+		return newBlock()
+	}
+	b := t.spares[n]
+	t.spares = t.spares[:n]
+	return b
+}
+
+// fly stores f in a goroutine of its own, if it may leave. Callers hold mu.
+func (t *session) fly(f *flight) bool {
+	if !t.runway.admit(f, t.cfg.Inserts) {
+		return false
+	}
+	t.launched = time.Now()
 	t.resting.flown(f.few() && !f.full(&t.cfg))
 	go func() {
 		err := t.store(t.ctx, f)
 		t.mu.Lock()
 		f.err = err
-		t.flying = nil
 		if err == nil {
-			t.state.stored(f, t.filling)
+			t.state.stored(f, append(t.runway.after(f), t.filling))
 		} else {
 			t.lost(err)
 		}
-		f.block.reset()
-		t.spare = f.block
+		t.runway.leave(f)
+		if f.block.reset(); len(t.spares) < t.cfg.Inserts {
+			t.spares = append(t.spares, f.block)
+		}
 		t.mu.Unlock()
 		close(f.landed)
 		select {
@@ -338,15 +364,22 @@ func (t *session) fly(f *flight) {
 		default:
 		}
 	}()
+	return true
 }
 
-// land waits for the flight under way. Callers hold mu, which is free while
+// land waits for the flights under way. Callers hold mu, which is free while
 // waiting.
 func (t *session) land(ctx context.Context) error {
-	f := t.flying
-	if f == nil {
-		return context.Cause(t.ctx)
+	for f := t.runway.first(); f != nil; f = t.runway.first() {
+		if err := t.landed(ctx, f); err != nil {
+			return err
+		}
 	}
+	return context.Cause(t.ctx)
+}
+
+// landed is land for one flight.
+func (t *session) landed(ctx context.Context, f *flight) error {
 	t.mu.Unlock()
 	defer t.mu.Lock()
 	select {
@@ -380,15 +413,12 @@ func (t *session) close(cause error) {
 		t.lost(cause)
 	}
 	// Whatever is still flying now stops at its next step, and nothing follows it.
-	f := t.flying
 	t.lost(errDisowned)
 	t.mu.Unlock()
-	if f != nil {
+	for _, f := range t.runway.all() {
 		<-f.landed
 	}
-	if t.looking != nil {
-		<-t.looking
-	}
+	t.lookout.close()
 	t.inserts.close()
 	t.mu.Lock()
 	t.partitions = nil

@@ -155,8 +155,8 @@ func (p *progress) seen(part *partition, filling *batch) {
 	}
 }
 
-// stored notes that f is in, and what waits behind it.
-func (p *progress) stored(f, filling *flight) {
+// stored notes that f is in, and what waits behind it, in order.
+func (p *progress) stored(f *flight, waiting []*flight) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.moved, p.err = time.Now(), nil
@@ -166,8 +166,10 @@ func (p *progress) stored(f, filling *flight) {
 			continue
 		}
 		at.stored, at.oldest = b.last+1, time.Time{}
-		if next := filling.batches[id]; next != nil {
-			at.oldest = next.oldest
+		for _, next := range slices.Backward(waiting) {
+			if b := next.batches[id]; b != nil {
+				at.oldest = b.oldest
+			}
 		}
 	}
 }

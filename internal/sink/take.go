@@ -27,7 +27,7 @@ func (t *session) poll(ctx context.Context) kgo.Fetches {
 	t.mu.Lock()
 	room := t.cfg.FlushRows - t.filling.block.rows()
 	wait := 5 * time.Second
-	if !t.filling.empty() && t.flying == nil {
+	if !t.filling.empty() && t.runway.first() == nil {
 		wait = t.due()
 	}
 	t.mu.Unlock()
@@ -50,19 +50,19 @@ func (t *session) poll(ctx context.Context) kgo.Fetches {
 	return fetches
 }
 
-// room returns when the filling block can take more: with a full block and an
-// insert under way there is nothing to poll for. Rebalances go on meanwhile.
+// room returns when the filling block can take more: with a full block that cannot
+// leave, or with records that wait for plans to be recovered, there is nothing to poll
+// for. Rebalances go on meanwhile.
 func (t *session) room(ctx context.Context) {
 	for {
 		t.mu.Lock()
-		f := t.flying
-		full := t.filling.full(&t.cfg)
-		if full && f == nil {
+		if t.filling.full(&t.cfg) {
 			t.launch(false)
-			full, f = false, nil
 		}
+		waits := t.filling.full(&t.cfg) || len(t.polled) > 0 && t.open()
+		f := t.runway.first()
 		t.mu.Unlock()
-		if !full {
+		if !waits || f == nil {
 			return
 		}
 		select {
@@ -147,8 +147,11 @@ func (t *session) take() {
 	for len(t.polled) > 0 {
 		next := &t.polled[0]
 		p := next.of
-		if t.partitions[p.id] != p {
+		switch {
+		case t.partitions[p.id] != p:
 			next.records = nil // revoked since: its next owner takes them
+		case len(p.open) > 0:
+			return
 		}
 		for len(next.records) > 0 && !t.filling.full(&t.cfg) {
 			t.takeRecord(p, next.records[0])

@@ -188,13 +188,9 @@ func (t *session) loadWindows(ctx context.Context) error {
 		if p.window != nil {
 			continue
 		}
-		first := p.next
-		if p.open != nil {
-			first = p.open.first
-		}
 		w := t.newWindow()
 		started := time.Now()
-		if err := t.loadWindow(ctx, p.id, first, w); err != nil {
+		if err := t.loadWindow(ctx, p.id, p.from(), w); err != nil {
 			return fmt.Errorf("rebuild the deduplication window of partition %d: %w", p.id, err)
 		}
 		p.window = w

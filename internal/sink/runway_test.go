@@ -1,0 +1,427 @@
+package sink
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"edge/internal/codec"
+)
+
+// TestOffsetsOfFlights has flights of two partitions declare and land.
+func TestOffsetsOfFlights(t *testing.T) {
+	var r runway
+	admit := func(batches map[int32]*batch) *flight {
+		f := newFlight(nil)
+		f.batches = batches
+		if !r.admit(f, MaxInserts) {
+			t.Fatal("not admitted")
+		}
+		return f
+	}
+	got := func(offsets map[int32]commitOffset) string {
+		var all []string
+		for _, id := range []int32{0, 1} {
+			if o, ok := offsets[id]; ok {
+				all = append(all, fmt.Sprintf("%d@%d %s", id, o.at, o.metadata))
+			}
+		}
+		return strings.Join(all, ", ")
+	}
+	is := func(what string, offsets map[int32]commitOffset, want string) {
+		t.Helper()
+		if got := got(offsets); got != want {
+			t.Errorf("%s: %s; want %s", what, got, want)
+		}
+	}
+	a := admit(map[int32]*batch{0: {first: 10, last: 19}, 1: {first: 5, last: 5}})
+	b := admit(map[int32]*batch{0: {first: 20, last: 29}})
+	c := admit(map[int32]*batch{0: {first: 33, last: 39}, 1: {first: 6, last: 8}}) // retention took 30 to 32
+	is("the second declares first", r.declare(b, 7), "0@10 v2;7;19;20;29")
+	is("the first", r.declare(a, 7), "0@10 v2;7;19;20;29, 1@5 v1;7;5")
+	is("the first passes, the third is not declared", r.pass(a, 7), "0@20 v1;7;29, 1@6 ")
+	is("the third", r.declare(c, 7), "0@20 v2;7;29;33;39, 1@6 v1;7;8")
+	r.leave(a)
+	is("the second passes", r.pass(b, 7), "0@33 v1;7;39")
+	r.leave(b)
+	is("the third passes", r.pass(c, 7), "0@40 , 1@9 ")
+	r.leave(c)
+
+	d := newFlight(nil)
+	d.recover, d.batches, d.later = true, map[int32]*batch{0: {first: 0, last: 9}, 1: {first: 0, last: 9}}, map[int32]plans{0: {{7, 10, 19}, {7, 20, 29}}}
+	if !r.admit(d, 1) || r.admit(newFlight(nil), 2) {
+		t.Error("a recovery was not admitted, or something beside it")
+	}
+	is("a recovery declares", r.declare(d, 7), "0@0 v2;7;9;10;19;20;29, 1@0 v1;7;9")
+	is("a recovery passes", r.pass(d, 7), "0@10 v2;7;19;20;29, 1@10 ")
+}
+
+// commits notes every commit of the group in order, as "offset metadata".
+func (l *lab) commits() (seen func() []string) {
+	var mu sync.Mutex
+	var all []string
+	fault := l.cluster.Fault(kfake.Fault{
+		Keys: []kmsg.Key{kmsg.OffsetCommit}, Observe: true, Err: kerr.CoordinatorNotAvailable, Count: -1,
+		When: func(req kmsg.Request) bool {
+			mu.Lock()
+			defer mu.Unlock()
+			for _, t := range req.(*kmsg.OffsetCommitRequest).Topics {
+				for _, p := range t.Partitions {
+					all = append(all, fmt.Sprintf("%d %s", p.Offset, *p.Metadata))
+				}
+			}
+			return false
+		},
+	})
+	l.t.Cleanup(fault.Remove)
+	return func() []string {
+		mu.Lock()
+		defer mu.Unlock()
+		return slices.Compact(slices.Clone(all)) // kfake asks several times
+	}
+}
+
+// convoy is a sink whose flights are full with a few rows, and whose inserts can be
+// held when the server has taken them, before their rows go out.
+type convoy struct {
+	*process
+	mu    sync.Mutex
+	conns map[string]*wireConn // by the letter in the rows that it held
+	asked int                  // KILL QUERY, with which recoveries begin
+}
+
+const convoyRows = 40
+
+// lettered are rows of one letter, as many as fill a flight.
+func lettered(letter string) func(int, *codec.Event) {
+	return func(i int, ev *codec.Event) {
+		twoMonths(i, ev)
+		ev.Metadata = []byte(`{"x":"convoy ` + letter + `"}`)
+	}
+}
+
+// convoy starts one that holds the rows of these letters.
+func (l *lab) convoy(hold ...string) *convoy {
+	l.t.Helper()
+	v := &convoy{conns: make(map[string]*wireConn)}
+	v.process = l.prepare(func(c *Config) { c.FlushRows, c.Inserts = convoyRows, 3 })
+	v.click.watch = func(c *wireConn, p []byte, sent bool) {
+		if !sent {
+			return
+		}
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		v.asked += bytes.Count(p, []byte("KILL QUERY"))
+		for _, letter := range hold {
+			if v.conns[letter] == nil && bytes.Contains(p, []byte("convoy "+letter)) {
+				c.held = make(chan struct{})
+				v.conns[letter] = c
+			}
+		}
+	}
+	v.run()
+	return v
+}
+
+// holds waits until the rows of a letter are held.
+func (v *convoy) holds(letter string) *wireConn {
+	v.l.t.Helper()
+	var c *wireConn
+	eventually(v.l.t, "the rows of "+letter+" are on their way", func() error {
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		if c = v.conns[letter]; c == nil {
+			return errors.New("they are not")
+		}
+		return nil
+	})
+	return c
+}
+
+// let has the rows of a letter go out.
+func (v *convoy) let(letter string) {
+	v.l.t.Helper()
+	c := v.holds(letter)
+	v.click.mu.Lock()
+	defer v.click.mu.Unlock()
+	close(c.held)
+	c.held = nil
+}
+
+// breaks ends the connection that has the rows of a letter.
+func (v *convoy) breaks(letter string) { v.holds(letter).Conn.Close() }
+
+func (v *convoy) recoveries() int {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.asked
+}
+
+// has waits until events has n rows from an offset on.
+func (l *lab) has(n int, from int64) {
+	l.t.Helper()
+	eventually(l.t, fmt.Sprintf("%d rows are in events", n), func() error {
+		if got := l.value(fmt.Sprintf("SELECT count() FROM events WHERE _offset >= %d", from)); got != fmt.Sprint(n) {
+			return fmt.Errorf("%s are", got)
+		}
+		return nil
+	})
+}
+
+// TestFlightsSideBySide holds the first of three full flights: the others are stored
+// meanwhile, and passed when it is.
+func TestFlightsSideBySide(t *testing.T) {
+	l := newLab(t, 1)
+	seen := l.commits()
+	v := l.convoy("a")
+	l.produce(convoyRows, lettered("a"))
+	v.holds("a")
+	l.produce(convoyRows, lettered("b"))
+	l.has(convoyRows, 40)
+	l.produce(convoyRows, lettered("c"))
+	l.has(2*convoyRows, 40)
+	l.produce(convoyRows, lettered("d")) // must wait: three are under way
+	src := l.src()
+	want := []string{fmt.Sprintf("0 v1;%d;39", src), fmt.Sprintf("0 v2;%d;39;40;79", src), fmt.Sprintf("0 v2;%d;39;40;79;80;119", src)}
+	if diff := cmp.Diff(want, seen()); diff != "" {
+		t.Errorf("commits before the first is stored (-want +got):\n%s", diff)
+	}
+	v.let("a")
+	l.settled()
+	l.exact()
+	if got := seen(); len(got) < 5 || got[3] != fmt.Sprintf("40 v2;%d;79;80;119", src) {
+		t.Errorf("commits are %q; want the fourth to pass the first flight and no other", got)
+	}
+	if n := v.sink.stats.stored.Load(); n != 4 || v.recoveries() > 0 {
+		t.Errorf("%d flights stored, %d recoveries; want 4 and none", n, v.recoveries())
+	}
+}
+
+// TestFlightsNotFull has few rows wait for the flight under way, however long it takes:
+// they are stored with what comes meanwhile.
+func TestFlightsNotFull(t *testing.T) {
+	l := newLab(t, 1)
+	v := l.convoy("a")
+	l.produce(convoyRows, lettered("a"))
+	v.holds("a")
+	for range 3 {
+		l.produce(convoyRows/4, lettered("b"))
+		eventually(t, "they are taken", func() error {
+			v.sink.state.mu.Lock()
+			defer v.sink.state.mu.Unlock()
+			if at := v.sink.state.partitions[0]; at.high != l.cluster.PartitionInfo(topic, 0).HighWatermark {
+				return fmt.Errorf("the sink has seen the log up to %d", at.high)
+			}
+			return nil
+		})
+	}
+	v.let("a")
+	l.settled()
+	l.exact()
+	if n := v.sink.stats.stored.Load(); n != 2 {
+		t.Errorf("%d flights; want 2", n)
+	}
+}
+
+// TestFlightFailsBesideAnother breaks the first of two flights, then both: the first
+// waits with its recovery until the other has ended its try, and no other leaves.
+func TestFlightFailsBesideAnother(t *testing.T) {
+	for _, both := range []bool{false, true} {
+		t.Run(fmt.Sprintf("both=%t", both), func(t *testing.T) {
+			l := newLab(t, 1)
+			l.declare(20, func(*lab, string) {}) // history in the same hours
+			l.commit(0, 20, "")
+			seen := l.commits()
+			v := l.convoy("a", "b")
+			l.produce(convoyRows, lettered("a"))
+			v.holds("a")
+			l.produce(convoyRows, lettered("b"))
+			v.holds("b")
+			v.breaks("a")
+			eventually(t, "the first has failed", func() error {
+				if v.sink.stats.retried.Load() == 0 {
+					return errors.New("it has not")
+				}
+				return nil
+			})
+			l.produce(convoyRows, lettered("c"))
+			if n := v.recoveries(); n != 0 {
+				t.Errorf("%d recoveries beside an insert that is under way", n)
+			}
+			if both {
+				v.breaks("b")
+			} else {
+				v.let("b")
+			}
+			l.settled()
+			l.exact()
+			recovered, stored := uint64(1), uint64(2)
+			if both {
+				recovered, stored = 2, 1
+			}
+			if st := &v.sink.stats; st.recovered.Load() != recovered || st.stored.Load() != stored || st.reinserted.Load() != recovered {
+				t.Errorf("%s; want %d recovered by inserting and %d stored", v.sink.outcomes(), recovered, stored)
+			}
+			for _, c := range seen()[:2] {
+				if strings.Contains(c, ";100;") {
+					t.Errorf("the third was declared beside the recovery: %q", seen())
+				}
+			}
+		})
+	}
+}
+
+// TestKilledWithSeveralFlights kills a sink with several flights under way, and those
+// that recover them. Whoever comes last finds everything once.
+func TestKilledWithSeveralFlights(t *testing.T) {
+	t.Parallel() // it waits more than it works
+	l := newLab(t, 1)
+	l.declare(20, func(*lab, string) {}) // history in the same hours
+	l.commit(0, 20, "")
+	next := func() int64 { return l.cluster.PartitionInfo(topic, 0).HighWatermark }
+	stands := func(want string) {
+		t.Helper()
+		at := l.cluster.GroupInfo(group).Commits[topic][0]
+		if got := fmt.Sprintf("%d %s", at.Offset, at.Metadata); got != want {
+			t.Fatalf("the group stands at %s; want %s", got, want)
+		}
+	}
+	planned := func(first int64, flights int) string {
+		var p plans
+		for i := range int64(flights) {
+			p = append(p, plan{l.src(), first + i*convoyRows, first + (i+1)*convoyRows - 1})
+		}
+		return fmt.Sprintf("%d %s", first, p)
+	}
+	// ends has a successor find everything, and more records behind it.
+	ends := func(name string, present, reinserted uint64) {
+		t.Helper()
+		l.produce(3*convoyRows+7, twoMonths)
+		v := l.convoy()
+		l.settled()
+		l.exact()
+		v.stop()
+		if p, r := v.sink.stats.present.Load(), v.sink.stats.reinserted.Load(); p != present || r != reinserted {
+			t.Errorf("%s: recovery found a batch whole %d times and inserted rows %d times; want %d and %d", name, p, r, present, reinserted)
+		}
+		if t.Failed() {
+			t.FailNow()
+		}
+	}
+	// flights starts a sink with two of them and returns where they begin.
+	flights := func(hold ...string) (*convoy, int64) {
+		t.Helper()
+		first := next()
+		v := l.convoy(hold...)
+		for _, letter := range []string{"a", "b"} {
+			l.produce(convoyRows, lettered(letter))
+			if slices.Contains(hold, letter) {
+				v.holds(letter)
+			}
+		}
+		return v, first
+	}
+
+	v, first := flights("a", "b")
+	v.kill()
+	stands(planned(first, 2))
+	ends("no row sent", 0, 2)
+
+	v, first = flights("a")
+	l.has(convoyRows, first+convoyRows)
+	v.kill()
+	stands(planned(first, 2))
+	ends("the second stored", 1, 1)
+
+	v, first = flights("a", "b")
+	v.let("a")
+	eventually(t, "the first is passed", func() error {
+		if v.sink.stats.stored.Load() == 0 {
+			return errors.New("it is not")
+		}
+		return nil
+	})
+	v.kill()
+	stands(planned(first+convoyRows, 1))
+	ends("the first passed", 0, 1)
+
+	v, first = flights("a")
+	l.has(convoyRows, first+convoyRows)
+	d := newDeath(v.process)
+	remove := d.onCommitTo(first+convoyRows, false)
+	v.let("a")
+	<-d.struck
+	v.kill()
+	remove()
+	stands(planned(first, 2))
+	ends("both stored", 2, 0)
+
+	// The second repeats the first, which is not stored, and then the history.
+	first = next()
+	v = l.convoy("a")
+	ids := l.seq
+	l.produce(convoyRows, lettered("a"))
+	v.holds("a")
+	l.append(l.records(2*convoyRows, func(i int, ev *codec.Event) {
+		twoMonths(i, ev)
+		if ev.EventID = fmt.Appendf(nil, "id-%d", ids+i+1); i >= convoyRows {
+			ev.EventID = fmt.Appendf(nil, "id-%d", i%20+1)
+		}
+	}))
+	l.produce(convoyRows, lettered("b"))
+	l.has(convoyRows, first+3*convoyRows)
+	v.kill()
+	stands(fmt.Sprintf("%d %s", first, plans{{l.src(), first, first + convoyRows - 1}, {l.src(), first + convoyRows, first + 4*convoyRows - 1}}))
+	ends("duplicates", 1, 1)
+
+	// Nothing but dead letters between two flights.
+	first = next()
+	v = l.convoy("a")
+	l.produce(convoyRows, lettered("a"))
+	v.holds("a")
+	for range convoyRows {
+		l.append([]*kgo.Record{{Value: []byte("no event")}})
+	}
+	l.produce(convoyRows, lettered("c"))
+	l.has(convoyRows, first+2*convoyRows)
+	v.kill()
+	stands(planned(first, 3))
+	ends("dead letters between", 1, 1)
+
+	// The successors die, too: looking at the first, when the first is passed, and
+	// looking at the second.
+	v, first = flights("a")
+	l.has(convoyRows, first+convoyRows)
+	v.kill()
+	die := func(arm func(d *death) (remove func())) {
+		t.Helper()
+		s := l.prepare(func(c *Config) { c.FlushRows = convoyRows })
+		d := newDeath(s)
+		remove := arm(d)
+		s.run()
+		<-d.struck
+		s.kill()
+		if remove != nil {
+			remove()
+		}
+	}
+	die(func(d *death) func() { d.onWrite(1, "SELECT _offset FROM events"); return nil })
+	stands(planned(first, 2))
+	die(func(d *death) func() {
+		return d.onCommitTo(first+convoyRows, true)
+	})
+	stands(planned(first+convoyRows, 1))
+	die(func(d *death) func() { d.onWrite(1, "SELECT _offset FROM events"); return nil })
+	stands(planned(first+convoyRows, 1))
+	ends("dying in recoveries", 1, 0)
+}
