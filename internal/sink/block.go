@@ -2,7 +2,6 @@ package sink
 
 import (
 	"encoding/binary"
-	"slices"
 
 	"github.com/ClickHouse/ch-go/proto"
 	"github.com/google/uuid"
@@ -25,28 +24,30 @@ type block struct {
 	metadata   text
 	eventID    proto.ColUUID
 	receivedAt *proto.ColDateTime64
-	src        proto.ColUInt32
-	part       proto.ColUInt32
+	src        repeated
+	part       repeated
 	offset     proto.ColUInt64
-	first      proto.ColUInt64
-	last       proto.ColUInt64
-	rowCount   proto.ColUInt32
-	dup        proto.ColUInt32
-	dead       proto.ColUInt32
+	first      repeated
+	last       repeated
+	rowCount   repeated
+	dup        repeated
+	dead       repeated
 
 	bytes int // of the records taken
 }
 
 func newBlock() *block {
+	four, eight := repeated{of: proto.ColumnTypeUInt32}, repeated{of: proto.ColumnTypeUInt64}
 	return &block{
 		ts:         new(proto.ColDateTime64).WithPrecision(proto.PrecisionMilli),
 		receivedAt: new(proto.ColDateTime64).WithPrecision(proto.PrecisionMilli),
 		eventName:  newDictionary(),
+		src:        four, part: four, first: eight, last: eight, rowCount: four, dup: four, dead: four,
 	}
 }
 
 // rows is the number of rows appended.
-func (b *block) rows() int { return len(b.part) }
+func (b *block) rows() int { return len(b.offset) }
 
 // size is about how many bytes the rows take.
 func (b *block) size() (n int) {
@@ -67,41 +68,21 @@ func (b *block) append(ev *codec.Event, partition int32, offset int64) {
 	b.metadata.append(ev.Metadata)
 	b.eventID = append(b.eventID, uuid.UUID(ev.ID))
 	b.receivedAt.AppendRaw(proto.DateTime64(ev.ReceivedAt))
-	b.part = append(b.part, uint32(partition))
+	b.part.append(uint64(partition), 1)
 	b.offset = append(b.offset, uint64(offset))
 }
 
 // seal fills the columns that are known only when a batch is complete.
 func (b *block) seal(src uint32, batches map[int32]*batch) {
-	runs(b.part, func(p uint32, n int) {
+	b.part.each(func(p uint64, n int) {
 		t := batches[int32(p)]
-		b.src = appendTimes(b.src, src, n)
-		b.first = appendTimes(b.first, uint64(t.first), n)
-		b.last = appendTimes(b.last, uint64(t.last), n)
-		b.rowCount = appendTimes(b.rowCount, uint32(t.rows), n)
-		b.dup = appendTimes(b.dup, uint32(t.duplicates), n)
-		b.dead = appendTimes(b.dead, uint32(t.dead), n)
+		b.src.append(uint64(src), n)
+		b.first.append(uint64(t.first), n)
+		b.last.append(uint64(t.last), n)
+		b.rowCount.append(uint64(t.rows), n)
+		b.dup.append(uint64(t.duplicates), n)
+		b.dead.append(uint64(t.dead), n)
 	})
-}
-
-// runs calls f with each value of a column and how often it comes in a row.
-func runs[S ~[]E, E comparable](column S, f func(v E, n int)) {
-	for from := 0; from < len(column); {
-		to := from + 1
-		for to < len(column) && column[to] == column[from] {
-			to++
-		}
-		f(column[from], to-from)
-		from = to
-	}
-}
-
-func appendTimes[S ~[]E, E any](s S, v E, n int) S {
-	s = slices.Grow(s, n)
-	for range n {
-		s = append(s, v)
-	}
-	return s
 }
 
 // input returns the columns under their names.
@@ -138,14 +119,14 @@ func (b *block) copyRow(from *block, i int) {
 	b.metadata.copyRow(&from.metadata, i)
 	b.eventID = append(b.eventID, from.eventID[i])
 	b.receivedAt.AppendRaw(from.receivedAt.Data[i])
-	b.src = append(b.src, from.src[i])
-	b.part = append(b.part, from.part[i])
 	b.offset = append(b.offset, from.offset[i])
-	b.first = append(b.first, from.first[i])
-	b.last = append(b.last, from.last[i])
-	b.rowCount = append(b.rowCount, from.rowCount[i])
-	b.dup = append(b.dup, from.dup[i])
-	b.dead = append(b.dead, from.dead[i])
+	b.src.append(from.src.row(i), 1)
+	b.part.append(from.part.row(i), 1)
+	b.first.append(from.first.row(i), 1)
+	b.last.append(from.last.row(i), 1)
+	b.rowCount.append(from.rowCount.row(i), 1)
+	b.dup.append(from.dup.row(i), 1)
+	b.dead.append(from.dead.row(i), 1)
 }
 
 // reset empties the block and keeps its memory.
@@ -159,9 +140,10 @@ func (b *block) reset() {
 	b.metadata.reset()
 	b.eventID = b.eventID[:0]
 	b.receivedAt.Reset()
-	b.src, b.part, b.offset = b.src[:0], b.part[:0], b.offset[:0]
-	b.first, b.last = b.first[:0], b.last[:0]
-	b.rowCount, b.dup, b.dead = b.rowCount[:0], b.dup[:0], b.dead[:0]
+	b.offset = b.offset[:0]
+	for _, c := range []*repeated{&b.src, &b.part, &b.first, &b.last, &b.rowCount, &b.dup, &b.dead} {
+		c.runs = c.runs[:0]
+	}
 	b.bytes = 0
 }
 
@@ -214,19 +196,19 @@ func (d *dictionary) reset() {
 // value beside the bytes, and copies both when it is sent.
 type text struct {
 	wire []byte
-	ends []int // of the values in wire
+	ends []uint32 // of the values in wire: a block is a fraction of 4 GiB, see recoverOpen
 }
 
 func (c *text) append(v []byte) {
 	c.wire = binary.AppendUvarint(c.wire, uint64(len(v)))
 	c.wire = append(c.wire, v...)
-	c.ends = append(c.ends, len(c.wire))
+	c.ends = append(c.ends, uint32(len(c.wire)))
 }
 
 // copyRow appends row i of from.
 func (c *text) copyRow(from *text, i int) {
-	c.wire = append(c.wire, from.wire[from.start(i):from.ends[i]]...)
-	c.ends = append(c.ends, len(c.wire))
+	c.wire = append(c.wire, from.wire[from.start(i):from.start(i+1)]...)
+	c.ends = append(c.ends, uint32(len(c.wire)))
 }
 
 // start is where value i begins in wire, or where the next one will.
@@ -234,7 +216,7 @@ func (c *text) start(i int) int {
 	if i == 0 {
 		return 0
 	}
-	return c.ends[i-1]
+	return int(c.ends[i-1])
 }
 
 // rows are the values [from,to), to be sent only: they are in the same memory.

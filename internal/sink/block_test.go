@@ -112,8 +112,8 @@ func TestBlockCopiesRows(t *testing.T) {
 			k := len(odd) - 1 - i
 			show := func(b *block, i int) string {
 				return fmt.Sprintf("%d %s %s %s %s %s %s %x %d %d %d %d %d %d %d %d %d", b.ts.Data[i], b.eventName.row(i), value(&b.channel, i), value(&b.campaignID, i),
-					value(&b.userID, i), tags(b, i), value(&b.metadata, i), b.eventID[i], b.receivedAt.Data[i], b.src[i], b.part[i], b.offset[i], b.first[i],
-					b.last[i], b.rowCount[i], b.dup[i], b.dead[i])
+					value(&b.userID, i), tags(b, i), value(&b.metadata, i), b.eventID[i], b.receivedAt.Data[i], b.src.row(i), b.part.row(i), b.offset[i], b.first.row(i),
+					b.last.row(i), b.rowCount.row(i), b.dup.row(i), b.dead.row(i))
 			}
 			if got, want := show(to, i), show(from, k); got != want {
 				t.Errorf("round %d, row %d\ngot  %.200s\nwant %.200s", round, i, got, want)

@@ -20,7 +20,7 @@ type pieces struct {
 // compressedRows is how many rows are compressed at a time. ch-go holds such a piece
 // twice, as it is and compressed, and once more while it grows: a block of 100,000 rows
 // in one piece takes 100 MB more.
-const compressedRows = 16384
+const compressedRows = 8192
 
 // newPieces is b in pieces if it is to be compressed and small enough to be joined
 // again, which that of a recovery need not be.
@@ -65,11 +65,11 @@ func (p *pieces) more() bool {
 	s.metadata = b.metadata.rows(from, to)
 	s.eventID = b.eventID[from:to]
 	s.receivedAt.Data = b.receivedAt.Data[from:to]
-	s.src = b.src[from:to]
-	s.part = b.part[from:to]
+	s.src = b.src.rows(from, to)
+	s.part = b.part.rows(from, to)
 	s.offset = b.offset[from:to]
-	s.first, s.last = b.first[from:to], b.last[from:to]
-	s.rowCount, s.dup, s.dead = b.rowCount[from:to], b.dup[from:to], b.dead[from:to]
+	s.first, s.last = b.first.rows(from, to), b.last.rows(from, to)
+	s.rowCount, s.dup, s.dead = b.rowCount.rows(from, to), b.dup.rows(from, to), b.dead.rows(from, to)
 	return from < to
 }
 

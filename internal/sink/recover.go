@@ -264,7 +264,7 @@ func (t *session) missing(ctx context.Context, f *flight) (*flight, error) {
 	out := newFlight(newBlock())
 	out.batches = f.batches
 	for i := range f.block.rows() {
-		if _, ok := stored[[2]uint64{uint64(f.block.part[i]), f.block.offset[i]}]; !ok {
+		if _, ok := stored[[2]uint64{f.block.part.row(i), f.block.offset[i]}]; !ok {
 			out.block.copyRow(f.block, i)
 		}
 	}

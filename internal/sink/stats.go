@@ -60,6 +60,18 @@ func (s *stats) count(f *flight) {
 	})
 }
 
+// runs calls f with each value of a column and how often it comes in a row.
+func runs[S ~[]E, E comparable](column S, f func(v E, n int)) {
+	for from := 0; from < len(column); {
+		to := from + 1
+		for to < len(column) && column[to] == column[from] {
+			to++
+		}
+		f(column[from], to-from)
+		from = to
+	}
+}
+
 func (s *stats) deadLetter(reason string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
