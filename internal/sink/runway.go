@@ -130,21 +130,25 @@ func (r *runway) pass(f *flight, src uint32) map[int32]commitOffset {
 }
 
 // offsetsLocked are where f's partitions stand: at the first batch that is not passed,
-// with the plans from there on. A batch before f is in it whether it is declared or
-// not, since no offset may be passed that is not stored; its flight sends no row before
-// it has declared it itself.
+// with the plans from there to the last that is declared. One between is in it whether it
+// is declared or not, since no offset may be passed that is not stored; its flight sends
+// no row before it has declared it itself.
 func (r *runway) offsetsLocked(f *flight, src uint32) map[int32]commitOffset {
 	offsets := make(map[int32]commitOffset, len(f.batches))
 	for id, own := range f.batches {
 		var open plans
-		before := true
+		declared := 0
 		for _, g := range r.flights {
-			before = before && g != f
-			if b := g.batches[id]; b != nil && !g.passed && (before || g.declared) {
-				open = append(open, plan{src, b.first, b.last})
+			b := g.batches[id]
+			if b == nil || g.passed {
+				continue
+			}
+			open = append(open, plan{src, b.first, b.last})
+			if g.declared {
+				declared = len(open)
 			}
 		}
-		if open = append(open, f.later[id]...); len(open) > 0 {
+		if open = append(open[:declared], f.later[id]...); len(open) > 0 {
 			offsets[id] = commitOffset{open[0].first, open.String()}
 		} else {
 			offsets[id] = commitOffset{at: own.last + 1}

@@ -57,6 +57,17 @@ func TestOffsetsOfFlights(t *testing.T) {
 	is("the third passes", r.pass(c, 7), "0@40 , 1@9 ")
 	r.leave(c)
 
+	// One that is not declared is between two that are.
+	a, b, c = admit(map[int32]*batch{0: {first: 40, last: 49}}), admit(map[int32]*batch{0: {first: 50, last: 59}}), admit(map[int32]*batch{0: {first: 60, last: 69}})
+	is("the third declares before the others", r.declare(c, 7), "0@40 v2;7;49;50;59;60;69")
+	is("the first declares, the second has not", r.declare(a, 7), "0@40 v2;7;49;50;59;60;69")
+	is("the first passes, the second has not declared", r.pass(a, 7), "0@50 v2;7;59;60;69")
+	r.leave(a)
+	is("the second passes, which has no rows to declare", r.pass(b, 7), "0@60 v1;7;69")
+	r.leave(b)
+	is("the third passes", r.pass(c, 7), "0@70 ")
+	r.leave(c)
+
 	d := newFlight(nil)
 	d.recover, d.batches, d.later = true, map[int32]*batch{0: {first: 0, last: 9}, 1: {first: 0, last: 9}}, map[int32]plans{0: {{7, 10, 19}, {7, 20, 29}}}
 	if !r.admit(d, 1) || r.admit(newFlight(nil), 2) {
@@ -92,12 +103,13 @@ func (l *lab) commits() (seen func() []string) {
 }
 
 // convoy is a sink whose flights are full with a few rows, and whose inserts can be
-// held when the server has taken them, before their rows go out.
+// held when the server has taken them, before their rows go out, or before that.
 type convoy struct {
 	*process
-	mu    sync.Mutex
-	conns map[string]*wireConn // by the letter in the rows that it held
-	asked int                  // KILL QUERY, with which recoveries begin
+	mu      sync.Mutex
+	conns   map[string]*wireConn // by the letter in the rows that it held, or "INSERT" and the how manieth
+	inserts int
+	asked   int // KILL QUERY, with which recoveries begin
 }
 
 const convoyRows = 40
@@ -110,7 +122,7 @@ func lettered(letter string) func(int, *codec.Event) {
 	}
 }
 
-// convoy starts one that holds the rows of these letters.
+// convoy starts one that holds the rows of these letters, and inserts.
 func (l *lab) convoy(hold ...string) *convoy {
 	l.t.Helper()
 	v := &convoy{conns: make(map[string]*wireConn)}
@@ -122,8 +134,13 @@ func (l *lab) convoy(hold ...string) *convoy {
 		v.mu.Lock()
 		defer v.mu.Unlock()
 		v.asked += bytes.Count(p, []byte("KILL QUERY"))
+		insert := ""
+		if bytes.Contains(p, []byte(`INSERT INTO "events"`)) {
+			v.inserts++
+			insert = fmt.Sprint("INSERT ", v.inserts)
+		}
 		for _, letter := range hold {
-			if v.conns[letter] == nil && bytes.Contains(p, []byte("convoy "+letter)) {
+			if v.conns[letter] == nil && (letter == insert || bytes.Contains(p, []byte("convoy "+letter))) {
 				c.held = make(chan struct{})
 				v.conns[letter] = c
 			}
@@ -160,6 +177,17 @@ func (v *convoy) let(letter string) {
 
 // breaks ends the connection that has the rows of a letter.
 func (v *convoy) breaks(letter string) { v.holds(letter).Conn.Close() }
+
+// passes waits until the first flight is passed.
+func (v *convoy) passes() {
+	v.l.t.Helper()
+	eventually(v.l.t, "the first is passed", func() error {
+		if v.sink.stats.stored.Load() == 0 {
+			return errors.New("it is not")
+		}
+		return nil
+	})
+}
 
 func (v *convoy) recoveries() int {
 	v.mu.Lock()
@@ -345,12 +373,7 @@ func TestKilledWithSeveralFlights(t *testing.T) {
 
 	v, first = flights("a", "b")
 	v.let("a")
-	eventually(t, "the first is passed", func() error {
-		if v.sink.stats.stored.Load() == 0 {
-			return errors.New("it is not")
-		}
-		return nil
-	})
+	v.passes()
 	v.kill()
 	stands(planned(first+convoyRows, 1))
 	ends("the first passed", 0, 1)
@@ -365,6 +388,18 @@ func TestKilledWithSeveralFlights(t *testing.T) {
 	remove()
 	stands(planned(first, 2))
 	ends("both stored", 2, 0)
+
+	// The second of three has not begun when the first is passed.
+	v, first = flights("a", "INSERT 2")
+	v.holds("INSERT 2")
+	l.produce(convoyRows, lettered("c"))
+	l.has(convoyRows, first+2*convoyRows)
+	stands(planned(first, 3))
+	v.let("a")
+	v.passes()
+	v.kill()
+	stands(planned(first+convoyRows, 2))
+	ends("the second of three not begun", 1, 1)
 
 	// The second repeats the first, which is not stored, and then the history.
 	first = next()
