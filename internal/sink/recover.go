@@ -46,7 +46,7 @@ func (t *session) recoverOpen() {
 		f.later[id] = p.open
 	}
 	t.cfg.Logger.Info("declared batches found, recovering", "batches", f.ranges(), "rows", f.block.rows())
-	t.fly(f)
+	t.flyAlone(f)
 }
 
 // open tells whether plans are left to be recovered. Callers hold mu.

@@ -123,7 +123,7 @@ func (t *session) fill(ctx context.Context, id int32, hole plan) error {
 		return err
 	}
 	t.cfg.Logger.Warn("stored rows are missing, inserting them again", "batches", f.ranges(), "rows", f.block.rows())
-	t.fly(f)
+	t.flyAlone(f)
 	return t.land(ctx)
 }
 

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -126,7 +127,7 @@ func lettered(letter string) func(int, *codec.Event) {
 func (l *lab) convoy(hold ...string) *convoy {
 	l.t.Helper()
 	v := &convoy{conns: make(map[string]*wireConn)}
-	v.process = l.prepare(func(c *Config) { c.FlushRows, c.Inserts = convoyRows, 3 })
+	v.process = l.prepare(func(c *Config) { c.FlushRows, c.Inserts, c.FlushInterval = convoyRows, 3, time.Millisecond })
 	v.click.watch = func(c *wireConn, p []byte, sent bool) {
 		if !sent {
 			return
@@ -210,28 +211,87 @@ func (l *lab) has(n int, from int64) {
 // meanwhile, and passed when it is.
 func TestFlightsSideBySide(t *testing.T) {
 	l := newLab(t, 1)
-	seen := l.commits()
 	v := l.convoy("a")
+	const before = 5 * convoyRows // so that blocks are used again
+	l.produce(before, twoMonths)
+	l.settled()
+	flights := v.sink.stats.stored.Load()
+	seen := l.commits()
+	planned := func(at int64, lasts ...int64) string {
+		p := plans{{l.src(), at, lasts[0]}}
+		for _, last := range lasts[1:] {
+			p = append(p, plan{l.src(), p[len(p)-1].last + 1, last})
+		}
+		return fmt.Sprintf("%d %s", at, p)
+	}
 	l.produce(convoyRows, lettered("a"))
 	v.holds("a")
 	l.produce(convoyRows, lettered("b"))
-	l.has(convoyRows, 40)
+	l.has(convoyRows, before+40)
 	l.produce(convoyRows, lettered("c"))
-	l.has(2*convoyRows, 40)
+	l.has(2*convoyRows, before+40)
 	l.produce(convoyRows, lettered("d")) // must wait: three are under way
-	src := l.src()
-	want := []string{fmt.Sprintf("0 v1;%d;39", src), fmt.Sprintf("0 v2;%d;39;40;79", src), fmt.Sprintf("0 v2;%d;39;40;79;80;119", src)}
+	want := []string{planned(before, before+39), planned(before, before+39, before+79), planned(before, before+39, before+79, before+119)}
 	if diff := cmp.Diff(want, seen()); diff != "" {
 		t.Errorf("commits before the first is stored (-want +got):\n%s", diff)
 	}
 	v.let("a")
 	l.settled()
 	l.exact()
-	if got := seen(); len(got) < 5 || got[3] != fmt.Sprintf("40 v2;%d;79;80;119", src) {
-		t.Errorf("commits are %q; want the fourth to pass the first flight and no other", got)
+	if got, want := seen(), planned(before+40, before+79, before+119); len(got) < 5 || got[3] != want {
+		t.Errorf("commits are %q; want the fourth to pass the first flight and no other: %s", got, want)
 	}
-	if n := v.sink.stats.stored.Load(); n != 4 || v.recoveries() > 0 {
+	if n := v.sink.stats.stored.Load() - flights; n != 4 || v.recoveries() > 0 {
 		t.Errorf("%d flights stored, %d recoveries; want 4 and none", n, v.recoveries())
+	}
+}
+
+// TestStopLandsAllFlights ends a sink in good order with three flights under way.
+func TestStopLandsAllFlights(t *testing.T) {
+	l := newLab(t, 1)
+	letters := []string{"a", "b", "c"}
+	v := l.convoy(letters...)
+	for _, letter := range letters {
+		l.produce(convoyRows, lettered(letter))
+		v.holds(letter)
+	}
+	v.end()
+	for i, letter := range letters {
+		v.let(letter)
+		eventually(t, letter+" is passed", func() error {
+			if n := v.sink.stats.stored.Load(); n <= uint64(i) {
+				return fmt.Errorf("%d flights are", n)
+			}
+			return nil
+		})
+	}
+	v.stop()
+	if err := l.atEnd(); err != nil {
+		t.Error(err)
+	}
+	l.exact()
+}
+
+// TestWhatWaitsBehindAFlight: the oldest record that is not stored is that of the flight
+// behind, or of the one that fills.
+func TestWhatWaitsBehindAFlight(t *testing.T) {
+	var p progress
+	p.assigned(0, 0)
+	at := time.Unix(1_700_000_000, 0)
+	flights := make([]*flight, 3)
+	for i := range flights {
+		flights[i] = newFlight(nil)
+		flights[i].batches[0] = &batch{first: int64(10 * i), last: int64(10*i + 9), oldest: at.Add(time.Duration(i) * time.Second)}
+	}
+	for i, f := range flights {
+		p.stored(f, flights[i+1:])
+		want := time.Time{}
+		if i < 2 {
+			want = flights[i+1].batches[0].oldest
+		}
+		if got := p.partitions[0]; !got.oldest.Equal(want) || got.stored != int64(10*i+10) {
+			t.Errorf("after flight %d: stored up to %d, the oldest of %s; want %d and %s", i, got.stored, got.oldest, 10*i+10, want)
+		}
 	}
 }
 
@@ -335,12 +395,22 @@ func TestKilledWithSeveralFlights(t *testing.T) {
 	ends := func(name string, present, reinserted uint64) {
 		t.Helper()
 		l.produce(3*convoyRows+7, twoMonths)
+		seen := l.commits()
 		v := l.convoy()
 		l.settled()
 		l.exact()
 		v.stop()
 		if p, r := v.sink.stats.present.Load(), v.sink.stats.reinserted.Load(); p != present || r != reinserted {
 			t.Errorf("%s: recovery found a batch whole %d times and inserted rows %d times; want %d and %d", name, p, r, present, reinserted)
+		}
+		var at int64
+		for _, c := range seen() {
+			var next int64
+			fmt.Sscan(c, &next)
+			if next < at {
+				t.Errorf("%s: the group went back from %d: %q", name, at, seen())
+			}
+			at = next
 		}
 		if t.Failed() {
 			t.FailNow()

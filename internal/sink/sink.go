@@ -367,6 +367,13 @@ func (t *session) fly(f *flight) bool {
 	return true
 }
 
+// flyAlone is fly for recoveries. Callers hold mu and have landed all others.
+func (t *session) flyAlone(f *flight) {
+	if !t.fly(f) {
+		t.lost(fmt.Errorf("BUG: no room on the runway for %s", f.ranges()))
+	}
+}
+
 // land waits for the flights under way. Callers hold mu, which is free while
 // waiting.
 func (t *session) land(ctx context.Context) error {
