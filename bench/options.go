@@ -38,7 +38,7 @@ var stageNames = []string{"decode", "ring", "produce", "freshness", "http", "con
 var quickStages = []string{"freshness", "http", "constant", "bulk", "sink", "e2e", "memory", "query", "growth"}
 
 func loadOptions() (o options, err error) {
-	o = options{rounds: 5, one: 2 * time.Second, long: 10 * time.Second, soak: time.Minute, events: 100_000_000, rows: 1_000_000, stages: stageNames}
+	o = options{rounds: 5, one: 2 * time.Second, long: 10 * time.Second, soak: time.Minute, events: 100_000_000, rows: 2_000_000, stages: stageNames}
 	if o.quick = os.Getenv("BENCH_QUICK") == "1"; o.quick {
 		o.rounds, o.one, o.long, o.soak, o.events, o.rows, o.stages = 1, 300*time.Millisecond, time.Second, 2*time.Second, 200_000, 50_000, quickStages
 	}

@@ -8,11 +8,13 @@ package rival
 import (
 	"context"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/ClickHouse/ch-go"
 	"github.com/ClickHouse/ch-go/proto"
 	"github.com/google/uuid"
+	"golang.org/x/sync/errgroup"
 
 	"edge/internal/clickhouse"
 	"edge/internal/codec"
@@ -108,22 +110,34 @@ func (b *Block) Input() (proto.Input, error) {
 }
 
 // Fill inserts the block, one INSERT each time, until n rows are in, and returns
-// how long that took.
-func (b *Block) Fill(ctx context.Context, pool *clickhouse.Pool, n int64) (time.Duration, error) {
+// how long that took. So many connections do so side by side.
+func (b *Block) Fill(ctx context.Context, pool *clickhouse.Pool, n int64, connections int) (time.Duration, error) {
 	input, err := b.Input()
 	if err != nil {
 		return 0, err
 	}
-	conn, err := pool.Dial(ctx)
-	if err != nil {
-		return 0, err
-	}
-	defer conn.Close()
-	began := time.Now()
-	for done := int64(0); done < n; done += int64(b.Rows()) {
-		if err := conn.Do(ctx, ch.Query{Body: input.Into("events"), Input: input}); err != nil {
-			return 0, fmt.Errorf("insert a ready block of %d rows: %w", b.Rows(), err)
+	var conns []*ch.Client
+	for range connections {
+		conn, err := pool.Dial(ctx)
+		if err != nil {
+			return 0, err
 		}
+		defer conn.Close()
+		conns = append(conns, conn)
 	}
-	return time.Since(began), nil
+	var filled atomic.Int64
+	side, ctx := errgroup.WithContext(ctx)
+	began := time.Now()
+	for _, conn := range conns {
+		side.Go(func() error {
+			for filled.Add(int64(b.Rows()))-int64(b.Rows()) < n {
+				if err := conn.Do(ctx, ch.Query{Body: input.Into("events"), Input: input}); err != nil {
+					return fmt.Errorf("insert a ready block of %d rows: %w", b.Rows(), err)
+				}
+			}
+			return nil
+		})
+	}
+	err = side.Wait()
+	return time.Since(began), err
 }
