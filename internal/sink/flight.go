@@ -326,6 +326,7 @@ func (t *session) commitUntil(ctx context.Context, offsets map[int32]commitOffse
 			return nil
 		case t.ctx.Err() != nil, refused(err):
 			t.cfg.Logger.Warn("commit refused", "err", err)
+			t.lost(errDisowned) // the next flight's commit must not come first
 			return errDisowned
 		}
 		t.state.failed(err)
