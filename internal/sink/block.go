@@ -196,7 +196,7 @@ func (d *dictionary) reset() {
 // value beside the bytes, and copies both when it is sent.
 type text struct {
 	wire []byte
-	ends []uint32 // of the values in wire: a block is a fraction of 4 GiB, see recoverOpen
+	ends []uint32 // of the values in wire, which is well below 4 GiB: see maxRereadBytes
 }
 
 func (c *text) append(v []byte) {

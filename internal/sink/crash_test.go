@@ -168,7 +168,7 @@ func TestSinkKilledUnderLoad(t *testing.T) {
 	rounds := chaos.Rounds(10, 50)
 	for range rounds {
 		stop := l.load()
-		s := l.start(func(c *Config) { c.RevokeTimeout = 100 * time.Millisecond })
+		s := l.start(func(c *Config) { c.RevokeTimeout, c.FlushRows, c.Inserts = 100*time.Millisecond, 60, 3 })
 		after(time.Duration(r.IntN(300)) * time.Millisecond)
 		s.kill()
 		stop()

@@ -42,7 +42,8 @@ type flight struct {
 	later            map[int32]plans // found behind its own by a recovery
 	declared, passed bool            // its plan is in a commit, or being committed; it is past
 
-	tried  chan struct{} // closed when its first try has ended
+	began  time.Time     // its first try
+	tried  chan struct{} // closed when that has ended
 	landed chan struct{} // closed when the flight is stored or given up
 	err    error         // why it was given up; read after landed
 }
@@ -89,12 +90,11 @@ func (t *session) store(ctx context.Context, f *flight) (err error) {
 			t.stats.disowned.Inc()
 		}
 	}()
-	started := time.Now()
 	outcome := &t.stats.stored
 	if err := t.try(ctx, f); err != nil {
 		return err
 	}
-	took := time.Since(started)
+	took := time.Since(f.began)
 	if err := t.runway.turn(ctx, f); err != nil {
 		return errDisowned
 	}
@@ -106,7 +106,7 @@ func (t *session) store(ctx context.Context, f *flight) (err error) {
 		if err := t.recover(ctx, f); err != nil {
 			return err
 		}
-		took = time.Since(started)
+		took = time.Since(f.began)
 	}
 	t.stats.insertSeconds.Observe(took)
 	if err := t.recordEmpty(ctx, f); err != nil {
@@ -127,10 +127,12 @@ func (t *session) store(ctx context.Context, f *flight) (err error) {
 func (t *session) try(ctx context.Context, f *flight) error {
 	defer close(f.tried)
 	f.block.seal(t.source.id, f.batches)
-	if err := t.bury(ctx, f); err != nil || f.recover {
+	err := t.bury(ctx, f)
+	f.began = time.Now()
+	if err != nil || f.recover {
 		return err
 	}
-	err := t.insert(ctx, f)
+	err = t.insert(ctx, f)
 	switch {
 	case err == nil:
 		return nil

@@ -143,6 +143,8 @@ func (t *session) revoked(_ context.Context, _ *kgo.Client, gone map[string][]in
 		return
 	}
 	t.stats.rebalances.Inc()
+	// Or they would be taken while others land, and stored after their next owner has.
+	t.polled = slices.DeleteFunc(t.polled, func(p polled) bool { return slices.Contains(ids, p.of.id) })
 	ctx, cancel := context.WithTimeout(t.ctx, t.cfg.RevokeTimeout)
 	defer cancel()
 	if err := t.drain(ctx); err != nil {

@@ -28,7 +28,7 @@ import (
 func TestRebalanceMidInsert(t *testing.T) {
 	l := newLab(t, 6)
 	r := dice(t)
-	patient := func(c *Config) { c.RevokeTimeout = 2 * time.Second }
+	patient := func(c *Config) { c.RevokeTimeout, c.FlushRows, c.Inserts = 2*time.Second, 60, 3 } // several flights
 	sinks := []*process{l.start(patient)}
 	frozen := make(map[*process]bool)
 	pick := func() (p *process, rest []*process) {

@@ -34,7 +34,7 @@ func (t *session) recoverOpen() {
 	f := newFlight(newBlock())
 	f.recover, f.later = true, make(map[int32]plans)
 	for id, p := range t.partitions {
-		if len(p.open) == 0 || f.full(&t.cfg) {
+		if len(p.open) == 0 || !p.asked || f.full(&t.cfg) { // assigned while others landed: begin comes first
 			continue
 		}
 		next := p.open[0]
@@ -44,6 +44,9 @@ func (t *session) recoverOpen() {
 		}
 		p.open = p.open[1:]
 		f.later[id] = p.open
+	}
+	if f.empty() {
+		return
 	}
 	t.cfg.Logger.Info("declared batches found, recovering", "batches", f.ranges(), "rows", f.block.rows())
 	t.flyAlone(f)
@@ -58,6 +61,9 @@ func (t *session) open() bool {
 	}
 	return false
 }
+
+// maxRereadBytes is half of what the columns of a block can count.
+const maxRereadBytes = 1 << 31
 
 // reread takes the offsets of plan p from the log into f.
 func (t *session) reread(ctx context.Context, f *flight, p plan, of *partition) error {
@@ -102,6 +108,9 @@ func (t *session) reread(ctx context.Context, f *flight, p plan, of *partition) 
 			f.take(r, w)
 			next = r.Offset + 1
 		})
+		if f.block.bytes > maxRereadBytes {
+			return fmt.Errorf("more than %d bytes of records at once: lower FLUSH_ROWS, of which missing rows are read as many", maxRereadBytes)
+		}
 	}
 	// The batch is the declared one, whatever was left of it.
 	if b := f.batches[id]; b != nil {
