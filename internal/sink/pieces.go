@@ -20,7 +20,7 @@ type pieces struct {
 // compressedRows is how many rows are compressed at a time. ch-go holds such a piece
 // twice, as it is and compressed, and once more while it grows: a block of 100,000 rows
 // in one piece takes 100 MB more.
-const compressedRows = 8192
+const compressedRows = 4096
 
 // newPieces is b in pieces if it is to be compressed and small enough to be joined
 // again, which that of a recovery need not be.
