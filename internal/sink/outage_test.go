@@ -15,7 +15,7 @@ import (
 	"edge/migrations"
 )
 
-// TestClickHouseDown takes ClickHouse away under load: the sink holds two
+// TestClickHouseDown takes ClickHouse away under load: the sink holds three
 // blocks and no more, the lag and the time it is stuck are reported, and it
 // goes on by itself.
 func TestClickHouseDown(t *testing.T) {
