@@ -73,6 +73,29 @@ func (d *death) onCommitThat(applied bool, is func(kmsg.Request) bool) (remove f
 	}).Remove
 }
 
+// die starts a sink that dies at the step that arm chooses.
+func (l *lab) die(arm func(d *death) (remove func()), change func(*Config)) {
+	l.t.Helper()
+	s := l.prepare(change)
+	d := newDeath(s)
+	remove := arm(d)
+	s.run()
+	select {
+	case <-d.struck:
+	case <-time.After(30 * time.Second):
+		l.t.Error("the step at which it is to die does not come")
+	}
+	s.kill()
+	if remove != nil {
+		remove()
+	}
+}
+
+// onWrite is death.onWrite for die.
+func onWrite(n int, texts ...string) func(*death) func() {
+	return func(d *death) func() { d.onWrite(n, texts...); return nil }
+}
+
 // TestSIGKILLAtC7ToC15 kills the sink at each step of a flight, and the one that
 // recovers it at each step of the recovery; a third finds everything once. What
 // ClickHouse's own death leaves, C10 to C13, is TestEngineKilledAtEveryCall.
@@ -84,30 +107,11 @@ func TestSIGKILLAtC7ToC15(t *testing.T) {
 		twoMonths(i, ev)
 		ev.Metadata = []byte(`{"x":"` + needle + `"}`)
 	}
-	die := func(arm func(d *death) (remove func())) {
-		t.Helper()
-		s := l.prepare(func(c *Config) { c.RevokeTimeout = 100 * time.Millisecond })
-		d := newDeath(s)
-		remove := arm(d)
-		s.run()
-		select {
-		case <-d.struck:
-		case <-time.After(30 * time.Second):
-			t.Error("the step at which it is to die does not come")
-		}
-		s.kill()
-		if remove != nil {
-			remove()
-		}
-	}
-	onWrite := func(n int, texts ...string) func(*death) func() {
-		return func(d *death) func() { d.onWrite(n, texts...); return nil }
-	}
 	f := func(name string, present, reinserted uint64, deaths ...func(*death) func()) {
 		t.Helper()
 		l.produce(50, marked)
 		for _, arm := range deaths {
-			die(arm)
+			l.die(arm, func(c *Config) { c.RevokeTimeout = 100 * time.Millisecond })
 		}
 		s := l.start()
 		l.settled()

@@ -2,8 +2,10 @@ package sink
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"sync"
+	"time"
 )
 
 // runway has the flights under way, in the order of their offsets. ClickHouse does most
@@ -155,4 +157,99 @@ func (r *runway) offsetsLocked(f *flight, src uint32) map[int32]commitOffset {
 		}
 	}
 	return offsets
+}
+
+// launch sends the filling flight off when it is due and there is room on the runway:
+// beside others if it is full. Callers hold mu.
+func (t *session) launch(now bool) {
+	f := t.filling
+	if f.empty() || t.ctx.Err() != nil {
+		return
+	}
+	if !f.full(&t.cfg) && (t.runway.first() != nil || !now && t.due() > 0) {
+		return
+	}
+	if t.fly(f) {
+		t.filling = newFlight(t.spare())
+	}
+}
+
+// spare is a block for the next flight. Callers hold mu.
+func (t *session) spare() *block {
+	n := len(t.spares) - 1
+	if n < 0 {
+		return newBlock()
+	}
+	b := t.spares[n]
+	t.spares = t.spares[:n]
+	return b
+}
+
+// fly stores f in a goroutine of its own, if it may leave. Callers hold mu.
+func (t *session) fly(f *flight) bool {
+	if !t.runway.admit(f, t.cfg.Inserts) {
+		return false
+	}
+	t.launched = time.Now()
+	t.resting.flown(f.few() && !f.full(&t.cfg))
+	go func() {
+		err := t.store(t.ctx, f)
+		t.mu.Lock()
+		f.err = err
+		if err == nil {
+			t.state.stored(f, append(t.runway.after(f), t.filling))
+		} else {
+			t.lost(err)
+		}
+		t.runway.leave(f)
+		if f.block.reset(); len(t.spares) < t.cfg.Inserts {
+			t.spares = append(t.spares, f.block)
+		}
+		t.mu.Unlock()
+		close(f.landed)
+		select {
+		case t.wake <- struct{}{}:
+		default:
+		}
+	}()
+	return true
+}
+
+// flyAlone is fly for recoveries. Callers hold mu and have landed all others.
+func (t *session) flyAlone(f *flight) {
+	if !t.fly(f) {
+		t.lost(fmt.Errorf("BUG: no room on the runway for %s", f.ranges()))
+	}
+}
+
+// land waits for the flights under way. Callers hold mu, which is free while
+// waiting.
+func (t *session) land(ctx context.Context) error {
+	for f := t.runway.first(); f != nil; f = t.runway.first() {
+		if err := t.landed(ctx, f); err != nil {
+			return err
+		}
+	}
+	return context.Cause(t.ctx)
+}
+
+// landed is land for one flight.
+func (t *session) landed(ctx context.Context, f *flight) error {
+	t.mu.Unlock()
+	defer t.mu.Lock()
+	select {
+	case <-f.landed:
+		return f.err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// drain stores everything taken so far. Callers hold mu.
+func (t *session) drain(ctx context.Context) error {
+	if err := t.land(ctx); err != nil {
+		return err
+	}
+	t.launch(true)
+	return t.land(ctx)
 }

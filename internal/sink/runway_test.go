@@ -1,20 +1,15 @@
 package sink
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/twmb/franz-go/pkg/kerr"
-	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
-	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"edge/internal/codec"
 )
@@ -76,141 +71,6 @@ func TestOffsetsOfFlights(t *testing.T) {
 	}
 	is("a recovery declares", r.declare(d, 7), "0@0 v2;7;9;10;19;20;29, 1@0 v1;7;9")
 	is("a recovery passes", r.pass(d, 7), "0@10 v2;7;19;20;29, 1@10 ")
-}
-
-// commits notes every commit of the group in order, as "offset metadata".
-func (l *lab) commits() (seen func() []string) {
-	var mu sync.Mutex
-	var all []string
-	fault := l.cluster.Fault(kfake.Fault{
-		Keys: []kmsg.Key{kmsg.OffsetCommit}, Observe: true, Err: kerr.CoordinatorNotAvailable, Count: -1,
-		When: func(req kmsg.Request) bool {
-			mu.Lock()
-			defer mu.Unlock()
-			for _, t := range req.(*kmsg.OffsetCommitRequest).Topics {
-				for _, p := range t.Partitions {
-					all = append(all, fmt.Sprintf("%d %s", p.Offset, *p.Metadata))
-				}
-			}
-			return false
-		},
-	})
-	l.t.Cleanup(fault.Remove)
-	return func() []string {
-		mu.Lock()
-		defer mu.Unlock()
-		return slices.Compact(slices.Clone(all)) // kfake asks several times
-	}
-}
-
-// convoy is a sink whose flights are full with a few rows, and whose inserts can be
-// held when the server has taken them, before their rows go out, or before that.
-type convoy struct {
-	*process
-	mu      sync.Mutex
-	conns   map[string]*wireConn // by the letter in the rows that it held, or "INSERT" and the how manieth
-	inserts int
-	asked   int // KILL QUERY, with which recoveries begin
-}
-
-const convoyRows = 40
-
-// lettered are rows of one letter, as many as fill a flight.
-func lettered(letter string) func(int, *codec.Event) {
-	return func(i int, ev *codec.Event) {
-		twoMonths(i, ev)
-		ev.Metadata = []byte(`{"x":"convoy ` + letter + `"}`)
-	}
-}
-
-// convoy starts one that holds the rows of these letters, and inserts.
-func (l *lab) convoy(hold ...string) *convoy {
-	l.t.Helper()
-	return l.convoyOf(func(*Config) {}, hold...)
-}
-
-// convoyOf is convoy, of another configuration.
-func (l *lab) convoyOf(change func(*Config), hold ...string) *convoy {
-	l.t.Helper()
-	v := &convoy{conns: make(map[string]*wireConn)}
-	v.process = l.prepare(func(c *Config) { c.FlushRows, c.Inserts, c.FlushInterval = convoyRows, 3, time.Millisecond }, change)
-	v.click.watch = func(c *wireConn, p []byte, sent bool) {
-		if !sent {
-			return
-		}
-		v.mu.Lock()
-		defer v.mu.Unlock()
-		v.asked += bytes.Count(p, []byte("KILL QUERY"))
-		insert := ""
-		if bytes.Contains(p, []byte(`INSERT INTO "events"`)) {
-			v.inserts++
-			insert = fmt.Sprint("INSERT ", v.inserts)
-		}
-		for _, letter := range hold {
-			if v.conns[letter] == nil && (letter == insert || bytes.Contains(p, []byte("convoy "+letter))) {
-				c.held = make(chan struct{})
-				v.conns[letter] = c
-			}
-		}
-	}
-	v.run()
-	return v
-}
-
-// holds waits until the rows of a letter are held.
-func (v *convoy) holds(letter string) *wireConn {
-	v.l.t.Helper()
-	var c *wireConn
-	eventually(v.l.t, "the rows of "+letter+" are on their way", func() error {
-		v.mu.Lock()
-		defer v.mu.Unlock()
-		if c = v.conns[letter]; c == nil {
-			return errors.New("they are not")
-		}
-		return nil
-	})
-	return c
-}
-
-// let has the rows of a letter go out.
-func (v *convoy) let(letter string) {
-	v.l.t.Helper()
-	c := v.holds(letter)
-	v.click.mu.Lock()
-	defer v.click.mu.Unlock()
-	close(c.held)
-	c.held = nil
-}
-
-// breaks ends the connection that has the rows of a letter.
-func (v *convoy) breaks(letter string) { v.holds(letter).Conn.Close() }
-
-// passes waits until the first flight is passed.
-func (v *convoy) passes() {
-	v.l.t.Helper()
-	eventually(v.l.t, "the first is passed", func() error {
-		if v.sink.stats.stored.Load() == 0 {
-			return errors.New("it is not")
-		}
-		return nil
-	})
-}
-
-func (v *convoy) recoveries() int {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	return v.asked
-}
-
-// has waits until events has n rows from an offset on.
-func (l *lab) has(n int, from int64) {
-	l.t.Helper()
-	eventually(l.t, fmt.Sprintf("%d rows are in events", n), func() error {
-		if got := l.value(fmt.Sprintf("SELECT count() FROM events WHERE _offset >= %d", from)); got != fmt.Sprint(n) {
-			return fmt.Errorf("%s are", got)
-		}
-		return nil
-	})
 }
 
 // TestFlightsSideBySide holds the first of three full flights: the others are stored
@@ -550,25 +410,12 @@ func TestKilledWithSeveralFlights(t *testing.T) {
 	v, first = flights("a")
 	l.has(convoyRows, first+convoyRows)
 	v.kill()
-	die := func(arm func(d *death) (remove func())) {
-		t.Helper()
-		s := l.prepare(func(c *Config) { c.FlushRows = convoyRows })
-		d := newDeath(s)
-		remove := arm(d)
-		s.run()
-		<-d.struck
-		s.kill()
-		if remove != nil {
-			remove()
-		}
-	}
-	die(func(d *death) func() { d.onWrite(1, "SELECT _offset FROM events"); return nil })
+	few := func(c *Config) { c.FlushRows = convoyRows }
+	l.die(onWrite(1, "SELECT _offset FROM events"), few)
 	stands(planned(first, 2))
-	die(func(d *death) func() {
-		return d.onCommitTo(first+convoyRows, true)
-	})
+	l.die(func(d *death) func() { return d.onCommitTo(first+convoyRows, true) }, few)
 	stands(planned(first+convoyRows, 1))
-	die(func(d *death) func() { d.onWrite(1, "SELECT _offset FROM events"); return nil })
+	l.die(onWrite(1, "SELECT _offset FROM events"), few)
 	stands(planned(first+convoyRows, 1))
 	ends("dying in recoveries", 1, 0)
 }

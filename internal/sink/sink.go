@@ -5,10 +5,10 @@
 //	  ▲            (one goroutine)                (one goroutine each)            │
 //	  └───────────────────────────────────────────────────────────────────────────┘
 //
-// While blocks are inserted the next is filled. One that is full does not wait for the
-// one before, see runway.go. A block may carry rows of
-// many partitions; per partition they form a batch, a contiguous offset range
-// [first,last]. The life of a flight, which is a block and its batches:
+// While blocks are inserted the next is filled; one that is full does not wait for those
+// before it (runway.go). A block may carry rows of many partitions; per partition they
+// form a batch, a contiguous offset range [first,last]. The life of a flight, which is a
+// block and its batches:
 //
 //	FILLING ─▶ PLANNED ─▶ INSERTED ─▶ STORED
 //	              │  any error         ▲
@@ -309,101 +309,6 @@ func (t *session) behind() (n int64) {
 		n += max(p.high-p.next, 0)
 	}
 	return n
-}
-
-// launch sends the filling flight off when it is due and there is room on the runway:
-// beside others if it is full. Callers hold mu.
-func (t *session) launch(now bool) {
-	f := t.filling
-	if f.empty() || t.ctx.Err() != nil {
-		return
-	}
-	if !f.full(&t.cfg) && (t.runway.first() != nil || !now && t.due() > 0) {
-		return
-	}
-	if t.fly(f) {
-		t.filling = newFlight(t.spare())
-	}
-}
-
-// spare is a block for the next flight. Callers hold mu.
-func (t *session) spare() *block {
-	n := len(t.spares) - 1
-	if n < 0 {
-		return newBlock()
-	}
-	b := t.spares[n]
-	t.spares = t.spares[:n]
-	return b
-}
-
-// fly stores f in a goroutine of its own, if it may leave. Callers hold mu.
-func (t *session) fly(f *flight) bool {
-	if !t.runway.admit(f, t.cfg.Inserts) {
-		return false
-	}
-	t.launched = time.Now()
-	t.resting.flown(f.few() && !f.full(&t.cfg))
-	go func() {
-		err := t.store(t.ctx, f)
-		t.mu.Lock()
-		f.err = err
-		if err == nil {
-			t.state.stored(f, append(t.runway.after(f), t.filling))
-		} else {
-			t.lost(err)
-		}
-		t.runway.leave(f)
-		if f.block.reset(); len(t.spares) < t.cfg.Inserts {
-			t.spares = append(t.spares, f.block)
-		}
-		t.mu.Unlock()
-		close(f.landed)
-		select {
-		case t.wake <- struct{}{}:
-		default:
-		}
-	}()
-	return true
-}
-
-// flyAlone is fly for recoveries. Callers hold mu and have landed all others.
-func (t *session) flyAlone(f *flight) {
-	if !t.fly(f) {
-		t.lost(fmt.Errorf("BUG: no room on the runway for %s", f.ranges()))
-	}
-}
-
-// land waits for the flights under way. Callers hold mu, which is free while
-// waiting.
-func (t *session) land(ctx context.Context) error {
-	for f := t.runway.first(); f != nil; f = t.runway.first() {
-		if err := t.landed(ctx, f); err != nil {
-			return err
-		}
-	}
-	return context.Cause(t.ctx)
-}
-
-// landed is land for one flight.
-func (t *session) landed(ctx context.Context, f *flight) error {
-	t.mu.Unlock()
-	defer t.mu.Lock()
-	select {
-	case <-f.landed:
-		return f.err
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-// drain stores everything taken so far. Callers hold mu.
-func (t *session) drain(ctx context.Context) error {
-	if err := t.land(ctx); err != nil {
-		return err
-	}
-	t.launch(true)
-	return t.land(ctx)
 }
 
 // close ends the session: after a clean end everything taken is stored first.
