@@ -247,8 +247,12 @@ func (t *session) sendOn(ctx context.Context, conn *ch.Client, untilTaken time.D
 // once more what the settings of every insert are is a tenth of a small one.
 type kept struct {
 	mu    sync.Mutex
-	conns []*ch.Client // the one used last at the end
-	since []time.Time
+	conns []keptConn // the one used last at the end
+}
+
+type keptConn struct {
+	*ch.Client
+	since time.Time
 }
 
 // maxIdle is well below the time after which servers, and what lies between,
@@ -258,23 +262,25 @@ const maxIdle = 30 * time.Second
 func (k *kept) put(conn *ch.Client) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.conns, k.since = append(k.conns, conn), append(k.since, time.Now())
+	k.conns = append(k.conns, keptConn{conn, time.Now()})
 }
 
 // take returns the connection that was used last, or nil, and closes those that have
 // rested for long.
-func (k *kept) take() (conn *ch.Client) {
+func (k *kept) take() *ch.Client {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	for len(k.conns) > 0 && (k.conns[0].IsClosed() || time.Since(k.since[0]) > maxIdle) {
+	for len(k.conns) > 0 && (k.conns[0].IsClosed() || time.Since(k.conns[0].since) > maxIdle) {
 		_ = k.conns[0].Close()
-		k.conns, k.since = k.conns[1:], k.since[1:]
+		k.conns = k.conns[1:]
 	}
-	if n := len(k.conns) - 1; n >= 0 {
-		conn = k.conns[n]
-		k.conns, k.since = k.conns[:n], k.since[:n]
+	n := len(k.conns) - 1
+	if n < 0 {
+		return nil
 	}
-	return conn
+	last := k.conns[n]
+	k.conns = k.conns[:n]
+	return last.Client
 }
 
 func (k *kept) close() {
