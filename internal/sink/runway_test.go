@@ -139,24 +139,29 @@ func TestStopLandsAllFlights(t *testing.T) {
 }
 
 // TestWhatWaitsBehindAFlight: the oldest record that is not stored is that of the flight
-// behind, or of the one that fills.
+// behind, or of the one that fills. Of those that the log has and nobody has seen, none is
+// older than what was stored last.
 func TestWhatWaitsBehindAFlight(t *testing.T) {
 	var p progress
 	p.assigned(0, 0)
+	p.end(0, 30)
 	at := time.Unix(1_700_000_000, 0)
 	flights := make([]*flight, 3)
 	for i := range flights {
 		flights[i] = newFlight(nil)
 		flights[i].batches[0] = &batch{first: int64(10 * i), last: int64(10*i + 9), oldest: at.Add(time.Duration(i) * time.Second)}
 	}
-	for i, f := range flights {
-		p.stored(f, flights[i+1:])
-		want := time.Time{}
-		if i < 2 {
-			want = flights[i+1].batches[0].oldest
-		}
-		if got := p.partitions[0]; !got.oldest.Equal(want) || got.stored != int64(10*i+10) {
-			t.Errorf("after flight %d: stored up to %d, the oldest of %s; want %d and %s", i, got.stored, got.oldest, 10*i+10, want)
+	for i, c := range []struct {
+		waiting []*flight
+		want    time.Time
+	}{
+		{flights[1:], flights[1].batches[0].oldest},
+		{nil, flights[1].batches[0].oldest},
+		{nil, time.Time{}},
+	} {
+		p.stored(flights[i], c.waiting)
+		if got := p.partitions[0]; !got.oldest.Equal(c.want) || got.stored != int64(10*i+10) {
+			t.Errorf("after flight %d: stored up to %d, the oldest of %s; want %d and %s", i, got.stored, got.oldest, 10*i+10, c.want)
 		}
 	}
 }

@@ -183,6 +183,9 @@ func (p *progress) stored(f *flight, waiting []*flight) {
 				at.oldest = b.oldest
 			}
 		}
+		if at.oldest.IsZero() && at.high > at.stored {
+			at.oldest = f.batches[id].oldest // at most: what follows has not been seen yet
+		}
 	}
 }
 
