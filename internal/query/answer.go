@@ -110,7 +110,11 @@ func (a *answer) read(c *rows, n int) error {
 		case c.has.whole && c.whole.Row(i) != 0:
 			g = &a.whole
 		case c.has.bucket:
-			g = a.groupOf(c.span(i), name)
+			s := c.span(i)
+			if a.cuts(s) {
+				continue
+			}
+			g = a.groupOf(s.at, name)
 		case c.has.time:
 			g = a.cell(key{time: c.times.Row(i)})
 			if c.has.edge && c.edge.Row(i) == 0 {
@@ -135,17 +139,34 @@ func (a *answer) read(c *rows, n int) error {
 	return nil
 }
 
-// addBucket adds one that is known.
-func (a *answer) addBucket(at span, cells []bucketCell) error {
+// addCells adds those that are known, of buckets of that width. Of seconds only those of
+// the range are added.
+func (a *answer) addCells(cells []bucketCell, width int64) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, c := range cells {
-		if err := a.groupOf(at, c.name).add(c.events, c.state); err != nil {
+		if a.cuts(span{width, c.at}) {
+			continue
+		}
+		if err := a.groupOf(c.at, c.name).add(c.events, c.state); err != nil {
 			return err
 		}
 	}
 	return nil
 }
+
+// addSum adds cells that were added up.
+func (a *answer) addSum(s *stateSum) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for name, c := range s.cells {
+		a.groupOf(0, name).join(c)
+	}
+}
+
+// cuts tells whether b is not whole in the range: a bucket that is read to know whether
+// its seconds have changed, or a second of one.
+func (a *answer) cuts(b span) bool { return b.at < a.request.From || b.at+b.width > a.request.To }
 
 // cell is that of the group k.
 func (a *answer) cell(k key) *cell {
@@ -157,10 +178,10 @@ func (a *answer) cell(k key) *cell {
 	return g
 }
 
-// groupOf is the cell of the group which has the bucket b, of a channel if groups are
-// channels. A group by time that is not at an end of the range is that bucket and nothing
-// else.
-func (a *answer) groupOf(b span, name string) *cell {
+// groupOf is the cell of the group which has the bucket that starts at start, of a channel
+// if groups are channels. A group by time that is not at an end of the range is that bucket
+// and nothing else.
+func (a *answer) groupOf(start int64, name string) *cell {
 	r := &a.request
 	switch {
 	case r.GroupBy == "":
@@ -168,7 +189,7 @@ func (a *answer) groupOf(b span, name string) *cell {
 	case a.width == 0:
 		return a.cell(key{name: name})
 	}
-	at := b.at - b.at%a.width
+	at := start - start%a.width
 	g := a.cell(key{time: at})
 	if at > r.From && at+a.width < r.To {
 		a.follow(g)
@@ -185,18 +206,25 @@ func (a *answer) follow(g *cell) {
 	a.last = g
 }
 
+// join adds what is in c.
+func (g *cell) join(c *cell) {
+	g.events += c.events
+	if c.sketch == nil {
+		return
+	}
+	if g.sketch == nil {
+		g.sketch = new(sketch)
+	}
+	g.sketch.union(c.sketch)
+}
+
 // close adds g to the whole, and forgets which users it had.
 func (a *answer) close(g *cell) {
 	g.closed = true
-	a.whole.events += g.events
-	if g.sketch == nil {
-		return
+	a.whole.join(g)
+	if g.sketch != nil {
+		g.users, g.sketch = g.sketch.count(), nil
 	}
-	if a.whole.sketch == nil {
-		a.whole.sketch = new(sketch)
-	}
-	a.whole.sketch.union(g.sketch)
-	g.users, g.sketch = g.sketch.count(), nil
 }
 
 // add adds events and, if there is one, the state of their users.

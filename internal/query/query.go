@@ -150,10 +150,17 @@ func (e *Engine) ask(ctx context.Context, r Request) (*Result, error) {
 	a := newAnswer(&r, zone)
 	start := time.Now()
 	all, ctx := errgroup.WithContext(ctx)
-	for _, b := range builders(&r, offsets, pieces) {
+	tables := builders(&r, offsets, pieces)
+	stored := tables[len(tables)-1].stored()
+	var ends []piece
+	for _, b := range tables {
+		if stored && b.source.table == rawTable {
+			ends = b.source.pieces
+			continue
+		}
 		e.sources[b.source.table].Inc()
-		if b.stored() {
-			all.Go(func() error { return e.buckets(ctx, a, b) })
+		if stored {
+			all.Go(func() error { return e.buckets(ctx, a, b, ends) })
 			continue
 		}
 		s := b.statement()

@@ -51,6 +51,7 @@ type builder struct {
 	source source
 	alone  bool // no other table has a piece
 	counts bool // of stored buckets, neither whose nor states
+	second bool // each second by itself, as if it were a stored bucket
 }
 
 // stored tells whether the statement reads buckets as they are stored, what each part has
@@ -64,6 +65,11 @@ func (b *builder) stored() bool {
 // nothing but how many events are in which parts.
 func (b *builder) of(pieces []piece, states bool) *builder {
 	return &builder{r: b.r, zone: b.zone, source: source{userTable, pieces}, counts: !states}
+}
+
+// rows is a builder for the rows of pieces, as they add up or of each second.
+func (b *builder) rows(pieces []piece, second bool) *builder {
+	return &builder{r: b.r, zone: b.zone, source: source{rawTable, pieces}, second: second}
 }
 
 // uniq is the aggregate function of users, whose precision is part of the type of
@@ -130,16 +136,19 @@ func (b *builder) statement() statement {
 	served := b.alone && b.source.table == rawTable && r.GroupBy != "" && r.GroupBy != "channel"
 	buckets, stored := distinct && b.source.table == userTable, b.stored()
 	cols := columnSet{
-		bucket: stored,
+		bucket: stored || b.second,
 		name:   r.GroupBy != "" && !timed && !b.counts,
-		time:   timed && !stored,
+		time:   timed && !stored && !b.second,
 		edge:   buckets && timed && !stored,
 		whole:  served,
 		users:  served && distinct,
 		state:  !served && distinct && !b.counts,
 	}
 	b.WriteString("SELECT ")
-	if cols.bucket {
+	switch {
+	case b.second:
+		b.WriteString("toUInt32(1) AS width, toDateTime(ts, 'UTC') AS at, toLowCardinality('') AS part, ")
+	case stored:
 		b.WriteString("width, at, _part AS part, ")
 	}
 	if cols.name || cols.time {
@@ -163,7 +172,12 @@ func (b *builder) statement() statement {
 		b.WriteString(", " + uniq("") + "(user_id) AS distinct_users")
 	}
 	b.from()
-	if (cols.name || cols.time) && !stored {
+	switch {
+	case b.second && cols.name:
+		b.WriteString("\nGROUP BY at, label")
+	case b.second:
+		b.WriteString("\nGROUP BY at")
+	case (cols.name || cols.time) && !stored:
 		b.WriteString("\nGROUP BY label")
 	}
 	if cols.whole {

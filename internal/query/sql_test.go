@@ -83,6 +83,24 @@ PREWHERE event_name = {event:String} AND by_channel = 1
 		t.Errorf("-want +got\n%s", d)
 	}
 
+	// Rows of five minutes that a range cuts, to be kept.
+	seconds := func(r Request, want string) {
+		t.Helper()
+		of := &builder{r: &r}
+		s := of.rows([]piece{{rowGrain, midnight, midnight + 5*minute}}, true).statement()
+		if d := cmp.Diff(want, s.text); d != "" {
+			t.Errorf("-want +got\n%s", d)
+		}
+	}
+	seconds(Request{EventName: "view", GroupBy: "channel"}, `SELECT toUInt32(1) AS width, toDateTime(ts, 'UTC') AS at, toLowCardinality('') AS part, CAST(channel, 'String') AS label, toInt64(count()) AS events, toString(uniqCombined64State(14)(user_id)) AS state FROM events
+PREWHERE event_name = {event:String}
+  AND (ts >= toDateTime64(1704153600, 3, 'UTC') AND ts < toDateTime64(1704153900, 3, 'UTC'))
+GROUP BY at, label`)
+	seconds(Request{EventName: "view", GroupBy: "hour", Channel: "web"}, `SELECT toUInt32(1) AS width, toDateTime(ts, 'UTC') AS at, toLowCardinality('') AS part, toInt64(count()) AS events, toString(uniqCombined64State(14)(user_id)) AS state FROM events
+PREWHERE event_name = {event:String} AND channel = {channel:String}
+  AND (ts >= toDateTime64(1704153600, 3, 'UTC') AND ts < toDateTime64(1704153900, 3, 'UTC'))
+GROUP BY at`)
+
 	// Counts alone, and more buckets than are listed.
 	f(Request{EventName: "view", From: midnight, To: midnight + 13*day + 5*minute, GroupBy: "hour", CountsOnly: true}, `
 SELECT toInt64(intDiv(toUnixTimestamp(at), 3600) * 3600) AS label, sum(n) AS events FROM events_users
@@ -145,6 +163,9 @@ func TestTheTextHoldsNoneOfTheCallersStrings(t *testing.T) {
 				continue
 			}
 			if got, want := b.of(pieces, false).statement().text, want[i].of(pieces, false).statement().text; got != want {
+				t.Fatalf("got\n%s\nwant\n%s", got, want)
+			}
+			if got, want := b.rows(pieces, true).statement().text, want[i].rows(pieces, true).statement().text; got != want {
 				t.Fatalf("got\n%s\nwant\n%s", got, want)
 			}
 		}

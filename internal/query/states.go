@@ -4,14 +4,11 @@ import (
 	"bytes"
 	"cmp"
 	"container/list"
-	"context"
 	"iter"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"golang.org/x/sync/errgroup"
 
 	"edge/internal/stat"
 )
@@ -32,13 +29,20 @@ import (
 // What changes between two questions costs one statement more. So a bucket that got events
 // is not kept for a minute, but read with its users at once, and for twice as long each
 // time it does so again.
+//
+// At its ends a range cuts five minutes, which only rows can answer for. Those of few
+// events are kept second by second, and are what they were as long as the five minutes in
+// the rollup are: every event is in both. When rows and rollup were not of the same moment,
+// because an insert was between them, they hold as many events only if another insert was
+// so, too, and with the second of the two the parts change.
 type stateCache struct {
 	limit int // bytes; 0: nothing is kept
 
-	mu    sync.Mutex
-	byKey map[bucketKey]*list.Element // of what is in used
-	used  list.List                   // *bucket, the one used last in front
-	bytes int
+	mu     sync.Mutex
+	byKey  map[bucketKey]*list.Element // of what is in used
+	used   list.List                   // *bucket, the one used last in front
+	bytes  int
+	number uint64 // of the bucket that came last
 
 	// What statements have brought that have not ended: half the limit at most. Who has
 	// no room goes on without keeping anything.
@@ -52,9 +56,13 @@ type stateCache struct {
 const (
 	maxStateAge  = 10 * time.Minute
 	restlessTime = time.Minute // at first, maxStateAge at last
-	bucketBytes  = 384         // of a bucket beside what is in it: its key, its places in map and list
+	bucketBytes  = 448         // of a bucket beside what is in it: its key, its places in map and list
 	partBytes    = 24          // of a part in it beside its name
-	cellBytes    = 56          // of a cell in it beside its name and state
+	cellBytes    = 64          // of a cell in it beside its name and state
+
+	// How many events five minutes may have whose seconds are kept. Of more the rows are
+	// read, from the second that is asked for.
+	maxSecondsOf = 10_000
 )
 
 // scope is what a request's buckets are of.
@@ -92,6 +100,8 @@ func extend(pieces []piece, s span) []piece {
 	return append(pieces, piece{grainOf(s.width), s.at, s.at + s.width})
 }
 
+// bucketKey is that of a bucket. The sum of a range's buckets is kept as one of no width,
+// which is "at" the length of the range.
 type bucketKey struct {
 	scope
 	span
@@ -100,8 +110,12 @@ type bucketKey struct {
 // bucket is what one held. It is not written to any more.
 type bucket struct {
 	key      bucketKey
+	number   uint64 // no other ever had it
 	parts    []bucketPart
 	cells    []bucketCell
+	seconds  []bucketCell // of five minutes: what each second has of them, if studied
+	studied  bool
+	sum      *stateSum // of others
 	bytes    int
 	read     time.Time
 	restless time.Duration // got events while it was kept: nothing is in it, and will not be for so long
@@ -114,8 +128,10 @@ type bucketPart struct {
 	events int64
 }
 
-// bucketCell is what a part has of one channel in a bucket, or of all together.
+// bucketCell is what a part has of one channel in a bucket, or of all together, or what a
+// second has.
 type bucketCell struct {
+	at     int64  // the start of the bucket, or the second
 	name   string // of the channel
 	events int64
 	state  []byte
@@ -200,6 +216,8 @@ func (c *stateCache) add(b *bucket) {
 	if c.byKey == nil {
 		c.byKey = make(map[bucketKey]*list.Element)
 	}
+	c.number++
+	b.number = c.number
 	c.byKey[b.key] = c.used.PushFront(b)
 	for c.bytes += b.bytes; c.bytes > c.limit; {
 		c.remove(c.used.Back())
@@ -243,7 +261,7 @@ func (f *found) add(c *rows, n int) {
 		before := b.bytes
 		b.addPart(c.parts.Row(i), c.events.Row(i))
 		if c.has.state {
-			cell := bucketCell{f.channel, c.events.Row(i), bytes.Clone(c.states.RowBytes(i))}
+			cell := bucketCell{at.at, f.channel, c.events.Row(i), bytes.Clone(c.states.RowBytes(i))}
 			if c.has.name {
 				cell.name = c.names.Row(i)
 			}
@@ -279,66 +297,53 @@ func (f *found) confirms(s span, b *bucket) bool {
 	return slices.Equal(parts, b.parts)
 }
 
-// buckets adds those of b to a: the ones that are kept and have not changed, and the
-// others, which are read.
-func (e *Engine) buckets(ctx context.Context, a *answer, b *builder) error {
-	c, scope := &e.states, scopeOf(&a.request)
-	ask := func(ctx context.Context, pieces []piece, states bool, read func(*rows, int) error) error {
-		if len(pieces) == 0 {
-			return nil
-		}
-		s := b.of(pieces, states).statement()
-		return e.pool.Do(ctx, s.query(e.settings, read))
-	}
-	read := func(ctx context.Context, pieces []piece) error {
-		f := newFound(scope, c)
-		defer f.drop()
-		err := ask(ctx, pieces, true, func(r *rows, n int) error {
-			f.add(r, n)
-			return a.read(r, n)
-		})
-		if err == nil {
-			c.put(scope, pieces, f, time.Now())
-		}
-		return err
-	}
-	have, held, rest := c.look(scope, b.source.pieces, time.Now())
-	now := newFound(scope, nil)
-	both, bothCtx := errgroup.WithContext(ctx)
-	both.Go(func() error { return read(bothCtx, rest) })
-	both.Go(func() error {
-		return ask(bothCtx, held, false, func(r *rows, n int) error {
-			now.add(r, n)
-			return nil
-		})
-	})
-	if err := both.Wait(); err != nil {
-		return err
-	}
-	var changed []piece
-	for s := range spans(held) {
-		if was := have[s]; !now.confirms(s, was) {
-			changed = extend(changed, s)
-		} else if err := a.addBucket(s, was.cells); err != nil {
-			return err
-		}
-	}
-	c.count(held, rest, changed)
-	return read(ctx, changed)
+// stateSum is what buckets hold together, by channel.
+type stateSum struct {
+	of    []uint64 // their numbers
+	cells map[string]*cell
 }
 
-// count counts how buckets came into one answer.
-func (c *stateCache) count(held, rest, changed []piece) {
-	number := func(pieces []piece) (n uint64) {
-		for _, p := range pieces {
-			n += uint64((p.to - p.from) / p.grain.seconds())
-		}
-		return n
+// sum adds up buckets for a range of that length. Merging their states is half of what an
+// answer takes here, and ranges that move on by seconds have the same ones.
+func (c *stateCache) sum(s scope, length int64, buckets []*bucket) (*stateSum, error) {
+	sum := &stateSum{cells: make(map[string]*cell)}
+	for _, b := range buckets {
+		sum.of = append(sum.of, b.number)
 	}
-	again := number(changed)
-	c.kept.Add(number(held) - again)
-	c.read.Add(number(rest))
-	c.changed.Add(again)
+	key := bucketKey{s, span{0, length}}
+	c.mu.Lock()
+	if e := c.byKey[key]; e != nil {
+		if kept := e.Value.(*bucket).sum; slices.Equal(kept.of, sum.of) {
+			c.used.MoveToFront(e)
+			c.mu.Unlock()
+			return kept, nil
+		}
+	}
+	c.mu.Unlock()
+	bytes := bucketBytes + len(s.event) + len(s.channel) + 8*len(sum.of)
+	for _, b := range buckets {
+		for _, part := range b.cells {
+			g := sum.cells[part.name]
+			if g == nil {
+				g = new(cell)
+				sum.cells[part.name] = g
+				bytes += len(part.name) + sketchRegisters
+			}
+			if err := g.add(part.events, part.state); err != nil {
+				return nil, err
+			}
+		}
+	}
+	if bytes > c.limit/8 {
+		return sum, nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if e := c.byKey[key]; e != nil {
+		c.remove(e)
+	}
+	c.add(&bucket{key: key, sum: sum, bytes: bytes})
+	return sum, nil
 }
 
 func (c *stateCache) describe(set *stat.Set) {

@@ -21,6 +21,15 @@ func TestAnswersAreNoOlderForWhatIsKept(t *testing.T) {
 		r.EventName, r.From, r.To = "view", dataFrom+day+3*hour+7, dataFrom+40*day+10*hour+11
 		requests = append(requests, r)
 	}
+	// Both ends are in five minutes that have events.
+	atEnds := func(n int) []event {
+		events := randomEvents(rng, n)
+		for i := range events {
+			end := []int64{dataFrom + day + 3*hour, dataFrom + 40*day + 10*hour}[rng.IntN(2)]
+			events[i].ts = (end+rng.Int64N(300))*1000 + rng.Int64N(1000)
+		}
+		return events
+	}
 	exec := func(sql string) {
 		t.Helper()
 		if err := pool.Exec(t.Context(), sql); err != nil {
@@ -30,6 +39,7 @@ func TestAnswersAreNoOlderForWhatIsKept(t *testing.T) {
 	steps := []func(){
 		func() {},
 		func() { insert(t, pool, randomEvents(rng, 500)) },
+		func() { insert(t, pool, atEnds(1+rng.IntN(20))) },
 		func() { exec("OPTIMIZE TABLE events_users FINAL") },
 		// A repair: users without a count.
 		func() {
@@ -47,7 +57,7 @@ func TestAnswersAreNoOlderForWhatIsKept(t *testing.T) {
 			exec(fmt.Sprintf("ALTER TABLE events_users DELETE WHERE cityHash64(width, at) %% 16 = %d SETTINGS mutations_sync = 2", rng.IntN(16)))
 		},
 	}
-	insert(t, pool, randomEvents(rng, 10_000))
+	insert(t, pool, append(randomEvents(rng, 10_000), atEnds(200)...))
 	for i := range 5 * len(steps) {
 		step := i % len(steps)
 		if i >= len(steps) {
@@ -55,11 +65,11 @@ func TestAnswersAreNoOlderForWhatIsKept(t *testing.T) {
 		}
 		steps[step]()
 		for _, r := range requests {
-			want, err := none.Query(t.Context(), r)
-			if err != nil {
-				t.Fatal(err)
-			}
-			for range 2 {
+			for range 3 { // a screen that moves on
+				want, err := none.Query(t.Context(), r)
+				if err != nil {
+					t.Fatal(err)
+				}
 				got, err := kept.Query(t.Context(), r)
 				if err != nil {
 					t.Fatal(err)
@@ -67,6 +77,8 @@ func TestAnswersAreNoOlderForWhatIsKept(t *testing.T) {
 				if d := cmp.Diff(want, got); d != "" {
 					t.Fatalf("after step %d, %+v: -none kept +kept\n%s", step, r, d)
 				}
+				by := rng.Int64N(100)
+				r.From, r.To = r.From+by, r.To+by
 			}
 		}
 		if i%10 == 9 { // time passes
@@ -83,13 +95,170 @@ func TestAnswersAreNoOlderForWhatIsKept(t *testing.T) {
 	if n := none.states.kept.Load() + none.states.changed.Load(); n != 0 {
 		t.Errorf("%d buckets were kept where none should be", n)
 	}
+	if read, all := kept.sources[rawTable].Load(), none.sources[rawTable].Load(); all-read < 50 {
+		t.Errorf("rows were read for %d of %d answers: too many to say anything", read, all)
+	}
+	bounded(t, c)
+	if n := c.arriving.Load(); n != 0 {
+		t.Errorf("%d bytes are still said to arrive", n)
+	}
+}
+
+// bounded compares what is kept with what c says of it.
+func bounded(t *testing.T, c *stateCache) {
+	t.Helper()
+	sum := 0
+	for e := c.used.Front(); e != nil; e = e.Next() {
+		b := e.Value.(*bucket)
+		sum += b.bytes
+		held := 0
+		for _, cells := range [][]bucketCell{b.cells, b.seconds} {
+			for _, c := range cells {
+				held += len(c.name) + len(c.state)
+			}
+		}
+		if b.sum != nil {
+			for _, c := range b.sum.cells {
+				if held += 8 * len(c.sketch.set); c.sketch.registers != nil {
+					held += sketchRegisters
+				}
+			}
+		}
+		if held > b.bytes {
+			t.Errorf("%v holds %d bytes and says %d", b.key, held, b.bytes)
+		}
+	}
+	if sum != c.bytes || sum > c.limit || c.used.Len() != len(c.byKey) {
+		t.Fatalf("%d bytes are kept in %d entries, said to be %d in %d; want at most %d", sum, c.used.Len(), c.bytes, len(c.byKey), c.limit)
+	}
+}
+
+// Rows and the rollup are read when one insert is in the rollup and not yet in the rows,
+// and another of as many events in the rows and not yet in the rollup. When both have
+// arrived, so they have in the answer.
+func TestEndsOfTwoMoments(t *testing.T) {
+	pool := openDatabase(t, "moments")
+	exec := func(sql string) {
+		t.Helper()
+		if err := pool.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	kept, none := New(pool, Options{States: 1 << 20}), New(pool, Options{})
+	r := Request{EventName: "view", From: dataFrom + 10, To: dataFrom + day, GroupBy: "channel"}
+	ask := func(e *Engine) *Result {
+		t.Helper()
+		res, err := e.Query(t.Context(), r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return res
+	}
+	event := func(second int64, channel, user string) []event {
+		return []event{{(dataFrom + second) * 1000, "view", channel, "", user}}
+	}
+	inRows, inRollup := event(20, "web", "first"), event(30, "api", "second")
+	insert(t, pool, event(100, "web", "before"))
+	ask(kept) // the five minutes are read
+	insert(t, pool, inRollup)
+	exec("ALTER TABLE events DELETE WHERE user_id = 'second' SETTINGS mutations_sync = 2")
+	exec("DETACH TABLE events_users_mv")
+	insert(t, pool, inRows)
+	ask(kept) // they have changed, and are restless
+	for e := kept.states.used.Front(); e != nil; e = e.Next() {
+		b := e.Value.(*bucket)
+		b.read = b.read.Add(-b.restless)
+	}
+	ask(kept) // they are read
+	ask(kept) // and their rows
+	before := kept.sources[rawTable].Load()
+	ask(kept)
+	if kept.sources[rawTable].Load() != before {
+		t.Fatal("the end is not kept: the test says nothing")
+	}
+	insert(t, pool, inRollup)
+	exec("ATTACH TABLE events_users_mv")
+	exec("ALTER TABLE events DELETE WHERE user_id = 'first' SETTINGS mutations_sync = 2")
+	insert(t, pool, inRows)
+	want := ask(none)
+	if want.Events != 3 {
+		t.Fatalf("%d events are stored; want 3", want.Events)
+	}
+	for range 3 {
+		if d := cmp.Diff(want, ask(kept)); d != "" {
+			t.Errorf("-none kept +kept\n%s", d)
+		}
+	}
+}
+
+// TestWhichSecondsAreKept: those of five minutes that are kept, of as many events and of
+// few.
+func TestWhichSecondsAreKept(t *testing.T) {
+	c := stateCache{limit: 1 << 20}
+	s, now := scope{event: "view"}, time.Unix(dataFrom, 0)
+	const width = 5 * minute
+	two := []piece{{fiveGrain, 0, 2 * width}}
+	cut := []piece{{rowGrain, 7, width}, {rowGrain, width, width + 11}}
+	ends := func(unknown ...piece) []end {
+		t.Helper()
+		ends, rest := c.ends(s, cut, now)
+		if d := cmp.Diff(unknown, rest, cmp.AllowUnexported(piece{})); d != "" || len(ends) != 2 {
+			t.Fatalf("%d ends, -want to be read +got\n%s", len(ends), d)
+		}
+		return ends
+	}
+	seconds := func(at ...int64) *found {
+		f := newFound(s, nil)
+		for _, sec := range at {
+			f.buckets[span{1, sec}] = &bucket{parts: []bucketPart{{"", 1}}, cells: []bucketCell{{sec, "", 1, make([]byte, 9)}}, bytes: 100}
+		}
+		return f
+	}
+	studied := func(first, second bool) {
+		t.Helper()
+		for i, want := range []bool{first, second} {
+			if x := ends()[i]; x.was == nil || x.was.studied != want {
+				t.Errorf("end %d is kept as %+v; want its seconds: %v", i, x.was, want)
+			}
+		}
+	}
+	if x := ends(piece{fiveGrain, 0, width}, piece{fiveGrain, width, 2 * width}); x[0].was != nil || x[1].was != nil {
+		t.Error("what was never read is kept")
+	}
+	c.put(s, two, holding(s, two, "a", 2, 100), now)
+	studied(false, false)
+	c.learn(ends()[0].was, seconds(1, width-1, width))
+	studied(true, false)
+	c.learn(ends()[1].was, seconds(1, width))
+	studied(true, false)
+	full := seconds(width, 2*width-1)
+	full.full = true
+	c.learn(ends()[1].was, full)
+	studied(true, false)
+	was := ends()[1].was
+	c.put(s, two[:1], holding(s, two, "b", 2, 100), now) // read again: it is not the one that was asked about
+	c.learn(was, seconds(width, 2*width-1))
+	studied(false, false)
+	c.learn(ends()[1].was, seconds(width, 2*width-1))
+	studied(false, true)
+	bounded(t, &c)
+	c.put(s, two, holding(s, two, "c", 3, 100), now)
+	if x := ends(); x[0].was != nil || x[1].was != nil {
+		t.Error("five minutes that get events are kept")
+	}
+	now = now.Add(restlessTime)
+	ends(piece{fiveGrain, 0, width}, piece{fiveGrain, width, 2 * width})
+	c.limit = 0
+	if x := ends(); x[0].was != nil || x[1].was != nil {
+		t.Error("something is kept where nothing may be")
+	}
 }
 
 // holding says that each bucket of pieces is in one part, with a state of that many bytes.
 func holding(s scope, pieces []piece, part string, events int64, state int) *found {
 	f := newFound(s, nil)
 	for at := range spans(pieces) {
-		b := &bucket{cells: []bucketCell{{"", events, make([]byte, state)}}, bytes: cellBytes + state}
+		b := &bucket{cells: []bucketCell{{0, "", events, make([]byte, state)}}, bytes: cellBytes + state}
 		b.addPart(part, events)
 		f.buckets[at] = b
 	}
@@ -194,13 +363,7 @@ func TestKeptBucketsAreBounded(t *testing.T) {
 		t.Helper()
 		s := scope{event: fmt.Sprint("event ", i)}
 		c.put(s, hour, holding(s, hour, "a", 1, state), now)
-		sum := 0
-		for e := c.used.Front(); e != nil; e = e.Next() {
-			sum += e.Value.(*bucket).bytes
-		}
-		if sum != c.bytes || sum > limit || c.used.Len() != len(c.byKey) {
-			t.Fatalf("%d bytes are kept, said to be %d; want at most %d", sum, c.bytes, limit)
-		}
+		bounded(t, &c)
 	}
 	has := func(i int) bool {
 		have, _, _ := c.look(scope{event: fmt.Sprint("event ", i)}, hour, now)

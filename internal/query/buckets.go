@@ -1,0 +1,199 @@
+package query
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// How an answer is put together from what is kept and what is read.
+
+// buckets adds those of b to a, and the rows at the ends of the range: what is kept and
+// has not changed, and the others, which are read.
+func (e *Engine) buckets(ctx context.Context, a *answer, b *builder, cut []piece) error {
+	c, scope, start := &e.states, scopeOf(&a.request), time.Now()
+	ask := func(ctx context.Context, b *builder, read func(*rows, int) error) error {
+		if len(b.source.pieces) == 0 {
+			return nil
+		}
+		s := b.statement()
+		return e.pool.Do(ctx, s.query(e.settings, read))
+	}
+	finding := func(f *found) func(*rows, int) error {
+		return func(r *rows, n int) error {
+			f.add(r, n)
+			return a.read(r, n)
+		}
+	}
+	read := func(ctx context.Context, pieces []piece) error {
+		f := newFound(scope, c)
+		defer f.drop()
+		err := ask(ctx, b.of(pieces, true), finding(f))
+		if err == nil && len(pieces) > 0 {
+			c.put(scope, pieces, f, time.Now())
+		}
+		return err
+	}
+	have, held, rest := c.look(scope, b.source.pieces, start)
+	ends, unknown := c.ends(scope, cut, start)
+	check, study, plain := slices.Clip(held), []piece(nil), []piece(nil)
+	for _, x := range ends {
+		if x.was != nil {
+			check = append(check, x.of)
+		}
+		switch {
+		case x.kept():
+		case x.few():
+			study = append(study, x.of)
+		default:
+			plain = append(plain, x.piece)
+		}
+	}
+	seen, studied := newFound(scope, nil), newFound(scope, c)
+	defer studied.drop()
+	first, firstCtx := errgroup.WithContext(ctx)
+	first.Go(func() error { return read(firstCtx, append(rest, unknown...)) })
+	first.Go(func() error { return ask(firstCtx, b.rows(plain, false), a.read) })
+	first.Go(func() error { return ask(firstCtx, b.rows(study, true), finding(studied)) })
+	first.Go(func() error {
+		return ask(firstCtx, b.of(check, false), func(r *rows, n int) error {
+			seen.add(r, n)
+			return nil
+		})
+	})
+	if err := first.Wait(); err != nil {
+		return err
+	}
+	var same []*bucket
+	var changed, again []piece
+	for s := range spans(held) {
+		if was := have[s]; seen.confirms(s, was) {
+			same = append(same, was)
+		} else {
+			changed = extend(changed, s)
+		}
+	}
+	c.count(held, rest, changed)
+	if err := e.addKept(a, same); err != nil {
+		return err
+	}
+	for _, x := range ends {
+		switch ok := x.was != nil && seen.confirms(x.was.key.span, x.was); {
+		case ok && x.kept():
+			if err := a.addCells(x.was.seconds, 1); err != nil {
+				return err
+			}
+		case ok:
+			c.learn(x.was, studied)
+		case x.was != nil:
+			changed = append(changed, x.of)
+			if x.kept() {
+				again = append(again, x.piece)
+			}
+		}
+	}
+	if len(plain)+len(study)+len(again) > 0 {
+		e.sources[rawTable].Inc()
+	}
+	second, secondCtx := errgroup.WithContext(ctx)
+	second.Go(func() error { return read(secondCtx, changed) })
+	second.Go(func() error { return ask(secondCtx, b.rows(again, false), a.read) })
+	return second.Wait()
+}
+
+// addKept adds buckets as they were kept.
+func (e *Engine) addKept(a *answer, buckets []*bucket) error {
+	if a.width == 0 && len(buckets) > 0 {
+		sum, err := e.states.sum(scopeOf(&a.request), a.request.To-a.request.From, buckets)
+		if err == nil {
+			a.addSum(sum)
+		}
+		return err
+	}
+	for _, b := range buckets {
+		if err := a.addCells(b.cells, b.key.width); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// count counts how buckets came into one answer.
+func (c *stateCache) count(held, rest, changed []piece) {
+	number := func(pieces []piece) (n uint64) {
+		for _, p := range pieces {
+			n += uint64((p.to - p.from) / p.grain.seconds())
+		}
+		return n
+	}
+	again := number(changed)
+	c.kept.Add(number(held) - again)
+	c.read.Add(number(rest))
+	c.changed.Add(again)
+}
+
+// end is what a range has of five minutes that it cuts.
+type end struct {
+	piece
+	of  piece   // the five minutes
+	was *bucket // as they are kept; nil: they are not
+}
+
+// kept tells whether what each second has of it is kept.
+func (x *end) kept() bool { return x.was != nil && x.was.studied }
+
+// few tells whether that may be kept.
+func (x *end) few() bool { return x.was != nil && x.was.events() <= maxSecondsOf }
+
+// ends are those that have rows; rest are the five minutes of which nothing is known.
+func (c *stateCache) ends(s scope, rows []piece, now time.Time) (ends []end, rest []piece) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	width := fiveGrain.seconds()
+	for _, p := range rows {
+		at := p.from - p.from%width
+		x := end{piece: p, of: piece{fiveGrain, at, at + width}}
+		if c.limit > 0 && p.to <= at+width {
+			b := new(bucket)
+			e := c.byKey[bucketKey{s, span{width, at}}]
+			if e != nil {
+				b = e.Value.(*bucket)
+			}
+			switch age := now.Sub(b.read); {
+			case age > maxStateAge, b.restless > 0 && age >= b.restless: // or there is none
+				rest = append(rest, x.of)
+			case b.restless == 0:
+				c.used.MoveToFront(e)
+				x.was = b
+			}
+		}
+		ends = append(ends, x)
+	}
+	return ends, rest
+}
+
+// learn keeps the seconds of was that f has found, if they hold as many events.
+func (c *stateCache) learn(was *bucket, f *found) {
+	b := *was
+	b.studied = true
+	var events int64
+	for at, second := range f.buckets {
+		if at.at < was.key.at || at.at >= was.key.at+was.key.width {
+			continue // of the other end
+		}
+		b.seconds = append(b.seconds, second.cells...)
+		b.bytes += second.bytes
+		events += second.events()
+	}
+	if f.full || events != was.events() {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if e := c.byKey[b.key]; e != nil && e.Value == was {
+		c.remove(e)
+		c.add(&b)
+	}
+}
