@@ -116,7 +116,7 @@ func (a *asker) compare(d time.Duration, data *queryData, span time.Duration, gr
 	deadline := time.Now().Add(d)
 	var slow time.Duration
 	for i := 0; i < 5 || time.Now().Before(deadline); i++ {
-		from, to := data.window(span, i)
+		from, to := data.window(span)
 		x, err1 := a.bare(from, to, group)
 		y, err2 := a.edge(from, to, group)
 		if err := errors.Join(err1, err2); err != nil {
@@ -144,7 +144,7 @@ func (a *asker) compare(d time.Duration, data *queryData, span time.Duration, gr
 func (a *asker) alone(d time.Duration, data *queryData, span time.Duration, group string) (ms []float64, err error) {
 	deadline := time.Now().Add(d)
 	for i := 0; i < 5 || time.Now().Before(deadline); i++ {
-		from, to := data.window(span, i)
+		from, to := data.window(span)
 		r, err := a.edge(from, to, group)
 		if err != nil {
 			return nil, err

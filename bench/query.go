@@ -27,6 +27,8 @@ type queryData struct {
 	from time.Time
 	to   time.Time
 	rows int64
+
+	windows int64 // that were asked for
 }
 
 // grow adds rows until there are n, a million a statement. Those of one call are spread
@@ -98,11 +100,13 @@ func (q *queryData) newer() (int64, error) {
 	return number(ctx, q.pool, "SELECT assumeNotNull(least(("+sql+"))) AS n")
 }
 
-// window is the i-th of time ranges as a screen asks for that is looked at for a while:
+// window is the next of time ranges as a screen asks for that is looked at for a while:
 // each is a few seconds from the one before, and starts and ends on no boundary of any
-// bucket, as a rule. The first ends a little before the newest event that was laid down.
-func (q *queryData) window(d time.Duration, i int) (from, to int64) {
-	to = q.to.Unix() - 1543 - 7*int64(i)
+// bucket, as a rule. None was asked for before. The first ends a little before the newest
+// event that was laid down.
+func (q *queryData) window(d time.Duration) (from, to int64) {
+	to = q.to.Unix() - 1543 - 7*q.windows
+	q.windows++
 	return max(to-int64(d.Seconds()), q.from.Unix()+7), to
 }
 
@@ -263,7 +267,7 @@ func (s *section) timings(t *table, rows int64, span, group string, m *timings, 
 
 // askers is how many dashboards can ask the same at once.
 func (b *bench) askers(s *section, how string, srv *server, data *queryData) (float64, error) {
-	from, to := data.window(30*24*time.Hour, 0)
+	from, to := data.window(30 * 24 * time.Hour)
 	res, err := load.Run(b.ctx, load.Load{Addr: srv.addr, Conns: 32, Duration: b.o.one,
 		Requests: [][]byte{load.Get("edge", fmt.Sprintf("/metrics?event_name=product_view&from=%d&to=%d&group_by=channel", from, to))}})
 	if err != nil {
