@@ -81,7 +81,7 @@ func StartChild(ctx context.Context, cfg ChildConfig) (*Child, error) {
 	if c.log == nil {
 		c.log = slog.Default()
 	}
-	err := c.listen()
+	err := c.listen(ctx)
 	if err == nil {
 		c.lifeline, c.hold, err = os.Pipe()
 	}
@@ -99,9 +99,13 @@ func StartChild(ctx context.Context, cfg ChildConfig) (*Child, error) {
 	return c, nil
 }
 
-func (c *Child) listen() error {
+func (c *Child) listen(ctx context.Context) error {
 	if c.cfg.Listen != "" {
-		ln, err := net.Listen("tcp", c.cfg.Listen)
+		var ln net.Listener
+		err := whileBusy(ctx, syscall.EADDRINUSE, func() (err error) {
+			ln, err = net.Listen("tcp", c.cfg.Listen)
+			return err
+		})
 		if err != nil {
 			return err
 		}

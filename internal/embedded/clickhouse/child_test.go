@@ -1,7 +1,6 @@
 package clickhouse
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -11,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -165,23 +163,25 @@ func middleMain(dir string) int {
 	if err != nil {
 		return 1
 	}
-	child, err := StartChild(context.Background(), ChildConfig{Command: []string{exe}, Env: []string{childEnv + "=" + dir, middleEnv + "="}})
+	child, err := StartChild(context.Background(), ChildConfig{Command: []string{exe}, Env: []string{childEnv + "=" + dir, middleEnv + "="}, Listen: "127.0.0.1:0"})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	fmt.Println(child.Pid())
+	fmt.Println(child.Pid(), child.Addr())
 	select {}
 }
 
-func TestChildEndsWithItsKilledParent(t *testing.T) {
+// startMiddle starts one, and returns its child's process and address.
+func startMiddle(t *testing.T, dir string) (middle *exec.Cmd, pid int, addr string) {
+	t.Helper()
 	lib := needLibrary(t)
 	exe, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	middle := exec.Command(exe)
-	middle.Env = append(os.Environ(), middleEnv+"="+filepath.Join(t.TempDir(), "data"), "CHDB_LIBRARY="+lib)
+	middle = exec.Command(exe)
+	middle.Env = append(os.Environ(), middleEnv+"="+dir, "CHDB_LIBRARY="+lib)
 	middle.Stderr = t.Output()
 	out, err := middle.StdoutPipe()
 	if err != nil {
@@ -190,19 +190,39 @@ func TestChildEndsWithItsKilledParent(t *testing.T) {
 	if err := middle.Start(); err != nil {
 		t.Fatal(err)
 	}
-	line, err := bufio.NewReader(out).ReadString('\n')
-	if err != nil {
-		t.Fatalf("the middle process said nothing: %v", err)
+	if _, err := fmt.Fscanln(out, &pid, &addr); err != nil {
+		t.Fatalf("the middle process did not say which its child is: %v", err)
 	}
-	pid, err := strconv.Atoi(strings.TrimSpace(line))
-	if err != nil {
-		t.Fatal(err)
-	}
+	return middle, pid, addr
+}
+
+func kill(t *testing.T, middle *exec.Cmd) {
+	t.Helper()
 	if err := middle.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	_ = middle.Wait()
+}
+
+func TestChildEndsWithItsKilledParent(t *testing.T) {
+	middle, pid, _ := startMiddle(t, filepath.Join(t.TempDir(), "data"))
+	kill(t, middle)
 	eventually(t, "the child has ended", func() bool { return ended(pid) })
+}
+
+// An edge that is started again at once finds the engine of the one that was killed still
+// dying, with its directory and its port.
+func TestChildWaitsForADyingOne(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "data")
+	middle, pid, addr := startMiddle(t, dir)
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	kill(t, middle)
+	time.AfterFunc(200*time.Millisecond, func() { _ = syscall.Kill(pid, syscall.SIGCONT) })
+	if child := startChildOn(t, dir, addr, testLog(t)); !ended(pid) || child.Addr() != addr {
+		t.Errorf("a child serves on %s, and the one before has ended: %v; want %s", child.Addr(), ended(pid), addr)
+	}
 }
 
 // ended reports whether a process is gone; a zombie, which nobody may reap in a

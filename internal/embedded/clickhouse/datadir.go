@@ -2,6 +2,7 @@ package clickhouse
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -13,8 +14,30 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// lockWait is how long a new child waits for one that is still dying.
-const lockWait = 15 * time.Second
+// dyingWait is how long a new child waits for one that is still dying: an engine whose
+// edge was killed has its directory and its port until it has noticed.
+const dyingWait = 15 * time.Second
+
+// whileBusy tries until the error is not busy, or for dyingWait.
+func whileBusy(ctx context.Context, busy error, try func() error) error {
+	deadline := time.NewTimer(dyingWait)
+	defer deadline.Stop()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := try()
+		if !errors.Is(err, busy) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-deadline.C:
+			return err
+		case <-tick.C:
+		}
+	}
+}
 
 // lockDir makes sure that one process at a time has the directory: the library
 // guards nothing, and two engines on one directory destroy it.
@@ -26,24 +49,15 @@ func lockDir(ctx context.Context, dir string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	deadline := time.NewTimer(lockWait)
-	defer deadline.Stop()
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		if err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == nil {
-			return f, nil
-		}
-		select {
-		case <-ctx.Done():
-			f.Close()
-			return nil, ctx.Err()
-		case <-deadline.C:
-			f.Close()
-			return nil, fmt.Errorf("lock %s for %s: %w", f.Name(), lockWait, errBusy)
-		case <-tick.C:
-		}
+	err = whileBusy(ctx, unix.EWOULDBLOCK, func() error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) })
+	if err == nil {
+		return f, nil
 	}
+	f.Close()
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		err = fmt.Errorf("lock %s for %s: %w", f.Name(), dyingWait, errBusy)
+	}
+	return nil, err
 }
 
 // prepareDir writes the engine's configuration and returns its arguments.
