@@ -95,7 +95,7 @@ type config struct {
 	ClickHouseTLSCert  string        `env:"CLICKHOUSE_TLS_CERT" envDefault:"" doc:"file of a client certificate, PEM"`
 	ClickHouseTLSKey   string        `env:"CLICKHOUSE_TLS_KEY" envDefault:"" doc:"file of its private key, PEM; both are read again on SIGHUP and when they change"`
 	ClickHouseCluster  string        `env:"CLICKHOUSE_CLUSTER" envDefault:"" doc:"cluster name: tables become Replicated, DDL runs ON CLUSTER"`
-	ClickHouseConns    int           `env:"CLICKHOUSE_CONNS" envDefault:"16" doc:"connections for metrics queries; an answer takes two as a rule, and up to three"`
+	ClickHouseConns    int           `env:"CLICKHOUSE_CONNS" envDefault:"16" doc:"connections for metrics queries; an answer takes one or two as a rule, and up to four"`
 	ClickHouseCompress bool          `env:"CLICKHOUSE_COMPRESS" envDefault:"true" doc:"LZ4 on the way to ClickHouse: less network, for a third of the sink's processor time; metrics queries go without; false when both are on one machine"`
 	TableTTL           time.Duration `env:"TABLE_TTL" envDefault:"0s" doc:"how long rows are kept by their timestamp; 0 is for ever"`
 
