@@ -27,8 +27,10 @@ func (e *Engine) buckets(ctx context.Context, a *answer, b *builder, cut []piece
 			return a.read(r, n)
 		}
 	}
+	have, held, rest := c.look(scope, b.source.pieces, start)
 	read := func(ctx context.Context, pieces []piece) error {
 		f := newFound(scope, c)
+		f.known = len(held) > 0
 		defer f.drop()
 		err := ask(ctx, b.of(pieces, true), finding(f))
 		if err == nil && len(pieces) > 0 {
@@ -36,7 +38,6 @@ func (e *Engine) buckets(ctx context.Context, a *answer, b *builder, cut []piece
 		}
 		return err
 	}
-	have, held, rest := c.look(scope, b.source.pieces, start)
 	ends, unknown := c.ends(scope, cut, start)
 	check, study, plain := slices.Clip(held), []piece(nil), []piece(nil)
 	for _, x := range ends {
@@ -56,7 +57,13 @@ func (e *Engine) buckets(ctx context.Context, a *answer, b *builder, cut []piece
 	first, firstCtx := errgroup.WithContext(ctx)
 	first.Go(func() error { return read(firstCtx, append(rest, unknown...)) })
 	first.Go(func() error { return ask(firstCtx, b.rows(plain, false), a.read) })
-	first.Go(func() error { return ask(firstCtx, b.rows(study, true), finding(studied)) })
+	first.Go(func() error {
+		err := ask(firstCtx, b.rows(study, true), finding(studied))
+		if err != nil {
+			c.forget(scope, study) // perhaps they are more than they were
+		}
+		return err
+	})
 	first.Go(func() error {
 		return ask(firstCtx, b.of(check, false), func(r *rows, n int) error {
 			seen.add(r, n)
@@ -76,8 +83,10 @@ func (e *Engine) buckets(ctx context.Context, a *answer, b *builder, cut []piece
 		}
 	}
 	c.count(held, rest, changed)
-	if err := e.addKept(a, same); err != nil {
-		return err
+	if len(same) > 0 {
+		if err := e.addKept(a, same); err != nil {
+			return err
+		}
 	}
 	for _, x := range ends {
 		switch ok := x.was != nil && seen.confirms(x.was.key.span, x.was); {
@@ -103,14 +112,22 @@ func (e *Engine) buckets(ctx context.Context, a *answer, b *builder, cut []piece
 	return second.Wait()
 }
 
-// addKept adds buckets as they were kept.
+// addKept adds buckets as they were kept: their sum, but of groups that are by time.
 func (e *Engine) addKept(a *answer, buckets []*bucket) error {
-	if a.width == 0 && len(buckets) > 0 {
-		sum, err := e.states.sum(scopeOf(&a.request), a.request.To-a.request.From, buckets)
-		if err == nil {
-			a.addSum(sum)
+	if c := &e.states; a.width == 0 {
+		key := sumKey(&a.request)
+		sum := c.sum(key, numbers(buckets))
+		if sum == nil && c.summable(buckets) {
+			var err error
+			if sum, err = addUp(buckets); err != nil {
+				return err
+			}
+			c.keepSum(key, sum)
 		}
-		return err
+		if sum != nil {
+			a.addSum(sum)
+			return nil
+		}
 	}
 	for _, b := range buckets {
 		if err := a.addCells(b.cells, b.key.width); err != nil {
@@ -179,17 +196,19 @@ func (c *stateCache) learn(was *bucket, f *found) {
 	b := *was
 	b.studied = true
 	var events int64
+	var cells [][]bucketCell
 	for at, second := range f.buckets {
 		if at.at < was.key.at || at.at >= was.key.at+was.key.width {
 			continue // of the other end
 		}
-		b.seconds = append(b.seconds, second.cells...)
+		cells = append(cells, second.cells)
 		b.bytes += second.bytes
 		events += second.events()
 	}
-	if f.full || events != was.events() {
+	if f.full || events != was.events() || !c.fits(&b) {
 		return
 	}
+	b.seconds = slices.Concat(cells...)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if e := c.byKey[b.key]; e != nil && e.Value == was {

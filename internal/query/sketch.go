@@ -15,7 +15,8 @@ import (
 // that is full and as many to tell how many users that is (BenchmarkSketch), a word of
 // eight registers at a time, where the server unpacks, compares and counts each register.
 // The figures are the server's to the digit, with one exception: the server leaves the set for registers when a 513th
-// hash arrives, be it one of the 512 that are there. Here it has to be another.
+// hash arrives, be it one of the 512 that are there. Here it has to be another. So what it
+// makes of rows that are 512 users depends on how it reads them; merged here they are 512.
 type sketch struct {
 	set       []uint64                     // open addressing, a power of two of slots, 0 is an empty one
 	n         int                          // hashes in set
@@ -155,6 +156,15 @@ func (s *sketch) spill() {
 	s.registers = new([sketchRegisters / 8]uint64)
 	s.each(s.rank)
 	s.set = nil
+}
+
+// bytes is how much memory s has beside itself.
+func (s *sketch) bytes() int {
+	n := 8 * len(s.set)
+	if s.registers != nil {
+		n += sketchRegisters
+	}
+	return n
 }
 
 // rank raises the register of h to the number of zeros, and one, at which the rest of h ends.

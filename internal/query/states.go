@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"container/list"
 	"iter"
+	"math/bits"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -34,7 +35,8 @@ import (
 // events are kept second by second, and are what they were as long as the five minutes in
 // the rollup are: every event is in both. When rows and rollup were not of the same moment,
 // because an insert was between them, they hold as many events only if another insert was
-// so, too, and with the second of the two the parts change.
+// so, too, and with the second of the two the parts change. (Not while a crash has left rows
+// without their rollup: until that is repaired, they may be counted at an end or not.)
 type stateCache struct {
 	limit int // bytes; 0: nothing is kept
 
@@ -58,7 +60,7 @@ const (
 	restlessTime = time.Minute // at first, maxStateAge at last
 	bucketBytes  = 448         // of a bucket beside what is in it: its key, its places in map and list
 	partBytes    = 24          // of a part in it beside its name
-	cellBytes    = 64          // of a cell in it beside its name and state
+	cellBytes    = 80          // of a cell in it beside its name and state
 
 	// How many events five minutes may have whose seconds are kept. Of more the rows are
 	// read, from the second that is asked for.
@@ -101,7 +103,7 @@ func extend(pieces []piece, s span) []piece {
 }
 
 // bucketKey is that of a bucket. The sum of a range's buckets is kept as one of no width,
-// which is "at" the length of the range.
+// one for each order of the range's length: there are few, whatever is asked for.
 type bucketKey struct {
 	scope
 	span
@@ -183,7 +185,7 @@ func (c *stateCache) put(s scope, pieces []piece, f *found, now time.Time) {
 	for at := range spans(pieces) {
 		key := bucketKey{s, at}
 		e := c.byKey[key]
-		if len(f.buckets) == 0 { // full, or of a name that nobody sends
+		if len(f.buckets) == 0 && (f.full || !f.known) { // or of a name that nobody sends
 			if e != nil {
 				c.remove(e) // it has changed
 			}
@@ -211,8 +213,12 @@ func (c *stateCache) put(s scope, pieces []piece, f *found, now time.Time) {
 	}
 }
 
-// add keeps b, in the place of those that were not used for longest. Callers hold mu.
+// add keeps b, in the place of those that were not used for longest, but not of all.
+// Callers hold mu.
 func (c *stateCache) add(b *bucket) {
+	if !c.fits(b) {
+		return
+	}
 	if c.byKey == nil {
 		c.byKey = make(map[bucketKey]*list.Element)
 	}
@@ -221,6 +227,19 @@ func (c *stateCache) add(b *bucket) {
 	c.byKey[b.key] = c.used.PushFront(b)
 	for c.bytes += b.bytes; c.bytes > c.limit; {
 		c.remove(c.used.Back())
+	}
+}
+
+func (c *stateCache) fits(b *bucket) bool { return b.bytes <= c.limit/2 }
+
+// forget drops what is kept of the buckets of pieces.
+func (c *stateCache) forget(s scope, pieces []piece) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for at := range spans(pieces) {
+		if e := c.byKey[bucketKey{s, at}]; e != nil {
+			c.remove(e)
+		}
 	}
 }
 
@@ -236,6 +255,7 @@ type found struct {
 	cache   *stateCache // nil: nothing of it will be kept
 	bytes   int
 	full    bool // there was no room: nothing is here
+	known   bool // there are buckets of the scope: that one is empty is worth keeping, too
 	buckets map[span]*bucket
 }
 
@@ -253,12 +273,12 @@ func (f *found) drop() {
 func (f *found) add(c *rows, n int) {
 	for i := 0; i < n && !f.full; i++ {
 		at := c.span(i)
-		b := f.buckets[at]
+		b, grown := f.buckets[at], 0
 		if b == nil {
-			b = new(bucket)
+			b, grown = new(bucket), bucketBytes
 			f.buckets[at] = b
 		}
-		before := b.bytes
+		grown -= b.bytes
 		b.addPart(c.parts.Row(i), c.events.Row(i))
 		if c.has.state {
 			cell := bucketCell{at.at, f.channel, c.events.Row(i), bytes.Clone(c.states.RowBytes(i))}
@@ -271,8 +291,9 @@ func (f *found) add(c *rows, n int) {
 		if f.cache == nil {
 			continue
 		}
-		f.bytes += b.bytes - before
-		if f.cache.arriving.Add(int64(b.bytes-before)) > int64(f.cache.limit/2) {
+		grown += b.bytes
+		f.bytes += grown
+		if f.cache.arriving.Add(int64(grown)) > int64(f.cache.limit/2) {
 			f.drop()
 		}
 	}
@@ -297,53 +318,89 @@ func (f *found) confirms(s span, b *bucket) bool {
 	return slices.Equal(parts, b.parts)
 }
 
-// stateSum is what buckets hold together, by channel.
+// stateSum is what buckets hold together, by channel. Merging their states is half of what
+// an answer takes here, and ranges that move on by seconds have the same ones.
 type stateSum struct {
 	of    []uint64 // their numbers
 	cells map[string]*cell
 }
 
-// sum adds up buckets for a range of that length. Merging their states is half of what an
-// answer takes here, and ranges that move on by seconds have the same ones.
-func (c *stateCache) sum(s scope, length int64, buckets []*bucket) (*stateSum, error) {
-	sum := &stateSum{cells: make(map[string]*cell)}
+// sumKey is that of the sum of a range's buckets.
+func sumKey(r *Request) bucketKey {
+	return bucketKey{scopeOf(r), span{at: int64(bits.Len64(uint64(r.To - r.From)))}}
+}
+
+// numbers tell buckets apart from all others.
+func numbers(buckets []*bucket) (of []uint64) {
 	for _, b := range buckets {
-		sum.of = append(sum.of, b.number)
+		of = append(of, b.number)
 	}
-	key := bucketKey{s, span{0, length}}
+	return of
+}
+
+// sum is the one that is kept, if it is of those buckets.
+func (c *stateCache) sum(key bucketKey, of []uint64) *stateSum {
 	c.mu.Lock()
+	defer c.mu.Unlock()
+	e := c.byKey[key]
+	if e == nil || !slices.Equal(e.Value.(*bucket).sum.of, of) {
+		return nil
+	}
+	c.used.MoveToFront(e)
+	return e.Value.(*bucket).sum
+}
+
+// keepSum keeps s in place of the one before it.
+func (c *stateCache) keepSum(key bucketKey, s *stateSum) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	if e := c.byKey[key]; e != nil {
-		if kept := e.Value.(*bucket).sum; slices.Equal(kept.of, sum.of) {
-			c.used.MoveToFront(e)
-			c.mu.Unlock()
-			return kept, nil
+		c.remove(e)
+	}
+	c.add(&bucket{key: key, sum: s, bytes: bucketBytes + len(key.event) + len(key.channel) + s.bytes()})
+}
+
+// maxSumChannels bounds a sum to an eighth of what may be kept: 16 kB for each channel.
+func (c *stateCache) maxSumChannels() int { return c.limit / 8 / sketchRegisters }
+
+// summable tells whether buckets have few enough channels for a sum.
+func (c *stateCache) summable(buckets []*bucket) bool {
+	channels := make(map[string]struct{})
+	for _, b := range buckets {
+		for _, part := range b.cells {
+			channels[part.name] = struct{}{}
 		}
 	}
-	c.mu.Unlock()
-	bytes := bucketBytes + len(s.event) + len(s.channel) + 8*len(sum.of)
+	return len(channels) <= c.maxSumChannels()
+}
+
+// addUp makes the sum of buckets.
+func addUp(buckets []*bucket) (*stateSum, error) {
+	sum := &stateSum{numbers(buckets), make(map[string]*cell)}
 	for _, b := range buckets {
 		for _, part := range b.cells {
 			g := sum.cells[part.name]
 			if g == nil {
 				g = new(cell)
 				sum.cells[part.name] = g
-				bytes += len(part.name) + sketchRegisters
 			}
 			if err := g.add(part.events, part.state); err != nil {
 				return nil, err
 			}
 		}
 	}
-	if bytes > c.limit/8 {
-		return sum, nil
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if e := c.byKey[key]; e != nil {
-		c.remove(e)
-	}
-	c.add(&bucket{key: key, sum: sum, bytes: bytes})
 	return sum, nil
+}
+
+func (s *stateSum) bytes() int {
+	n := 8 * len(s.of)
+	for name, c := range s.cells {
+		n += cellBytes + len(name)
+		if c.sketch != nil {
+			n += c.sketch.bytes()
+		}
+	}
+	return n
 }
 
 func (c *stateCache) describe(set *stat.Set) {

@@ -77,7 +77,7 @@ func TestAnswersAreNoOlderForWhatIsKept(t *testing.T) {
 				if d := cmp.Diff(want, got); d != "" {
 					t.Fatalf("after step %d, %+v: -none kept +kept\n%s", step, r, d)
 				}
-				by := rng.Int64N(100)
+				by := []int64{rng.Int64N(100), 12 * hour, day}[rng.IntN(3)]
 				r.From, r.To = r.From+by, r.To+by
 			}
 		}
@@ -114,15 +114,11 @@ func bounded(t *testing.T, c *stateCache) {
 		held := 0
 		for _, cells := range [][]bucketCell{b.cells, b.seconds} {
 			for _, c := range cells {
-				held += len(c.name) + len(c.state)
+				held += cellBytes + len(c.name) + len(c.state)
 			}
 		}
 		if b.sum != nil {
-			for _, c := range b.sum.cells {
-				if held += 8 * len(c.sketch.set); c.sketch.registers != nil {
-					held += sketchRegisters
-				}
-			}
+			held += b.sum.bytes()
 		}
 		if held > b.bytes {
 			t.Errorf("%v holds %d bytes and says %d", b.key, held, b.bytes)
@@ -133,18 +129,17 @@ func bounded(t *testing.T, c *stateCache) {
 	}
 }
 
-// Rows and the rollup are read when one insert is in the rollup and not yet in the rows,
-// and another of as many events in the rows and not yet in the rollup. When both have
-// arrived, so they have in the answer.
+// Five minutes and their rows are read at two moments of inserts that take their time.
+// When all have arrived, so they have in the answer.
 func TestEndsOfTwoMoments(t *testing.T) {
 	pool := openDatabase(t, "moments")
+	kept, none := New(pool, Options{States: 1 << 20}), New(pool, Options{})
 	exec := func(sql string) {
 		t.Helper()
 		if err := pool.Exec(t.Context(), sql); err != nil {
 			t.Fatal(err)
 		}
 	}
-	kept, none := New(pool, Options{States: 1 << 20}), New(pool, Options{})
 	r := Request{EventName: "view", From: dataFrom + 10, To: dataFrom + day, GroupBy: "channel"}
 	ask := func(e *Engine) *Result {
 		t.Helper()
@@ -154,41 +149,61 @@ func TestEndsOfTwoMoments(t *testing.T) {
 		}
 		return res
 	}
-	event := func(second int64, channel, user string) []event {
-		return []event{{(dataFrom + second) * 1000, "view", channel, "", user}}
+	// An insert is in the rows before it is in the rollup, or after.
+	rowsOnly := func(user string) {
+		exec("DETACH TABLE events_users_mv")
+		insert(t, pool, []event{{(dataFrom + 20) * 1000, "view", "web", "", user}})
+		exec("ATTACH TABLE events_users_mv")
 	}
-	inRows, inRollup := event(20, "web", "first"), event(30, "api", "second")
-	insert(t, pool, event(100, "web", "before"))
-	ask(kept) // the five minutes are read
-	insert(t, pool, inRollup)
-	exec("ALTER TABLE events DELETE WHERE user_id = 'second' SETTINGS mutations_sync = 2")
-	exec("DETACH TABLE events_users_mv")
-	insert(t, pool, inRows)
-	ask(kept) // they have changed, and are restless
-	for e := kept.states.used.Front(); e != nil; e = e.Next() {
-		b := e.Value.(*bucket)
-		b.read = b.read.Add(-b.restless)
+	noRows := func(user string) {
+		exec("ALTER TABLE events DELETE WHERE user_id = '" + user + "' SETTINGS mutations_sync = 2")
 	}
-	ask(kept) // they are read
-	ask(kept) // and their rows
-	before := kept.sources[rawTable].Load()
-	ask(kept)
-	if kept.sources[rawTable].Load() != before {
-		t.Fatal("the end is not kept: the test says nothing")
+	whole := func(user string) {
+		noRows(user)
+		insert(t, pool, []event{{(dataFrom + 30) * 1000, "view", "api", "", user}})
 	}
-	insert(t, pool, inRollup)
-	exec("ATTACH TABLE events_users_mv")
-	exec("ALTER TABLE events DELETE WHERE user_id = 'first' SETTINGS mutations_sync = 2")
-	insert(t, pool, inRows)
-	want := ask(none)
-	if want.Events != 3 {
-		t.Fatalf("%d events are stored; want 3", want.Events)
-	}
-	for range 3 {
-		if d := cmp.Diff(want, ask(kept)); d != "" {
-			t.Errorf("-none kept +kept\n%s", d)
+	// Long after, the five minutes are read anew, then their rows; and they are kept if they
+	// can be.
+	read := func(keeps bool) {
+		t.Helper()
+		for e := kept.states.used.Front(); e != nil; e = e.Next() {
+			b := e.Value.(*bucket)
+			b.read = b.read.Add(-maxStateAge - 1)
+		}
+		ask(kept)
+		ask(kept)
+		before := kept.sources[rawTable].Load()
+		ask(kept)
+		if n := kept.sources[rawTable].Load() - before; (n == 0) != keeps {
+			t.Errorf("rows were read %d times; want them kept: %v", n, keeps)
 		}
 	}
+	same := func(events int64) {
+		t.Helper()
+		for range 3 {
+			want := ask(none)
+			if d := cmp.Diff(want, ask(kept)); d != "" || want.Events != events {
+				t.Errorf("%d events are stored; want %d; -none kept +kept\n%s", want.Events, events, d)
+			}
+		}
+	}
+	whole("before")
+	read(true)
+
+	whole("first")
+	noRows("first")
+	rowsOnly("second")
+	read(true) // as many events, of others
+	whole("second")
+	rowsOnly("first")
+	same(3)
+
+	whole("third")
+	noRows("third")
+	read(false) // the rollup has more
+	rowsOnly("third")
+	read(true)
+	same(4)
 }
 
 // TestWhichSecondsAreKept: those of five minutes that are kept, of as many events and of
@@ -247,7 +262,13 @@ func TestWhichSecondsAreKept(t *testing.T) {
 		t.Error("five minutes that get events are kept")
 	}
 	now = now.Add(restlessTime)
-	ends(piece{fiveGrain, 0, width}, piece{fiveGrain, width, 2 * width})
+	both := []piece{{fiveGrain, 0, width}, {fiveGrain, width, 2 * width}}
+	ends(both...)
+	c.put(s, two, holding(s, two, "d", 3, 100), now)
+	now = now.Add(maxStateAge)
+	studied(false, false)
+	now = now.Add(1)
+	ends(both...)
 	c.limit = 0
 	if x := ends(); x[0].was != nil || x[1].was != nil {
 		t.Error("something is kept where nothing may be")
@@ -355,6 +376,81 @@ func TestWhatConfirmsABucket(t *testing.T) {
 	f(holding(s, nil, "", 0, 0), true)
 }
 
+func TestFewEventsAtAnEnd(t *testing.T) {
+	for events, want := range map[int64]bool{0: true, maxSecondsOf: true, maxSecondsOf + 1: false} {
+		x := end{was: &bucket{parts: []bucketPart{{"a", events}}}}
+		if x.few() != want {
+			t.Errorf("%d events are few: %v; want %v", events, !want, want)
+		}
+	}
+}
+
+// A five minutes' seconds are not kept that there is no room for, and what is kept stays.
+func TestSecondsThereIsNoRoomFor(t *testing.T) {
+	c := stateCache{limit: 8 << 10}
+	s, now := scope{event: "view"}, time.Unix(dataFrom, 0)
+	five := []piece{{fiveGrain, 0, 5 * minute}}
+	c.put(s, five, holding(s, five, "a", 40, 9), now)
+	ends, _ := c.ends(s, []piece{{rowGrain, 7, 5 * minute}}, now)
+	f := newFound(s, nil)
+	for sec := range int64(40) {
+		f.buckets[span{1, sec}] = &bucket{parts: []bucketPart{{"", 1}}, cells: []bucketCell{{sec, "", 1, make([]byte, 100)}}, bytes: cellBytes + 100}
+	}
+	c.learn(ends[0].was, f)
+	if ends, _ = c.ends(s, []piece{{rowGrain, 7, 5 * minute}}, now); ends[0].was == nil || ends[0].kept() {
+		t.Error("the five minutes were forgotten, or their seconds kept")
+	}
+	bounded(t, &c)
+}
+
+// One sum is kept for ranges of about the same length, of no more channels than there is
+// room for.
+func TestWhichSumsAreKept(t *testing.T) {
+	c := stateCache{limit: 4 * 8 * sketchRegisters}
+	channels := func(number uint64, n int) (all []*bucket) {
+		for i := range n {
+			all = append(all, &bucket{number: number, cells: []bucketCell{{0, fmt.Sprint("channel ", i), 1, []byte{1, 0}}}})
+		}
+		return all
+	}
+	r := Request{EventName: "view", From: 0, To: 700, GroupBy: "channel"}
+	other := r
+	other.To = 1700
+	if !c.summable(channels(1, 4)) || c.summable(channels(1, 5)) {
+		t.Error("five channels are summed, or four are not")
+	}
+	keep := func(r *Request, number uint64) *stateSum {
+		t.Helper()
+		sum, err := addUp(channels(number, 4))
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.keepSum(sumKey(r), sum)
+		bounded(t, &c)
+		return sum
+	}
+	has := func(r *Request, number uint64, want *stateSum) {
+		t.Helper()
+		if got := c.sum(sumKey(r), numbers(channels(number, 4))); got != want {
+			t.Errorf("of %d: got %p; want %p", number, got, want)
+		}
+	}
+	has(&r, 1, nil)
+	first, second := keep(&r, 1), keep(&other, 2)
+	has(&r, 1, first)
+	has(&other, 2, second)
+	has(&r, 2, nil)
+	r.To += 200
+	has(&r, 1, first)
+	third := keep(&r, 3)
+	r.To -= 200
+	has(&r, 1, nil)
+	has(&r, 3, third)
+	if c.used.Len() != 2 {
+		t.Errorf("%d sums are kept; want 2", c.used.Len())
+	}
+}
+
 func TestKeptBucketsAreBounded(t *testing.T) {
 	const limit = 64 << 10
 	c := stateCache{limit: limit}
@@ -381,9 +477,11 @@ func TestKeptBucketsAreBounded(t *testing.T) {
 	for i := range 100 { // the same again, some larger, some smaller
 		put(998+i%2, 10_000*(i%3))
 	}
-	put(1, 2*limit)
-	if has(1) || c.bytes != 0 {
-		t.Error("a bucket is kept that there is no room for")
+	for _, state := range []int{limit / 2, 2 * limit} {
+		put(1, state)
+		if has(1) || c.used.Len() < 3 {
+			t.Errorf("a bucket of %d bytes is kept, or it has pushed out the others: there are %d", state, c.used.Len())
+		}
 	}
 }
 
