@@ -78,7 +78,8 @@ type Options struct {
 	// older than the question.
 	Keep time.Duration
 	// States is how many bytes of buckets and their users are kept for the next question;
-	// 0: none. No answer is older for it, but of tables that were made anew by hand.
+	// 0: none. No answer is older for it, but for maxStateAge of tables that were made anew
+	// by hand, and of rows that a mutation or a TTL has taken from events alone.
 	States int
 }
 
