@@ -197,6 +197,9 @@ func TestEndsOfTwoMoments(t *testing.T) {
 	whole("second")
 	rowsOnly("first")
 	same(3)
+	if ends, _ := kept.states.ends(scopeOf(&r), []piece{{rowGrain, r.From, dataFrom + 5*minute}}, time.Now()); ends[0].was != nil {
+		t.Error("five minutes that got events are still kept")
+	}
 
 	whole("third")
 	noRows("third")
@@ -340,6 +343,16 @@ func TestWhichBucketsAreKept(t *testing.T) {
 	if c.used.Len() != 0 || c.bytes != 0 {
 		t.Errorf("%d bytes are kept; want none", c.bytes)
 	}
+	for _, full := range []bool{true, false} { // empty ones are kept beside others, of a name that is known
+		none := newFound(s, &c)
+		none.known, none.full = true, full
+		c.put(s, days, none, now)
+		if want := map[bool]int{true: 0, false: 2}[full]; c.used.Len() != want {
+			t.Errorf("%d empty buckets are kept; want %d", c.used.Len(), want)
+		}
+	}
+	c.forget(s, days)
+	look(nil, three)
 	put(second, "j", 0)
 	for i := range int64(10) { // never for longer than maxStateAge
 		put(second, "j", 2*i+1)
