@@ -40,22 +40,29 @@ func (e *Engine) buckets(ctx context.Context, a *answer, b *builder, cut []piece
 	}
 	ends, unknown := c.ends(scope, cut, start)
 	check, study, plain := slices.Clip(held), []piece(nil), []piece(nil)
-	for _, x := range ends {
+	studies := len(unknown) == 0 // else the next question will: here it were a statement more
+	if len(held) > 0 {
+		check = append(check, unknown...) // for the same reason
+	} else {
+		rest, unknown = append(rest, unknown...), nil
+	}
+	for i := range ends {
+		x := &ends[i]
 		if x.was != nil {
 			check = append(check, x.of)
 		}
-		switch {
-		case x.kept():
-		case x.few():
+		switch x.studied = studies && x.few() && !x.kept(); {
+		case x.studied:
 			study = append(study, x.of)
-		default:
+		case !x.kept():
 			plain = append(plain, x.piece)
 		}
 	}
 	seen, studied := newFound(scope, nil), newFound(scope, c)
+	seen.known, seen.counts = true, true
 	defer studied.drop()
 	first, firstCtx := errgroup.WithContext(ctx)
-	first.Go(func() error { return read(firstCtx, append(rest, unknown...)) })
+	first.Go(func() error { return read(firstCtx, rest) })
 	first.Go(func() error { return ask(firstCtx, b.rows(plain, false), a.read) })
 	first.Go(func() error {
 		err := ask(firstCtx, b.rows(study, true), finding(studied))
@@ -72,6 +79,9 @@ func (e *Engine) buckets(ctx context.Context, a *answer, b *builder, cut []piece
 	})
 	if err := first.Wait(); err != nil {
 		return err
+	}
+	if len(unknown) > 0 {
+		c.put(scope, unknown, seen, time.Now())
 	}
 	var same []*bucket
 	var changed, again []piece
@@ -91,12 +101,12 @@ func (e *Engine) buckets(ctx context.Context, a *answer, b *builder, cut []piece
 	for _, x := range ends {
 		switch ok := x.was != nil && seen.confirms(x.was.key.span, x.was); {
 		case ok && x.kept():
-			if err := a.addCells(x.was.seconds, 1); err != nil {
+			if err := a.addCells(x.was.all()); err != nil {
 				return err
 			}
-		case ok:
+		case ok && x.studied:
 			c.learn(x.was, studied)
-		case x.was != nil:
+		case !ok && x.was != nil:
 			changed = append(changed, x.of)
 			if x.kept() {
 				again = append(again, x.piece)
@@ -130,7 +140,7 @@ func (e *Engine) addKept(a *answer, buckets []*bucket) error {
 		}
 	}
 	for _, b := range buckets {
-		if err := a.addCells(b.cells, b.key.width); err != nil {
+		if err := a.addCells(b.all()); err != nil {
 			return err
 		}
 	}
@@ -156,6 +166,8 @@ type end struct {
 	piece
 	of  piece   // the five minutes
 	was *bucket // as they are kept; nil: they are not
+
+	studied bool // its seconds are asked for
 }
 
 // kept tells whether what each second has of it is kept.
@@ -194,7 +206,10 @@ func (c *stateCache) ends(s scope, rows []piece, now time.Time) (ends []end, res
 // learn keeps the seconds of was that f has found, if they hold as many events.
 func (c *stateCache) learn(was *bucket, f *found) {
 	b := *was
-	b.studied = true
+	b.studied, b.cells = true, nil
+	for _, cell := range was.cells {
+		b.bytes -= cell.bytes()
+	}
 	var events int64
 	var cells [][]bucketCell
 	for at, second := range f.buckets {

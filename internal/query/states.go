@@ -64,7 +64,7 @@ const (
 
 	// How many events five minutes may have whose seconds are kept. Of more the rows are
 	// read, from the second that is asked for.
-	maxSecondsOf = 10_000
+	maxSecondsOf = 4000
 )
 
 // scope is what a request's buckets are of.
@@ -115,8 +115,9 @@ type bucket struct {
 	number   uint64 // no other ever had it
 	parts    []bucketPart
 	cells    []bucketCell
-	seconds  []bucketCell // of five minutes: what each second has of them, if studied
-	studied  bool
+	seconds  []bucketCell // of five minutes: what each second has of them, in place of cells
+	studied  bool         // they are there
+	counted  bool         // neither cells nor seconds are
 	sum      *stateSum // of others
 	bytes    int
 	read     time.Time
@@ -139,6 +140,19 @@ type bucketCell struct {
 	state  []byte
 }
 
+func (c *bucketCell) bytes() int { return cellBytes + len(c.name) + len(c.state) }
+
+// whole tells whether b has all that its parts do.
+func (b *bucket) whole() bool { return b.studied || !b.counted }
+
+// all are the cells of b, and how wide they are.
+func (b *bucket) all() (cells []bucketCell, width int64) {
+	if b.studied {
+		return b.seconds, 1
+	}
+	return b.cells, b.key.width
+}
+
 // events are those of all parts.
 func (b *bucket) events() (n int64) {
 	for _, p := range b.parts {
@@ -158,7 +172,7 @@ func (c *stateCache) look(s scope, pieces []piece, now time.Time) (have map[span
 	defer c.mu.Unlock()
 	for at := range spans(pieces) {
 		e := c.byKey[bucketKey{s, at}]
-		if e == nil || e.Value.(*bucket).restless > 0 {
+		if e == nil || e.Value.(*bucket).restless > 0 || !e.Value.(*bucket).whole() {
 			rest = extend(rest, at)
 			continue
 		}
@@ -195,7 +209,7 @@ func (c *stateCache) put(s scope, pieces []piece, f *found, now time.Time) {
 		if b == nil {
 			b = new(bucket)
 		}
-		b.key, b.read, b.relapse = key, now, restlessTime
+		b.key, b.counted, b.read, b.relapse = key, f.counts, now, restlessTime
 		if e != nil {
 			before := e.Value.(*bucket)
 			switch age := now.Sub(before.read); {
@@ -256,6 +270,7 @@ type found struct {
 	bytes   int
 	full    bool // there was no room: nothing is here
 	known   bool // there are buckets of the scope: that one is empty is worth keeping, too
+	counts  bool // only in which parts its events are
 	buckets map[span]*bucket
 }
 
@@ -286,7 +301,7 @@ func (f *found) add(c *rows, n int) {
 				cell.name = c.names.Row(i)
 			}
 			b.cells = append(b.cells, cell)
-			b.bytes += cellBytes + len(cell.name) + len(cell.state)
+			b.bytes += cell.bytes()
 		}
 		if f.cache == nil {
 			continue
@@ -367,7 +382,8 @@ func (c *stateCache) maxSumChannels() int { return c.limit / 8 / sketchRegisters
 func (c *stateCache) summable(buckets []*bucket) bool {
 	channels := make(map[string]struct{})
 	for _, b := range buckets {
-		for _, part := range b.cells {
+		cells, _ := b.all()
+		for _, part := range cells {
 			channels[part.name] = struct{}{}
 		}
 	}
@@ -378,7 +394,8 @@ func (c *stateCache) summable(buckets []*bucket) bool {
 func addUp(buckets []*bucket) (*stateSum, error) {
 	sum := &stateSum{numbers(buckets), make(map[string]*cell)}
 	for _, b := range buckets {
-		for _, part := range b.cells {
+		cells, _ := b.all()
+		for _, part := range cells {
 			g := sum.cells[part.name]
 			if g == nil {
 				g = new(cell)

@@ -278,6 +278,40 @@ func TestWhichSecondsAreKept(t *testing.T) {
 	}
 }
 
+// Of five minutes that a range has begun to cut, first only their events are known. With
+// their seconds they are as good as any bucket.
+func TestFiveMinutesOfWhichOnlyEventsAreKnown(t *testing.T) {
+	c := stateCache{limit: 1 << 20}
+	s, now := scope{event: "view"}, time.Unix(dataFrom, 0)
+	five, cut := []piece{{fiveGrain, 0, 5 * minute}}, []piece{{rowGrain, 7, 5 * minute}}
+	seen := newFound(s, nil)
+	seen.counts, seen.known = true, true
+	b := new(bucket)
+	b.addPart("a", 2)
+	seen.buckets[span{5 * minute, 0}] = b
+	c.put(s, five, seen, now)
+	ends, unknown := c.ends(s, cut, now)
+	if len(unknown) > 0 || ends[0].was == nil || ends[0].kept() {
+		t.Errorf("the end is known as %+v; want its events, and not its seconds", ends[0])
+	}
+	if _, held, _ := c.look(s, five, now); len(held) > 0 {
+		t.Error("what holds nothing is taken for a bucket")
+	}
+	f := newFound(s, nil)
+	for _, sec := range []int64{0, 299} {
+		f.buckets[span{1, sec}] = &bucket{parts: []bucketPart{{"", 1}}, cells: []bucketCell{{sec, "", 1, []byte{1, 0}}}, bytes: 100}
+	}
+	c.learn(ends[0].was, f)
+	have, held, _ := c.look(s, five, now)
+	if len(held) != 1 {
+		t.Fatal("five minutes are not held whose seconds are")
+	}
+	if cells, width := have[span{5 * minute, 0}].all(); len(cells) != 2 || width != 1 {
+		t.Errorf("they hold %d cells of %d seconds; want 2 of 1", len(cells), width)
+	}
+	bounded(t, &c)
+}
+
 // holding says that each bucket of pieces is in one part, with a state of that many bytes.
 func holding(s scope, pieces []piece, part string, events int64, state int) *found {
 	f := newFound(s, nil)
