@@ -40,18 +40,21 @@ func (e *Engine) buckets(ctx context.Context, a *answer, b *builder, cut []piece
 	}
 	ends, unknown := c.ends(scope, cut, start)
 	check, study, plain := slices.Clip(held), []piece(nil), []piece(nil)
-	studies := len(unknown) == 0 // else the next question will: here it were a statement more
+	sparse := fewIn(have, fiveGrain.seconds())
 	if len(held) > 0 {
-		check = append(check, unknown...) // for the same reason
+		check = append(check, unknown...) // a statement less than to read them
 	} else {
 		rest, unknown = append(rest, unknown...), nil
 	}
+	// Seconds are asked for in place of rows and not beside them: if there is an end of
+	// which nothing is known, so that it may have many events, the next question will.
+	studies := sparse || len(unknown) == 0
 	for i := range ends {
 		x := &ends[i]
 		if x.was != nil {
 			check = append(check, x.of)
 		}
-		switch x.studied = studies && x.few() && !x.kept(); {
+		switch x.studied = studies && x.few(sparse) && !x.kept(); {
 		case x.studied:
 			study = append(study, x.of)
 		case !x.kept():
@@ -99,6 +102,9 @@ func (e *Engine) buckets(ctx context.Context, a *answer, b *builder, cut []piece
 		}
 	}
 	for _, x := range ends {
+		if x.was == nil && x.studied {
+			x.was = c.at(scope, x.of)
+		}
 		switch ok := x.was != nil && seen.confirms(x.was.key.span, x.was); {
 		case ok && x.kept():
 			if err := a.addCells(x.was.all()); err != nil {
@@ -167,14 +173,42 @@ type end struct {
 	of  piece   // the five minutes
 	was *bucket // as they are kept; nil: they are not
 
-	studied bool // its seconds are asked for
+	unknown bool // nothing is known of them
+	studied bool // their seconds are asked for
 }
 
 // kept tells whether what each second has of it is kept.
 func (x *end) kept() bool { return x.was != nil && x.was.studied }
 
-// few tells whether that may be kept.
-func (x *end) few() bool { return x.was != nil && x.was.events() <= maxSecondsOf }
+// few tells whether that may be kept. Of five minutes of which nothing is known sparse says
+// whether few events are to be expected.
+func (x *end) few(sparse bool) bool {
+	if x.was == nil {
+		return sparse && x.unknown
+	}
+	return x.was.events() <= maxSecondsOf
+}
+
+// fewIn tells whether so many seconds have few events, if they have as many as those of
+// buckets, and twice as many.
+func fewIn(buckets map[span]*bucket, seconds int64) bool {
+	var events, of int64
+	for s, b := range buckets {
+		events += b.events()
+		of += s.width
+	}
+	return of > 0 && float64(events)/float64(of)*float64(seconds) <= maxSecondsOf/2
+}
+
+// at is what is kept of the bucket p, or nil.
+func (c *stateCache) at(s scope, p piece) *bucket {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if e := c.byKey[bucketKey{s, span{p.grain.seconds(), p.from}}]; e != nil && e.Value.(*bucket).restless == 0 {
+		return e.Value.(*bucket)
+	}
+	return nil
+}
 
 // ends are those that have rows; rest are the five minutes of which nothing is known.
 func (c *stateCache) ends(s scope, rows []piece, now time.Time) (ends []end, rest []piece) {
@@ -193,6 +227,7 @@ func (c *stateCache) ends(s scope, rows []piece, now time.Time) (ends []end, res
 			switch age := now.Sub(b.read); {
 			case age > maxStateAge, b.restless > 0 && age >= b.restless: // or there is none
 				rest = append(rest, x.of)
+				x.unknown = true
 			case b.restless == 0:
 				c.used.MoveToFront(e)
 				x.was = b

@@ -118,7 +118,7 @@ type bucket struct {
 	seconds  []bucketCell // of five minutes: what each second has of them, in place of cells
 	studied  bool         // they are there
 	counted  bool         // neither cells nor seconds are
-	sum      *stateSum // of others
+	sum      *stateSum    // of others
 	bytes    int
 	read     time.Time
 	restless time.Duration // got events while it was kept: nothing is in it, and will not be for so long

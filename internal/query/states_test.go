@@ -423,13 +423,34 @@ func TestWhatConfirmsABucket(t *testing.T) {
 	f(holding(s, nil, "", 0, 0), true)
 }
 
-func TestFewEventsAtAnEnd(t *testing.T) {
+func TestWhichEndsAreFew(t *testing.T) {
 	for events, want := range map[int64]bool{0: true, maxSecondsOf: true, maxSecondsOf + 1: false} {
 		x := end{was: &bucket{parts: []bucketPart{{"a", events}}}}
-		if x.few() != want {
+		if x.few(!want) != want {
 			t.Errorf("%d events are few: %v; want %v", events, !want, want)
 		}
 	}
+	for _, sparse := range []bool{false, true} {
+		unknown, restless := end{unknown: true}, end{}
+		if unknown.few(sparse) != sparse || restless.few(sparse) {
+			t.Errorf("few of unknown ones: %v, of restless ones: %v; want %v and false", unknown.few(sparse), restless.few(sparse), sparse)
+		}
+	}
+	f := func(want bool, events ...int64) {
+		t.Helper()
+		all := make(map[span]*bucket)
+		for i, n := range events {
+			all[span{hour, int64(i)}] = &bucket{parts: []bucketPart{{"a", n}}}
+		}
+		if got := fewIn(all, 5*minute); got != want {
+			t.Errorf("of %v an hour five minutes have few: %v; want %v", events, got, want)
+		}
+	}
+	f(false)
+	f(true, 0)
+	f(true, 12*maxSecondsOf/2)
+	f(true, 12*maxSecondsOf, 0)
+	f(false, 12*maxSecondsOf/2+1)
 }
 
 // A five minutes' seconds are not kept that there is no room for, and what is kept stays.
