@@ -3,6 +3,7 @@ package query
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
@@ -207,6 +208,37 @@ func TestEndsOfTwoMoments(t *testing.T) {
 	rowsOnly("third")
 	read(true)
 	same(4)
+}
+
+// Five minutes that a range has cut are whole in the next: their seconds answer for them.
+func TestEndsBecomeWhole(t *testing.T) {
+	pool := openDatabase(t, "whole")
+	var events []event
+	for i := range int64(500) {
+		second := []int64{i % 300, 300 + i, 2*hour + i%300}[i%3]
+		events = append(events, event{(dataFrom + second) * 1000, "view", []string{"web", "api", ""}[i%2+i%7/6], "", fmt.Sprint("user ", i%97)})
+	}
+	insert(t, pool, events)
+	slices.SortFunc(events, func(a, b event) int { return int(a.ts - b.ts) })
+	e := New(pool, Options{States: 1 << 20})
+	for _, r := range []Request{{}, {GroupBy: "channel"}, {Channel: "web"}, {GroupBy: "hour"}} {
+		r.EventName = "view"
+		for _, cut := range []int64{10, 10, 10, 0, 10, 0} {
+			r.From, r.To = dataFrom+cut, dataFrom+2*hour+5*minute-cut
+			got, err := e.Query(t.Context(), r)
+			if want := oracle(events, r, time.UTC); err != nil || !cmp.Equal(&want, got) {
+				t.Errorf("got %+v, %v; want %+v", got, err, want)
+			}
+		}
+		for _, at := range []int64{dataFrom, dataFrom + 2*hour} {
+			if b := e.states.at(scopeOf(&r), piece{fiveGrain, at, at + 5*minute}); b == nil || !b.studied || len(b.seconds) == 0 {
+				t.Errorf("%+v: the seconds from %d are not kept", r, at)
+			}
+		}
+	}
+	if n := e.states.changed.Load(); n > 0 {
+		t.Errorf("%d buckets changed", n)
+	}
 }
 
 // TestWhichSecondsAreKept: those of five minutes that are kept, of as many events and of
