@@ -241,6 +241,43 @@ func TestEndsBecomeWhole(t *testing.T) {
 	}
 }
 
+// Five minutes whose seconds cannot be read are forgotten: they may be more than they were,
+// and rows are asked for next.
+func TestSecondsThatCannotBeRead(t *testing.T) {
+	pool := openDatabase(t, "unreadable")
+	exec := func(sql string) {
+		t.Helper()
+		if err := pool.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	insert(t, pool, []event{{dataFrom * 1000, "view", "web", "", "u"}, {(dataFrom + hour) * 1000, "view", "web", "", "u"}})
+	e := New(pool, Options{States: 1 << 20})
+	r := Request{EventName: "view", From: dataFrom + 10, To: dataFrom + 2*hour}
+	knows := func(want bool) {
+		t.Helper()
+		if b := e.states.at(scopeOf(&r), piece{fiveGrain, dataFrom, dataFrom + 5*minute}); (b != nil) != want {
+			t.Errorf("the five minutes are kept: %v; want %v", b != nil, want)
+		}
+	}
+	if _, err := e.Query(t.Context(), r); err != nil {
+		t.Fatal(err)
+	}
+	knows(true)
+	exec("RENAME TABLE events TO away")
+	if _, err := e.Query(t.Context(), r); err == nil {
+		t.Error("an answer without rows")
+	}
+	knows(false)
+	exec("RENAME TABLE away TO events")
+	for range 3 {
+		if got, err := e.Query(t.Context(), r); err != nil || got.Events != 1 {
+			t.Errorf("got %+v, %v; want one event", got, err)
+		}
+	}
+	knows(true)
+}
+
 // TestWhichSecondsAreKept: those of five minutes that are kept, of as many events and of
 // few.
 func TestWhichSecondsAreKept(t *testing.T) {
