@@ -14,33 +14,10 @@ import (
 // has not changed, and the others, which are read.
 func (e *Engine) buckets(ctx context.Context, a *answer, b *builder, cut []piece) error {
 	c, scope, start := &e.states, scopeOf(&a.request), time.Now()
-	ask := func(ctx context.Context, b *builder, read func(*rows, int) error) error {
-		if len(b.source.pieces) == 0 {
-			return nil
-		}
-		s := b.statement()
-		return e.pool.Do(ctx, s.query(e.settings, read))
-	}
-	finding := func(f *found) func(*rows, int) error {
-		return func(r *rows, n int) error {
-			f.add(r, n)
-			return a.read(r, n)
-		}
-	}
 	have, held, rest := c.look(scope, b.source.pieces, start)
-	read := func(ctx context.Context, pieces []piece) error {
-		f := newFound(scope, c)
-		f.known = len(held) > 0
-		defer f.drop()
-		err := ask(ctx, b.of(pieces, true), finding(f))
-		if err == nil && len(pieces) > 0 {
-			c.put(scope, pieces, f, time.Now())
-		}
-		return err
-	}
 	ends, unknown := c.ends(scope, cut, start)
+	q := &reader{e, a, b, scope, len(held) > 0}
 	check, study, plain := slices.Clip(held), []piece(nil), []piece(nil)
-	sparse := fewIn(have, fiveGrain.seconds())
 	if len(held) > 0 {
 		check = append(check, unknown...) // a statement less than to read them
 	} else {
@@ -48,6 +25,7 @@ func (e *Engine) buckets(ctx context.Context, a *answer, b *builder, cut []piece
 	}
 	// Seconds are asked for in place of rows and not beside them: if there is an end of
 	// which nothing is known, so that it may have many events, the next question will.
+	sparse := fewIn(have, fiveGrain.seconds())
 	studies := sparse || len(unknown) == 0
 	for i := range ends {
 		x := &ends[i]
@@ -65,21 +43,10 @@ func (e *Engine) buckets(ctx context.Context, a *answer, b *builder, cut []piece
 	seen.known, seen.counts = true, true
 	defer studied.drop()
 	first, firstCtx := errgroup.WithContext(ctx)
-	first.Go(func() error { return read(firstCtx, rest) })
-	first.Go(func() error { return ask(firstCtx, b.rows(plain, false), a.read) })
-	first.Go(func() error {
-		err := ask(firstCtx, b.rows(study, true), finding(studied))
-		if err != nil {
-			c.forget(scope, study) // perhaps they are more than they were
-		}
-		return err
-	})
-	first.Go(func() error {
-		return ask(firstCtx, b.of(check, false), func(r *rows, n int) error {
-			seen.add(r, n)
-			return nil
-		})
-	})
+	first.Go(func() error { return q.buckets(firstCtx, rest) })
+	first.Go(func() error { return q.rows(firstCtx, plain) })
+	first.Go(func() error { return q.seconds(firstCtx, study, studied) })
+	first.Go(func() error { return q.counts(firstCtx, check, seen) })
 	if err := first.Wait(); err != nil {
 		return err
 	}
@@ -87,7 +54,7 @@ func (e *Engine) buckets(ctx context.Context, a *answer, b *builder, cut []piece
 		c.put(scope, unknown, seen, time.Now())
 	}
 	var same []*bucket
-	var changed, again []piece
+	var changed []piece
 	for s := range spans(held) {
 		if was := have[s]; seen.confirms(s, was) {
 			same = append(same, was)
@@ -101,31 +68,103 @@ func (e *Engine) buckets(ctx context.Context, a *answer, b *builder, cut []piece
 			return err
 		}
 	}
-	for _, x := range ends {
-		if x.was == nil && x.studied {
-			x.was = c.at(scope, x.of)
-		}
-		switch ok := x.was != nil && seen.confirms(x.was.key.span, x.was); {
-		case ok && x.kept():
-			if err := a.addCells(x.was.all()); err != nil {
-				return err
-			}
-		case ok && x.studied:
-			c.learn(x.was, studied)
-		case !ok && x.was != nil:
-			changed = append(changed, x.of)
-			if x.kept() {
-				again = append(again, x.piece)
-			}
-		}
+	others, again, err := q.ends(ends, seen, studied)
+	if err != nil {
+		return err
 	}
 	if len(plain)+len(study)+len(again) > 0 {
 		e.sources[rawTable].Inc()
 	}
 	second, secondCtx := errgroup.WithContext(ctx)
-	second.Go(func() error { return read(secondCtx, changed) })
-	second.Go(func() error { return ask(secondCtx, b.rows(again, false), a.read) })
+	second.Go(func() error { return q.buckets(secondCtx, append(changed, others...)) })
+	second.Go(func() error { return q.rows(secondCtx, again) })
 	return second.Wait()
+}
+
+// reader reads what an answer needs of buckets and rows. Without pieces nothing is asked.
+type reader struct {
+	e     *Engine
+	a     *answer
+	b     *builder
+	scope scope
+	known bool // there are buckets of the scope
+}
+
+func (q *reader) ask(ctx context.Context, b *builder, read func(*rows, int) error) error {
+	if len(b.source.pieces) == 0 {
+		return nil
+	}
+	s := b.statement()
+	return q.e.pool.Do(ctx, s.query(q.e.settings, read))
+}
+
+// both hands what is read to f and to the answer.
+func (q *reader) both(f *found) func(*rows, int) error {
+	return func(r *rows, n int) error {
+		f.add(r, n)
+		return q.a.read(r, n)
+	}
+}
+
+// buckets reads them with their states, for the answer and to be kept.
+func (q *reader) buckets(ctx context.Context, pieces []piece) error {
+	f := newFound(q.scope, &q.e.states)
+	f.known = q.known
+	defer f.drop()
+	err := q.ask(ctx, q.b.of(pieces, true), q.both(f))
+	if err == nil && len(pieces) > 0 {
+		q.e.states.put(q.scope, pieces, f, time.Now())
+	}
+	return err
+}
+
+// rows reads them for the answer alone.
+func (q *reader) rows(ctx context.Context, pieces []piece) error {
+	return q.ask(ctx, q.b.rows(pieces, false), q.a.read)
+}
+
+// seconds reads those of five minutes, for the answer and for f.
+func (q *reader) seconds(ctx context.Context, pieces []piece, f *found) error {
+	err := q.ask(ctx, q.b.rows(pieces, true), q.both(f))
+	if err != nil {
+		q.e.states.forget(q.scope, pieces) // perhaps they are more than they were
+	}
+	return err
+}
+
+// counts reads which parts have how many events of buckets.
+func (q *reader) counts(ctx context.Context, pieces []piece, f *found) error {
+	return q.ask(ctx, q.b.of(pieces, false), func(r *rows, n int) error {
+		f.add(r, n)
+		return nil
+	})
+}
+
+// ends adds those that are kept and as they were, and keeps what was learnt of others. Of
+// those that have changed it returns the five minutes, and the rows that the answer lacks.
+func (q *reader) ends(ends []end, seen, studied *found) (changed, again []piece, err error) {
+	c := &q.e.states
+	for _, x := range ends {
+		kept := x.kept() // and not in the answer yet, as those are that were read
+		if x.was == nil && x.studied {
+			x.was = c.at(q.scope, x.of) // perhaps another question's by now
+		}
+		switch {
+		case x.was == nil:
+		case !seen.confirms(x.was.key.span, x.was):
+			changed = append(changed, x.of)
+			if kept {
+				again = append(again, x.piece)
+			}
+		case kept:
+			if err := q.a.addCells(x.was.all()); err != nil {
+				return nil, nil, err
+			}
+		case x.studied && !x.was.studied:
+			c.learn(x.was, studied)
+		}
+	}
+	return changed, again, nil
 }
 
 // addKept adds buckets as they were kept: their sum, but of groups that are by time.

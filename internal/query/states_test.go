@@ -347,6 +347,31 @@ func TestWhichSecondsAreKept(t *testing.T) {
 	}
 }
 
+// What was read is in the answer already, whatever another question has kept of it since.
+func TestEndsThatAnotherQuestionHasKept(t *testing.T) {
+	e := New(nil, Options{States: 1 << 20})
+	r := Request{EventName: "view", From: 7, To: day}
+	s, now := scopeOf(&r), time.Now()
+	five := piece{fiveGrain, 0, 5 * minute}
+	e.states.put(s, []piece{five}, holding(s, []piece{five}, "a", 1, 9), now)
+	f := newFound(s, nil)
+	f.buckets[span{1, 10}] = &bucket{parts: []bucketPart{{"", 1}}, cells: []bucketCell{{10, "", 1, []byte{1, 0}}}, bytes: 100}
+	e.states.learn(e.states.at(s, five), f)
+	kept := e.states.at(s, five)
+	for part, changes := range map[string]int{"a": 0, "b": 1} {
+		a := newAnswer(&r, time.UTC)
+		q := &reader{e: e, a: a, scope: s}
+		changed, again, err := q.ends([]end{{piece: piece{rowGrain, 7, 5 * minute}, of: five, unknown: true, studied: true}}, holding(s, []piece{five}, part, 1, 0), f)
+		if err != nil || len(changed) != changes || len(again) != 0 || a.whole.events != 0 {
+			t.Errorf("in part %s: %d events more, rows of %v and five minutes of %v to be read again, %v; want none and %d", part, a.whole.events, again, changed, err, changes)
+		}
+	}
+	if e.states.at(s, five) != kept {
+		t.Error("what was kept has been learnt again")
+	}
+	bounded(t, &e.states)
+}
+
 // Of five minutes that a range has begun to cut, first only their events are known. With
 // their seconds they are as good as any bucket.
 func TestFiveMinutesOfWhichOnlyEventsAreKnown(t *testing.T) {
