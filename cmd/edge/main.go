@@ -103,10 +103,9 @@ func command(args []string, out, errOut io.Writer) int {
 	limiter := logging.New(logHandler(lines, terminal, &in.level), logging.Period)
 	in.log = slog.New(limiter)
 	slog.SetDefault(in.log) // for what libraries say by themselves
-	// The first signal begins an orderly stop, the second ends at once.
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, stop := context.WithCancel(context.Background())
 	defer stop()
-	context.AfterFunc(ctx, stop)
+	defer stopOnSignal(stop)()
 	in.ctx = ctx
 	err = run(in)
 	limiter.Flush()
@@ -121,6 +120,31 @@ func command(args []string, out, errOut io.Writer) int {
 		return exitFailed
 	}
 	return 0
+}
+
+// stopOnSignal calls stop at the first signal to end. The second ends the process at once,
+// as soon as anyone can know that the first has come. forget is for who ends without.
+func stopOnSignal(stop func()) (forget func()) {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		if _, ok := <-signals; !ok {
+			return
+		}
+		signal.Stop(signals)
+		select {
+		case second, ok := <-signals: // it came between
+			if self, err := os.FindProcess(os.Getpid()); ok && err == nil {
+				_ = self.Signal(second)
+			}
+		default:
+		}
+		stop()
+	}()
+	return func() {
+		signal.Stop(signals)
+		close(signals)
+	}
 }
 
 func isHelp(arg string) bool { return arg == "-h" || arg == "--help" }
