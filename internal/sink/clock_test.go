@@ -33,7 +33,7 @@ func TestClockJumps(t *testing.T) {
 	l.one(0, withID("a"), at(2*time.Hour)) // by the clock it is long enough ago
 	l.repeat(0, withID("a"), at(time.Hour))
 	next := l.start(window)
-	l.settled()
+	next.settled()
 	l.exact()
 	if got := s.sink.stats.duplicates.Load() + next.sink.stats.duplicates.Load(); got != 6 {
 		t.Errorf("%d duplicates; want 6", got)

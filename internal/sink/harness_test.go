@@ -211,6 +211,23 @@ func (l *lab) settledWithin(limit time.Duration) {
 	l.worst = max(l.worst, time.Since(started))
 }
 
+// settled is that of the lab, and the sink has counted what it stored: the group hears of
+// a flight first.
+func (s *process) settled() {
+	s.l.t.Helper()
+	s.l.settled()
+	eventually(s.l.t, "the sink has counted its flights", func() error {
+		s.sink.state.mu.Lock()
+		defer s.sink.state.mu.Unlock()
+		for id, at := range s.sink.state.partitions {
+			if end := s.l.cluster.PartitionInfo(topic, id).HighWatermark; at.stored != end {
+				return fmt.Errorf("partition %d up to %d of %d", id, at.stored, end)
+			}
+		}
+		return nil
+	})
+}
+
 func (l *lab) atEnd() error {
 	info := l.cluster.GroupInfo(group)
 	for _, p := range l.cluster.PartitionInfos(topic) {

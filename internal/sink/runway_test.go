@@ -80,7 +80,7 @@ func TestFlightsSideBySide(t *testing.T) {
 	v := l.convoy("a")
 	const before = 5 * convoyRows // so that blocks are used again
 	l.produce(before, twoMonths)
-	l.settled()
+	v.settled()
 	flights := v.sink.stats.stored.Load()
 	seen := l.commits()
 	planned := func(at int64, lasts ...int64) string {
@@ -102,7 +102,7 @@ func TestFlightsSideBySide(t *testing.T) {
 		t.Errorf("commits before the first is stored (-want +got):\n%s", diff)
 	}
 	v.let("a")
-	l.settled()
+	v.settled()
 	l.exact()
 	if got, want := seen(), planned(before+40, before+79, before+119); len(got) < 5 || got[3] != want {
 		t.Errorf("commits are %q; want the fourth to pass the first flight and no other: %s", got, want)
@@ -185,7 +185,7 @@ func TestFlightsNotFull(t *testing.T) {
 		})
 	}
 	v.let("a")
-	l.settled()
+	v.settled()
 	l.exact()
 	if n := v.sink.stats.stored.Load(); n != 2 {
 		t.Errorf("%d flights; want 2", n)
@@ -269,7 +269,7 @@ func TestRevokedWithRecordsLeft(t *testing.T) {
 	})
 	v.let("a")
 	v.let("b")
-	l.settled()
+	other.settled()
 	l.exact()
 	if other.sink.stats.stored.Load() == 0 {
 		t.Error("nothing was left for the next owner")
