@@ -213,14 +213,14 @@ func (l *lab) settledWithin(limit time.Duration) {
 
 // settled is that of the lab, and the sink has counted what it stored: the group hears of
 // a flight first.
-func (s *process) settled() {
-	s.l.t.Helper()
-	s.l.settled()
-	eventually(s.l.t, "the sink has counted its flights", func() error {
-		s.sink.state.mu.Lock()
-		defer s.sink.state.mu.Unlock()
-		for id, at := range s.sink.state.partitions {
-			if end := s.l.cluster.PartitionInfo(topic, id).HighWatermark; at.stored != end {
+func (p *process) settled() {
+	p.l.t.Helper()
+	p.l.settled()
+	eventually(p.l.t, "the sink has counted its flights", func() error {
+		p.sink.state.mu.Lock()
+		defer p.sink.state.mu.Unlock()
+		for id, at := range p.sink.state.partitions {
+			if end := p.l.cluster.PartitionInfo(topic, id).HighWatermark; at.stored != end {
 				return fmt.Errorf("partition %d up to %d of %d", id, at.stored, end)
 			}
 		}
