@@ -89,8 +89,22 @@ func (s *engineServer) stop() error {
 	return err
 }
 
-// openDatabase returns a pool on a migrated, empty database of the test's own.
-func openDatabase(t testing.TB, name string) *clickhouse.Pool {
+// openDatabase returns a pool on a migrated, empty database of the test's own, which
+// goes with the test.
+func openDatabase(t *testing.T, name string) *clickhouse.Pool {
+	t.Helper()
+	pool := keptDatabase(t, name)
+	t.Cleanup(func() {
+		if err := pool.Exec(context.Background(), "DROP DATABASE "+name+" SYNC"); err != nil {
+			t.Error(err)
+		}
+	})
+	return pool
+}
+
+// keptDatabase is openDatabase of one that is there again when it is asked for again,
+// filled.
+func keptDatabase(t testing.TB, name string) *clickhouse.Pool {
 	t.Helper()
 	lib, err := embedded.FindLibrary()
 	if err != nil {

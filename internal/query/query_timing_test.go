@@ -25,7 +25,7 @@ const (
 // them in the last week, block by block in time order as a sink would.
 func fillBench(b *testing.B) (pool *clickhouse.Pool, end int64) {
 	b.Helper()
-	pool, end = openDatabase(b, "bench"), dataFrom+benchSpan
+	pool, end = keptDatabase(b, "bench"), dataFrom+benchSpan
 	var n proto.ColUInt64
 	err := pool.Do(b.Context(), ch.Query{Body: "SELECT count() AS n FROM events", Result: proto.Results{{Name: "n", Data: &n}}})
 	if err != nil {
