@@ -113,6 +113,18 @@ var preparedStates = []struct {
 	}, "reinserted"},
 }
 
+// TestRecoveriesFillABlock has plans of four partitions, of which two fill a block.
+func TestRecoveriesFillABlock(t *testing.T) {
+	l := newLab(t, 4)
+	l.declare(25, func(*lab, string) {})
+	p := l.start(func(c *Config) { c.FlushRows = 50 })
+	p.settled()
+	l.exact()
+	if n := p.sink.stats.recovered.Load(); n != 2 {
+		t.Errorf("%d recoveries; want 2", n)
+	}
+}
+
 func TestRecoveryFromEveryPreparedState(t *testing.T) {
 	t.Parallel() // it waits more than it works
 	l := newLab(t, 2)
