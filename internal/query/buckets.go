@@ -13,72 +13,40 @@ import (
 // buckets adds those of b to a, and the rows at the ends of the range: what is kept and
 // has not changed, and the others, which are read.
 func (e *Engine) buckets(ctx context.Context, a *answer, b *builder, cut []piece) error {
-	c, scope, start := &e.states, scopeOf(&a.request), time.Now()
-	have, held, rest := c.look(scope, b.source.pieces, start)
-	ends, unknown := c.ends(scope, cut, start)
-	q := &reader{e, a, b, scope, len(held) > 0}
-	check, study, plain := slices.Clip(held), []piece(nil), []piece(nil)
-	if len(held) > 0 {
-		check = append(check, unknown...) // a statement less than to read them
-	} else {
-		rest, unknown = append(rest, unknown...), nil
-	}
-	// Seconds are asked for in place of rows and not beside them: if there is an end of
-	// which nothing is known, so that it may have many events, the next question will.
-	sparse := fewIn(have, fiveGrain.seconds())
-	studies := sparse || len(unknown) == 0
-	for i := range ends {
-		x := &ends[i]
-		if x.was != nil {
-			check = append(check, x.of)
-		}
-		switch x.studied = studies && x.few(sparse) && !x.kept(); {
-		case x.studied:
-			study = append(study, x.of)
-		case !x.kept():
-			plain = append(plain, x.piece)
-		}
-	}
-	seen, studied := newFound(scope, nil), newFound(scope, c)
+	q := &reader{e: e, a: a, b: b, scope: scopeOf(&a.request)}
+	first := q.firstRound(cut, time.Now())
+	seen, studied := newFound(q.scope, nil), newFound(q.scope, &e.states)
 	seen.known, seen.counts = true, true
 	defer studied.drop()
-	first, firstCtx := errgroup.WithContext(ctx)
-	first.Go(func() error { return q.buckets(firstCtx, rest) })
-	first.Go(func() error { return q.rows(firstCtx, plain) })
-	first.Go(func() error { return q.seconds(firstCtx, study, studied) })
-	first.Go(func() error { return q.counts(firstCtx, check, seen) })
-	if err := first.Wait(); err != nil {
+	all, allCtx := errgroup.WithContext(ctx)
+	all.Go(func() error { return q.buckets(allCtx, first.rest) })
+	all.Go(func() error { return q.rows(allCtx, first.plain) })
+	all.Go(func() error { return q.seconds(allCtx, first.study, studied) })
+	all.Go(func() error { return q.counts(allCtx, first.check, seen) })
+	if err := all.Wait(); err != nil {
 		return err
 	}
-	if len(unknown) > 0 {
-		c.put(scope, unknown, seen, time.Now())
+	if len(first.unknown) > 0 {
+		e.states.put(q.scope, first.unknown, seen, time.Now())
 	}
-	var same []*bucket
-	var changed []piece
-	for s := range spans(held) {
-		if was := have[s]; seen.confirms(s, was) {
-			same = append(same, was)
-		} else {
-			changed = extend(changed, s)
-		}
-	}
-	c.count(held, rest, changed)
+	same, changed := first.compare(seen)
+	e.states.count(first.held, first.rest, changed)
 	if len(same) > 0 {
 		if err := e.addKept(a, same); err != nil {
 			return err
 		}
 	}
-	others, again, err := q.ends(ends, seen, studied)
+	others, again, err := q.ends(first.ends, seen, studied)
 	if err != nil {
 		return err
 	}
-	if len(plain)+len(study)+len(again) > 0 {
+	if len(first.plain)+len(first.study)+len(again) > 0 {
 		e.sources[rawTable].Inc()
 	}
-	second, secondCtx := errgroup.WithContext(ctx)
-	second.Go(func() error { return q.buckets(secondCtx, append(changed, others...)) })
-	second.Go(func() error { return q.rows(secondCtx, again) })
-	return second.Wait()
+	all, allCtx = errgroup.WithContext(ctx)
+	all.Go(func() error { return q.buckets(allCtx, append(changed, others...)) })
+	all.Go(func() error { return q.rows(allCtx, again) })
+	return all.Wait()
 }
 
 // reader reads what an answer needs of buckets and rows. Without pieces nothing is asked.
@@ -88,6 +56,60 @@ type reader struct {
 	b     *builder
 	scope scope
 	known bool // there are buckets of the scope
+}
+
+// round is what an answer has of what is kept, and what it asks for at first.
+type round struct {
+	have       map[span]*bucket
+	held, rest []piece // buckets that are kept, and those that are read
+	ends       []end
+
+	check   []piece // buckets of which is asked what parts have rows of them: those kept, and
+	unknown []piece // the ends' five minutes of which nothing is known
+	study   []piece // five minutes that are read by the second
+	plain   []piece // ends that are read as rows
+}
+
+// firstRound is that of an answer that has the ends cut.
+func (q *reader) firstRound(cut []piece, now time.Time) (r round) {
+	c := &q.e.states
+	r.have, r.held, r.rest = c.look(q.scope, q.b.source.pieces, now)
+	r.ends, r.unknown = c.ends(q.scope, cut, now)
+	r.check = slices.Clip(r.held)
+	if q.known = len(r.held) > 0; q.known {
+		r.check = append(r.check, r.unknown...) // a statement less than to read them
+	} else {
+		r.rest, r.unknown = append(r.rest, r.unknown...), nil
+	}
+	// Seconds are asked for in place of rows and not beside them: if there is an end of
+	// which nothing is known, so that it may have many events, the next question will.
+	sparse := fewIn(r.have, fiveGrain.seconds())
+	studies := sparse || len(r.unknown) == 0
+	for i := range r.ends {
+		x := &r.ends[i]
+		if x.was != nil {
+			r.check = append(r.check, x.of)
+		}
+		switch x.studied = studies && x.few(sparse) && !x.kept(); {
+		case x.studied:
+			r.study = append(r.study, x.of)
+		case !x.kept():
+			r.plain = append(r.plain, x.piece)
+		}
+	}
+	return r
+}
+
+// compare tells the buckets that were kept and are as they were from those that are not.
+func (r *round) compare(seen *found) (same []*bucket, changed []piece) {
+	for s := range spans(r.held) {
+		if was := r.have[s]; seen.confirms(s, was) {
+			same = append(same, was)
+		} else {
+			changed = extend(changed, s)
+		}
+	}
+	return same, changed
 }
 
 func (q *reader) ask(ctx context.Context, b *builder, read func(*rows, int) error) error {
