@@ -91,11 +91,18 @@ func (a *Audit) compare(ctx context.Context, r *Report, c comparison) error {
 	return nil
 }
 
-// span is a condition for a range of time, per time column.
+// span is a range of time, of whole seconds.
 type span struct{ from, to time.Time }
 
+// of is the condition that a time column lies in s. The bounds of ts have milliseconds, as
+// it has: where the server decides which parts to read, it takes ts < toDateTime(t) for
+// ts <= t - 1, and passes over parts that have nothing but rows of the second between.
 func (s span) of(column string) string {
-	return fmt.Sprintf("%[1]s >= toDateTime(%[2]d, 'UTC') AND %[1]s < toDateTime(%[3]d, 'UTC')", column, s.from.Unix(), s.to.Unix())
+	bound := "toDateTime(%d, 'UTC')"
+	if column == "ts" {
+		bound = "toDateTime64(%d, 3, 'UTC')"
+	}
+	return fmt.Sprintf("%s >= "+bound+" AND %s < "+bound, column, s.from.Unix(), column, s.to.Unix())
 }
 
 // widen returns the buckets of a width that s touches and that start at a time

@@ -1,6 +1,9 @@
 package sink
 
-import "testing"
+import (
+	"fmt"
+	"testing"
+)
 
 // A state of exactly exactUsers users is a set, and becomes a sketch when it
 // meets one of them again: that is no damage.
@@ -53,4 +56,21 @@ func TestAuditWithTTL(t *testing.T) {
 	audited(0)
 	l.exec("INSERT INTO events_1m (m, event_name, channel, n) SELECT toStartOfMinute(now() - toIntervalDay(3)), 'edge', '', 1")
 	audited(3) // that minute, and the five minutes around it that do not have it, by channel and of all
+}
+
+// Parts that have nothing but rows of the last second of a bucket are part of it.
+func TestAuditOfLastSeconds(t *testing.T) {
+	l := newLab(t, 1)
+	l.exec("SYSTEM STOP MERGES events")
+	offset := 0
+	for _, end := range []string{"2023-12-31 23:59:59", "2024-01-31 23:59:59", "2024-02-05 23:59:59", "2024-02-05 13:59:59", "2024-02-05 13:04:59", "2024-02-05 13:02:59"} {
+		for _, ms := range []string{"000", "001", "443", "999"} {
+			offset++
+			l.exec(fmt.Sprintf("INSERT INTO events (ts, event_name, user_id, _offset) SELECT toDateTime64('%s.%s', 3, 'UTC'), 'edge', 'u', %d", end, ms, offset))
+		}
+	}
+	r, err := (&Audit{ClickHouse: l.pool}).Run(t.Context())
+	if err != nil || r.Mismatched+r.Users != 0 {
+		t.Errorf("%d rows and %d cells differ, %v, %v", r.Mismatched, r.Users, r.Problems, err)
+	}
 }

@@ -125,6 +125,33 @@ func TestRecoveriesFillABlock(t *testing.T) {
 	}
 }
 
+// TestRecoveryBesideLastSeconds has history in parts of which all rows are in the last
+// second of an hour, and a batch of that hour.
+func TestRecoveryBesideLastSeconds(t *testing.T) {
+	l := newLab(t, 1)
+	l.exec("SYSTEM STOP MERGES events")
+	const hour, length = 1_706_598_000_000, 3_600_000
+	during := func(from int64) func(int, *codec.Event) {
+		return func(i int, ev *codec.Event) { ev.Timestamp = hour + from + int64(i*11%900) }
+	}
+	s := l.start()
+	for range 3 {
+		l.produce(90, during(length-999))
+		l.settled()
+	}
+	first := l.cluster.PartitionInfo(topic, 0).HighWatermark
+	l.produce(60, during(0))
+	l.settled()
+	s.stop()
+	l.commit(0, first, plans{{l.src(), first, first + 59}}.String())
+	s = l.start()
+	s.settled()
+	l.exact()
+	if got := s.sink.outcomes(); !strings.Contains(got, "present 1, reinserted 0, repaired 0") {
+		t.Errorf("recovery found %s; want the batch as it should be", got)
+	}
+}
+
 func TestRecoveryFromEveryPreparedState(t *testing.T) {
 	t.Parallel() // it waits more than it works
 	l := newLab(t, 2)
