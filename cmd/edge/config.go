@@ -29,7 +29,7 @@ type config struct {
 
 	ServerHost         string        `env:"SERVER_HOST" envDefault:"" doc:"address the public listener binds to; empty is all"`
 	ServerPort         uint16        `env:"SERVER_PORT" envDefault:"8080" doc:"public HTTP port"`
-	ServerReadTimeout  time.Duration `env:"SERVER_READ_TIMEOUT" envDefault:"5s" doc:"one whole request, from its first byte"`
+	ServerReadTimeout  time.Duration `env:"SERVER_READ_TIMEOUT" envDefault:"5s" doc:"one whole request, from its first byte; also a new connection up to its first byte"`
 	ServerWriteTimeout time.Duration `env:"SERVER_WRITE_TIMEOUT" envDefault:"10s" doc:"one answer"`
 	ServerIdleTimeout  time.Duration `env:"SERVER_IDLE_TIMEOUT" envDefault:"2m" doc:"between two requests on a connection"`
 	ServerLoops        int           `env:"SERVER_LOOPS" envDefault:"0" doc:"event loops that answer small posts; 0 is one per core, -1 none: each connection has a goroutine, as it always has over TLS"`

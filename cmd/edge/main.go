@@ -105,7 +105,15 @@ func command(args []string, out, errOut io.Writer) int {
 	slog.SetDefault(in.log) // for what libraries say by themselves
 	ctx, stop := context.WithCancel(context.Background())
 	defer stop()
-	defer stopOnSignal(stop)()
+	// serve may have files to read again on SIGHUP, and says itself what it means.
+	ends := []os.Signal{os.Interrupt, syscall.SIGTERM}
+	if name != "serve" && !signal.Ignored(syscall.SIGHUP) {
+		ends = append(ends, syscall.SIGHUP)
+	}
+	defer stopOnSignal(stop, ends...)()
+	if slices.Contains([]string{"serve", "kafka", "clickhouse"}, name) {
+		signal.Ignore(syscall.SIGPIPE) // who reads the log may go away
+	}
 	in.ctx = ctx
 	err = run(in)
 	limiter.Flush()
@@ -122,11 +130,11 @@ func command(args []string, out, errOut io.Writer) int {
 	return 0
 }
 
-// stopOnSignal calls stop at the first signal to end. The second ends the process at once,
+// stopOnSignal calls stop at the first of the signals. The second ends the process at once,
 // as soon as anyone can know that the first has come. forget is for who ends without.
-func stopOnSignal(stop func()) (forget func()) {
+func stopOnSignal(stop func(), ends ...os.Signal) (forget func()) {
 	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	signal.Notify(signals, ends...)
 	go func() {
 		if _, ok := <-signals; !ok {
 			return

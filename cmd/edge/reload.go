@@ -147,8 +147,8 @@ func (a *app) newServer(sc server.Config) (ln net.Listener, err error) {
 }
 
 // follow keeps what was loaded from files up to date. It is called when all of
-// them are loaded: SIGHUP, which without any ends the process as it always has,
-// then means to read them again.
+// them are loaded: SIGHUP, which without any stops the process in order, then
+// means to read them again.
 func (a *app) follow() {
 	if len(a.reloads) == 0 {
 		a.stopFollowing = func() {}

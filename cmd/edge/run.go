@@ -7,7 +7,10 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
+	"os/signal"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -92,6 +95,11 @@ func run(ctx context.Context, cfg config, ln listeners, log *slog.Logger, level 
 		{"producer", a.startProducer, a.stopProducer},
 		{"server", a.startServer, a.stopServer},
 	}
+	hangup := make(chan os.Signal, 1)
+	if !signal.Ignored(syscall.SIGHUP) { // as under nohup
+		signal.Notify(hangup, syscall.SIGHUP)
+		defer signal.Stop(hangup)
+	}
 	var err error
 	started := 0
 	for _, s := range steps {
@@ -101,13 +109,25 @@ func run(ctx context.Context, cfg config, ln listeners, log *slog.Logger, level 
 		}
 		started++
 	}
-	if err == nil {
-		log.Info("serving", "addr", ln.public.Addr().String(), "admin", ln.admin.Addr().String(), "embedded", cfg.Embedded, "roles", cfg.Roles)
+	switch {
+	case err == nil:
+		version, commit := buildVersion()
+		log.Info("serving", "addr", ln.public.Addr().String(), "admin", ln.admin.Addr().String(), "embedded", cfg.Embedded, "roles", cfg.Roles,
+			"version", version, "commit", commit)
+		ends := hangup
+		if len(a.reloads) > 0 {
+			ends = nil // it means to read them again
+		}
 		select {
 		case <-ctx.Done():
 			log.Info("stopping")
+		case <-ends:
+			log.Info("stopping", "signal", "hangup")
 		case err = <-a.failed:
 		}
+	case ctx.Err() != nil:
+		log.Info("stopping before everything was started", "err", err)
+		err = nil
 	}
 	stopCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cfg.ShutdownTimeout+cfg.PrestopDelay)
 	defer cancel()

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"net/http"
 	"syscall"
 	"testing"
 	"time"
@@ -72,4 +73,32 @@ func TestSecondSignalEndsAtOnce(t *testing.T) {
 	case <-time.After(30 * time.Second):
 		t.Fatal("edge drains on after a second signal")
 	}
+}
+
+// Where there is no file to read again SIGHUP stops in order, as SIGTERM does at any moment
+// of a start.
+func TestSIGHUPAndEarlySIGTERM(t *testing.T) {
+	needEngine(t)
+	p := newNode(t, "DATA_DIR", t.TempDir())
+	ends := func(s syscall.Signal) {
+		t.Helper()
+		p.signal(s)
+		select {
+		case <-p.done:
+		case <-time.After(time.Minute):
+			t.Fatal("edge did not stop within a minute")
+		}
+		if status := p.cmd.ProcessState.ExitCode(); status != 0 {
+			t.Fatalf("exit status %d after %s; want 0\n%s", status, s, p.tail(40))
+		}
+	}
+	p.start()
+	p.ready()
+	ends(syscall.SIGHUP)
+	p.start()
+	within(t, time.Minute, "the admin listener answers, which is first", func() error {
+		_, err := request(http.MethodGet, "http://"+p.admin+"/health", "", nil, http.StatusOK)
+		return err
+	}, p.process)
+	ends(syscall.SIGTERM)
 }

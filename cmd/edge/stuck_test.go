@@ -7,29 +7,38 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 )
 
-// TestNobodyReadsTheLog gives edge a stderr that is full from the start: a
-// collector that hangs must not take what it collects from down with it.
+// TestNobodyReadsTheLog gives edge a stderr that is full from the start, and one whose
+// reader goes away: a collector that hangs or ends must not take what it collects from
+// down with it.
 func TestNobodyReadsTheLog(t *testing.T) {
 	needEngine(t)
+	for _, gone := range []bool{false, true} {
+		t.Run(fmt.Sprintf("gone=%t", gone), func(t *testing.T) { nobodyReads(t, gone) })
+	}
+}
+
+func nobodyReads(t *testing.T, gone bool) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "stderr")
 	if err := syscall.Mkfifo(path, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	pipe, err := syscall.Open(path, syscall.O_RDWR|syscall.O_NONBLOCK, 0)
+	pipe, err := syscall.Open(path, syscall.O_RDWR|syscall.O_NONBLOCK|syscall.O_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = syscall.Close(pipe) }()
-	for err == nil {
+	closePipe := sync.OnceFunc(func() { _ = syscall.Close(pipe) })
+	defer closePipe()
+	for !gone && err == nil {
 		_, err = syscall.Write(pipe, make([]byte, 4096))
 	}
-	if !errors.Is(err, syscall.EAGAIN) {
+	if !gone && !errors.Is(err, syscall.EAGAIN) {
 		t.Fatal(err)
 	}
 	port := freePort(t)
@@ -49,7 +58,10 @@ func TestNobodyReadsTheLog(t *testing.T) {
 		return nil
 	}
 	within(t, time.Minute, "edge takes an event", post, p)
-	p.terminate()
+	if gone {
+		closePipe()
+	}
+	p.terminate() // and has something to say
 	if status := p.cmd.ProcessState.ExitCode(); status != 0 {
 		t.Errorf("edge ended with %d", status)
 	}

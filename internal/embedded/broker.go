@@ -122,6 +122,9 @@ func (b *Broker) loadIdentity() error {
 	b.uncleanStart = found && !id.Clean
 	newBoot := b.uncleanStart && id.BootID != boot
 	b.stats.unclean(b.uncleanStart, newBoot)
+	if b.uncleanStart {
+		b.cfg.Logger.Warn("the run before this one was not stopped in order", "machine_restarted", newBoot)
+	}
 	id.Unscanned = id.Unscanned || newBoot
 	id.Clean, id.BootID = false, boot
 	b.id = id

@@ -98,7 +98,7 @@ type Config struct {
 
 // errDisowned ends a session: a partition may belong to another sink by now,
 // and what is in memory is worth nothing.
-var errDisowned = errors.New("partitions lost to another sink")
+var errDisowned = errors.New("the sink's time in its group has ended: partitions may be another sink's")
 
 // Sink is one member of the consumer group. Run drives it; the other methods
 // may be called from any goroutine.
