@@ -170,11 +170,14 @@ func (p *edgeProcess) wantCalmLog(t *testing.T) {
 }
 
 // command runs another subcommand with p's settings.
-func (p *edgeProcess) command(args ...string) (string, error) {
+func (p *edgeProcess) command(args ...string) (string, error) { return subcommand(p.settings, args...) }
+
+// subcommand runs one with settings (name, value, …) on top of the environment.
+func subcommand(settings []string, args ...string) (string, error) {
 	cmd := exec.Command(os.Args[0], args...)
 	cmd.Env = os.Environ()
-	for i := 0; i < len(p.settings); i += 2 {
-		cmd.Env = append(cmd.Env, p.settings[i]+"="+p.settings[i+1])
+	for i := 0; i < len(settings); i += 2 {
+		cmd.Env = append(cmd.Env, settings[i]+"="+settings[i+1])
 	}
 	out, err := cmd.CombinedOutput()
 	return strings.TrimSpace(string(out)), err

@@ -7,14 +7,15 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"strconv"
 	"syscall"
 	"time"
 
 	"github.com/goccy/go-json"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"edge/internal/clickhouse"
-	engine "edge/internal/embedded/clickhouse"
 	"edge/internal/sink"
 )
 
@@ -23,7 +24,7 @@ var errNotAddingUp = errors.New("what is stored does not add up")
 
 // verify proves that every record is stored once and that the rollups are its
 // sums. A running edge does it itself, asked over its admin listener; otherwise
-// this process asks ClickHouse, starting the embedded engine when there is one.
+// this process asks Kafka and ClickHouse, or starts the embedded ones.
 func verify(in *invocation) error {
 	report, err := verifyRunning(in)
 	if errors.Is(err, syscall.ECONNREFUSED) {
@@ -60,43 +61,35 @@ func verifyRunning(in *invocation) (*sink.Report, error) {
 	return report, json.NewDecoder(resp.Body).Decode(report)
 }
 
-func verifyStored(in *invocation) (*sink.Report, error) {
-	c := &in.cfg
-	opts, _, err := c.clickHouseOptions()
-	if err != nil {
-		return nil, err
-	}
-	if c.Embedded {
-		cc, err := c.engineConfig(in.log)
-		if err != nil {
-			return nil, err
+func verifyStored(in *invocation) (_ *sink.Report, err error) {
+	if c := &in.cfg; c.Embedded {
+		if _, err := os.Stat(c.engineDir()); err != nil {
+			return nil, fmt.Errorf("nothing is stored in DATA_DIR: %w", err)
 		}
-		child, err := engine.StartChild(in.ctx, cc)
-		if err != nil {
-			return nil, err
+		c.EmbeddedKafkaListen, c.EmbeddedClickHouseListen = "", "" // nobody else is to come in meanwhile
+	}
+	a := &app{cfg: in.cfg, log: in.log, registry: prometheus.NewRegistry()}
+	steps := []step{{"broker", a.startBroker, a.stopBroker}, {"engine", a.startEngine, a.stopEngine}}
+	for _, s := range steps {
+		if err := s.start(in.ctx); err != nil {
+			return nil, fmt.Errorf("start %s: %w", s.name, err)
 		}
 		defer func() {
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(in.ctx), 10*time.Second)
 			defer cancel()
-			_ = child.Close(ctx)
+			err = errors.Join(err, s.stop(ctx))
 		}()
-		opts.Dialer = child
 	}
-	pool, err := clickhouse.Open(opts)
-	if err != nil {
+	if a.pool, err = clickhouse.Open(a.clickhouse); err != nil {
 		return nil, err
 	}
-	defer pool.Close()
-	audit := sink.Audit{ClickHouse: pool}
-	if !c.Embedded { // the embedded log is inside a running edge
-		log, _, err := c.kafkaOptions()
-		if err != nil {
-			return nil, err
-		}
-		log.Logger = in.log
-		audit.Log = &sink.Log{Kafka: log, Topic: c.KafkaTopic, Group: c.KafkaGroup}
-	}
-	return audit.Run(in.ctx)
+	defer a.pool.Close()
+	return a.audit().Run(in.ctx)
+}
+
+// audit is of everything that is stored, and of the log it came from.
+func (a *app) audit() *sink.Audit {
+	return &sink.Audit{ClickHouse: a.pool, Log: &sink.Log{Kafka: a.kafka, Topic: a.cfg.KafkaTopic, Group: a.cfg.KafkaGroup, Incarnation: a.incarnation()}}
 }
 
 // verifyHandler serves POST /verify on the admin listener.
@@ -106,8 +99,7 @@ func (a *app) verifyHandler(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "use POST: the audit reads every row", http.StatusMethodNotAllowed)
 		return
 	}
-	audit := sink.Audit{ClickHouse: a.pool, Log: &sink.Log{Kafka: a.kafka, Topic: a.cfg.KafkaTopic, Group: a.cfg.KafkaGroup, Incarnation: a.incarnation()}}
-	report, err := audit.Run(r.Context())
+	report, err := a.audit().Run(r.Context())
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusServiceUnavailable)
 		return

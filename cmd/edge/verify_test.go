@@ -1,0 +1,54 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// TestVerifyOfAStoppedEdge has edge verify look at an embedded log and engine that no edge
+// serves: what is in the log and not stored is pending, what only the group has passed is
+// missing, and no data is no proof.
+func TestVerifyOfAStoppedEdge(t *testing.T) {
+	t.Parallel()
+	needEngine(t)
+	dir := t.TempDir()
+	p := newNode(t, "DATA_DIR", dir)
+	body := []byte(`{"event_name":"a","user_id":"u1","timestamp":1708732800000}
+{"event_name":"a","user_id":"u2","timestamp":1708732800000}`)
+	ingest := func(stored int64, settings ...string) {
+		t.Helper()
+		served := p.settings
+		p.settings = append(served[:len(served):len(served)], settings...)
+		p.start()
+		p.ready()
+		if !postBody("http://"+p.public, body) {
+			t.Fatal("not accepted")
+		}
+		p.verify(stored) // until they are
+		p.terminate()
+		p.settings = served
+	}
+	says := func(ok bool, want string) {
+		t.Helper()
+		report, err := subcommand(p.settings, "verify")
+		if (err == nil) != ok || !strings.Contains(report, want) {
+			t.Errorf("edge verify says %v and\n%s\nwant %q", err, report, want)
+		}
+	}
+	engine, copied := filepath.Join(dir, "clickhouse"), filepath.Join(t.TempDir(), "clickhouse")
+	says(false, "nothing is stored in DATA_DIR")
+	ingest(2)
+	says(true, "2 rows + 0 duplicates + 0 dead; missing 0, extra 0")
+	copyDir(t, copied, engine)
+	ingest(2, "ROLES", "ingest")
+	says(true, "pending: 2 records are in the log and not stored yet")
+	ingest(6)
+	says(true, "6 rows + 0 duplicates + 0 dead; missing 0, extra 0")
+	if err := os.RemoveAll(engine); err != nil {
+		t.Fatal(err)
+	}
+	copyDir(t, engine, copied)
+	says(false, "the group is at offset 6, and what is stored ends at 2")
+}
