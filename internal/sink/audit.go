@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -22,7 +23,8 @@ import (
 //
 //	coverage   per log and partition the batches [first,last] follow each other
 //	           without gap or overlap, each has the rows it says it has, every
-//	           offset is there once, and rows + duplicates + dead = length
+//	           offset is there once, and rows + duplicates + dead = length, but
+//	           for rows that the table's TTL may have taken
 //	rollups    the counts and distinct users of every bucket of every width
 //	           equal those of what it is made of, in the end the rows
 type Audit struct {
@@ -32,6 +34,11 @@ type Audit struct {
 	// Log, when not nil, is the log that what is stored is compared with: its
 	// group must not be past what is stored, and what it has more is pending.
 	Log *Log
+	// MaxAge is how old an event may be on arrival, 0 any: with the table's TTL it says
+	// which rows may have expired.
+	MaxAge time.Duration
+
+	expiring time.Time // what was received before may have; zero: nothing has
 }
 
 // Log is a topic and the group that stores it.
@@ -66,7 +73,8 @@ type Coverage struct {
 	Rows       int64  `json:"rows"`
 	Duplicates int64  `json:"duplicates"`
 	Dead       int64  `json:"dead"`
-	Missing    int64  `json:"missing"` // offsets neither row, duplicate nor dead
+	Expired    int64  `json:"expired"` // offsets without a row that are so old that the TTL may have taken it
+	Missing    int64  `json:"missing"` // offsets neither row, duplicate, dead nor expired
 	Extra      int64  `json:"extra"`   // rows beyond one per offset
 }
 
@@ -96,6 +104,9 @@ func (r *Report) OK() bool {
 func (a *Audit) Run(ctx context.Context) (*Report, error) {
 	started := time.Now()
 	r := new(Report)
+	if err := a.readTTL(ctx); err != nil {
+		return nil, fmt.Errorf("read the TTL of events: %w", err)
+	}
 	// The log is asked first: what it says is then stored, or still to come.
 	log, err := a.positions(ctx)
 	if err != nil {
@@ -112,10 +123,34 @@ func (a *Audit) Run(ctx context.Context) (*Report, error) {
 	return r, nil
 }
 
+// readTTL sets expiring. Rows expire by their own time, which is at most MaxAge before
+// they were received, and those that were there before the TTL may be of any time. Their
+// order in the log is that of their reception but for what waited somewhere, for minutes.
+func (a *Audit) readTTL(ctx context.Context) error {
+	if !a.Since.IsZero() {
+		return nil // an hour is less than any TTL, MaxAge included
+	}
+	const order = time.Hour
+	age := "0"
+	if a.MaxAge > 0 {
+		age = fmt.Sprintf("seconds - %d", int64(a.MaxAge.Seconds()))
+	}
+	from, err := a.ClickHouse.Strings(ctx, fmt.Sprintf(`SELECT toString(greatest(toInt64(toUnixTimestamp(now())) - (%s), toInt64(toUnixTimestamp(metadata_modification_time)))) AS s
+		FROM (SELECT toInt64OrZero(extract(engine_full, 'TTL .* toIntervalSecond\\((\\d+)\\)')) AS seconds, metadata_modification_time FROM system.tables
+			WHERE database = currentDatabase() AND name = 'events') WHERE seconds > 0`, age))
+	if err != nil || len(from) == 0 {
+		return err
+	}
+	unix, err := strconv.ParseInt(from[0], 10, 64)
+	a.expiring = time.Unix(unix, 0).Add(order)
+	return err
+}
+
 // logPosition is where a partition of the log stood.
 type logPosition struct {
 	src                   uint32
 	start, end, committed int64 // committed -1: the group has stored nothing
+	young                 int64 // the first offset that no row of can have expired
 }
 
 func (a *Audit) positions(ctx context.Context) (map[int32]logPosition, error) {
@@ -144,12 +179,21 @@ func (a *Audit) positions(ctx context.Context) (map[int32]logPosition, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the end of topic %s: %w", a.Log.Topic, err)
 	}
+	young := starts
+	if !a.expiring.IsZero() {
+		if young, err = adm.ListOffsetsAfterMilli(ctx, a.expiring.UnixMilli(), a.Log.Topic); err != nil {
+			return nil, fmt.Errorf("read the times of topic %s: %w", a.Log.Topic, err)
+		}
+	}
 	src := SourceID(meta.Cluster, meta.Topics[a.Log.Topic].ID, a.Log.Incarnation)
 	out := make(map[int32]logPosition)
 	ends.Each(func(o kadm.ListedOffset) {
 		p := logPosition{src: src, end: o.Offset, committed: -1}
 		if s, ok := starts.Lookup(a.Log.Topic, o.Partition); ok {
-			p.start = s.Offset
+			p.start, p.young = s.Offset, s.Offset
+		}
+		if y, ok := young.Lookup(a.Log.Topic, o.Partition); ok {
+			p.young = y.Offset
 		}
 		if c, ok := committed.Lookup(a.Log.Topic, o.Partition); ok {
 			p.committed = c.At
@@ -168,9 +212,8 @@ func (r *Report) compare(log map[int32]logPosition) {
 				next = c.Last + 1
 			}
 		}
-		if at.committed > max(next, at.start) {
-			r.Partitions = append(r.Partitions, Coverage{Source: at.src, Partition: id, First: max(next, at.start), Last: at.committed - 1,
-				Missing: at.committed - max(next, at.start)})
+		if from := max(next, at.start, at.young); at.committed > from {
+			r.Partitions = append(r.Partitions, Coverage{Source: at.src, Partition: id, First: from, Last: at.committed - 1, Missing: at.committed - from})
 			r.problem("source %d, partition %d: the group is at offset %d, and what is stored ends at %d", at.src, id, at.committed, next)
 		}
 		r.Pending += max(at.end-max(next, at.start), 0)
@@ -187,15 +230,24 @@ func (a *Audit) coverage(ctx context.Context, r *Report) error {
 		return err
 	}
 	for _, c := range ranges {
-		next := c.First // the offset the next batch has to begin at
+		c := &coverage{Coverage: c, next: c.First, expiring: a.expiring.UnixMilli()}
 		for from := c.First; from <= c.Last; from += auditChunk {
-			if err := a.chunk(ctx, r, &c, from, &next); err != nil {
+			if err := a.chunk(ctx, r, c, from); err != nil {
 				return err
 			}
 		}
-		r.Partitions = append(r.Partitions, c)
+		r.Partitions = append(r.Partitions, c.Coverage)
 	}
 	return nil
+}
+
+// coverage is a partition of which the batches are looked at one after the other. Times
+// are Unix milliseconds.
+type coverage struct {
+	Coverage
+	next     int64 // the offset the next batch has to begin at
+	received int64 // when the last was, the first of it
+	expiring int64 // what was received before may have expired
 }
 
 // ranges returns the partitions that have batches and the offsets they span.
@@ -225,59 +277,66 @@ func (a *Audit) ranges(ctx context.Context) ([]Coverage, error) {
 }
 
 // chunk checks the batches of c that begin in [from, from+auditChunk).
-func (a *Audit) chunk(ctx context.Context, r *Report, c *Coverage, from int64, next *int64) error {
+func (a *Audit) chunk(ctx context.Context, r *Report, c *coverage, from int64) error {
 	// A batch may reach beyond the chunk it begins in by less than this.
 	const longest = 4 << 20
 	var first, last, rows, said, offsets, dup, dead proto.ColUInt64
+	var received proto.ColInt64
 	return a.ClickHouse.Do(ctx, ch.Query{
-		Body: fmt.Sprintf(`SELECT f, max(l) AS l, sum(rows) AS rows, max(said) AS said, sum(offsets) AS offsets, max(dup) AS dup, max(dead) AS dead FROM (
+		Body: fmt.Sprintf(`SELECT f, max(l) AS l, sum(rows) AS rows, max(said) AS said, sum(offsets) AS offsets, max(dup) AS dup, max(dead) AS dead, min(received) AS received FROM (
 			SELECT _first AS f, max(_last) AS l, count() AS rows, toUInt64(max(_rows)) AS said, uniqExact(_offset) AS offsets,
-				toUInt64(max(_dup)) AS dup, toUInt64(max(_dead)) AS dead
+				toUInt64(max(_dup)) AS dup, toUInt64(max(_dead)) AS dead, min(toUnixTimestamp64Milli(received_at)) AS received
 			FROM events WHERE _src = %[1]d AND _part = %[2]d AND _offset >= %[3]d AND _offset < %[5]d AND _first >= %[3]d AND _first < %[4]d
 			GROUP BY f
 			UNION ALL
-			SELECT first AS f, max(last) AS l, toUInt64(0), toUInt64(0), toUInt64(0), toUInt64(any(dup)), toUInt64(any(dead))
+			SELECT first AS f, max(last) AS l, toUInt64(0), toUInt64(0), toUInt64(0), toUInt64(any(dup)), toUInt64(any(dead)), 1000 * toInt64(toUnixTimestamp(min(at)))
 			FROM empty_batches WHERE src = %[1]d AND part = %[2]d AND first >= %[3]d AND first < %[4]d
 			GROUP BY f
 		) GROUP BY f ORDER BY f`, c.Source, c.Partition, from, from+auditChunk, from+auditChunk+longest),
 		Result: proto.Results{{Name: "f", Data: &first}, {Name: "l", Data: &last}, {Name: "rows", Data: &rows}, {Name: "said", Data: &said},
-			{Name: "offsets", Data: &offsets}, {Name: "dup", Data: &dup}, {Name: "dead", Data: &dead}},
+			{Name: "offsets", Data: &offsets}, {Name: "dup", Data: &dup}, {Name: "dead", Data: &dead}, {Name: "received", Data: &received}},
 		OnResult: func(context.Context, proto.Block) error {
 			for i := range first {
-				r.batch(c, next, auditBatch{int64(first[i]), int64(last[i]), int64(rows[i]), int64(said[i]), int64(offsets[i]), int64(dup[i]), int64(dead[i])})
+				r.batch(c, auditBatch{int64(first[i]), int64(last[i]), int64(rows[i]), int64(said[i]), int64(offsets[i]), int64(dup[i]), int64(dead[i]), received[i]})
 			}
 			return nil
 		},
 	})
 }
 
-type auditBatch struct{ first, last, rows, said, offsets, dup, dead int64 }
+type auditBatch struct{ first, last, rows, said, offsets, dup, dead, received int64 }
 
-// batch adds one batch of c, which has to begin at *next.
-func (r *Report) batch(c *Coverage, next *int64, b auditBatch) {
+// batch adds one batch of c, which has to begin at c.next.
+func (r *Report) batch(c *coverage, b auditBatch) {
 	c.Batches++
 	c.Rows += b.rows
 	c.Duplicates += b.dup
 	c.Dead += b.dead
 	where := fmt.Sprintf("source %d, partition %d, batch [%d,%d]", c.Source, c.Partition, b.first, b.last)
-	if b.first > *next {
-		c.Missing += b.first - *next
-		r.problem("%s: offsets %d to %d before it are in no batch", where, *next, b.first-1)
-	}
-	if b.first < *next {
-		r.problem("%s: begins inside the batch before it, which reaches to %d", where, *next-1)
+	switch gap := b.first - c.next; {
+	case gap > 0 && c.received < c.expiring:
+		c.Expired += gap
+	case gap > 0:
+		c.Missing += gap
+		r.problem("%s: offsets %d to %d before it are in no batch", where, c.next, b.first-1)
+	case gap < 0:
+		r.problem("%s: begins inside the batch before it, which reaches to %d", where, c.next-1)
 	}
 	if b.rows > b.offsets {
 		c.Extra += b.rows - b.offsets
 		r.problem("%s: %d rows for %d offsets", where, b.rows, b.offsets)
 	}
-	if length := b.last - b.first + 1; b.offsets+b.dup+b.dead != length {
-		c.Missing += max(length-b.offsets-b.dup-b.dead, 0)
+	length := b.last - b.first + 1
+	switch lacks := length - b.offsets - b.dup - b.dead; {
+	case lacks > 0 && b.received < c.expiring:
+		c.Expired += lacks
+	case lacks != 0:
+		c.Missing += max(lacks, 0)
 		r.problem("%s: %d rows + %d duplicates + %d dead are not %d", where, b.offsets, b.dup, b.dead, length)
-	} else if b.offsets != b.said {
+	case b.offsets != b.said:
 		r.problem("%s: has %d rows and says %d", where, b.offsets, b.said)
 	}
-	*next = max(*next, b.last+1)
+	c.next, c.received = max(c.next, b.last+1), b.received
 }
 
 func (r *Report) problem(format string, args ...any) {
@@ -291,8 +350,11 @@ func (r *Report) problem(format string, args ...any) {
 func (r *Report) String() string {
 	var b strings.Builder
 	for _, c := range r.Partitions {
-		fmt.Fprintf(&b, "source %d partition %d: offsets %d to %d in %d batches: %d rows + %d duplicates + %d dead; missing %d, extra %d\n",
-			c.Source, c.Partition, c.First, c.Last, c.Batches, c.Rows, c.Duplicates, c.Dead, c.Missing, c.Extra)
+		fmt.Fprintf(&b, "source %d partition %d: offsets %d to %d in %d batches: %d rows + %d duplicates + %d dead", c.Source, c.Partition, c.First, c.Last, c.Batches, c.Rows, c.Duplicates, c.Dead)
+		if c.Expired > 0 {
+			fmt.Fprintf(&b, " + %d expired", c.Expired)
+		}
+		fmt.Fprintf(&b, "; missing %d, extra %d\n", c.Missing, c.Extra)
 	}
 	fmt.Fprintf(&b, "rollups: %d rows and %d user cells differ from events\n", r.Mismatched, r.Users)
 	for _, p := range r.Problems {

@@ -2,7 +2,11 @@ package sink
 
 import (
 	"fmt"
+	"strconv"
 	"testing"
+	"time"
+
+	"edge/internal/codec"
 )
 
 // A state of exactly exactUsers users is a set, and becomes a sketch when it
@@ -72,5 +76,84 @@ func TestAuditOfLastSeconds(t *testing.T) {
 	r, err := (&Audit{ClickHouse: l.pool}).Run(t.Context())
 	if err != nil || r.Mismatched+r.Users != 0 {
 		t.Errorf("%d rows and %d cells differ, %v, %v", r.Mismatched, r.Users, r.Problems, err)
+	}
+}
+
+// TestAuditOfExpiredRows has a TTL take the rows of whole batches and of halves. Of what
+// came after it was set, only what may be as old as that has expired.
+func TestAuditOfExpiredRows(t *testing.T) {
+	l := newLab(t, 1)
+	s := l.start()
+	const batches, each = 10, 20
+	now := time.Now().UnixMilli()
+	for i := range batches { // of days of their own, from 40 days ago on, the last of today
+		l.produce(each, func(j int, ev *codec.Event) {
+			ev.Timestamp = now - int64(batches-i-1)*4*86_400_000 - int64(each-j)*3_600_000
+			ev.ReceivedAt = ev.Timestamp + 60_000
+		})
+		l.settled()
+	}
+	s.stop()
+	audit := func(maxAge time.Duration) *Report {
+		t.Helper()
+		a := &Audit{ClickHouse: l.pool, MaxAge: maxAge, Log: &Log{Kafka: l.kafka, Topic: topic, Group: group}}
+		r, err := a.Run(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	adds := func(r *Report, rows, expired int64) {
+		t.Helper()
+		if c := r.Partitions[0]; !r.OK() || c.Rows != rows || c.Expired != expired || c.First+rows+expired != batches*each {
+			t.Errorf("got\n%swant %d rows, %d expired and the rest before them", r, rows, expired)
+		}
+	}
+	adds(audit(time.Hour), batches*each, 0)
+	l.exec("ALTER TABLE events MODIFY TTL toDateTime(ts) + toIntervalSecond(729000)") // through the batch of eight days ago
+	l.exec("OPTIMIZE TABLE events FINAL")
+	rows, err := strconv.ParseInt(l.value("SELECT count() FROM events"), 10, 64)
+	if err != nil || rows%each == 0 {
+		t.Fatalf("%d rows are left, %v: no batch is cut", rows, err)
+	}
+	r := audit(time.Hour)
+	adds(r, rows, each-rows%each)
+
+	// A batch of a month ago has one young row, and all between have expired.
+	l.exec(fmt.Sprintf(`INSERT INTO events (ts, event_name, user_id, received_at, _src, _part, _offset, _first, _last, _rows)
+		SELECT now64(3), 'name1', 'late', now64(3) - toIntervalDay(30), %d, 0, 19, 0, 19, 20`, l.src()))
+	adds(audit(time.Hour), rows+1, batches*each-rows-1)
+
+	// All that is left goes, and the log has it still.
+	l.exec("TRUNCATE TABLE events")
+	for _, table := range []string{"events_1m", "events_users"} {
+		l.exec("TRUNCATE TABLE " + table)
+	}
+	if r := audit(0); !r.OK() {
+		t.Errorf("got\n%swant all to have expired", r)
+	}
+}
+
+// TestWhatMayHaveExpired has batches that lack rows and batches, before and after the time
+// up to which what was received may have expired.
+func TestWhatMayHaveExpired(t *testing.T) {
+	for _, c := range []struct {
+		name             string
+		batches          []auditBatch
+		expired, missing int64
+	}{
+		{"whole", []auditBatch{{0, 9, 10, 10, 10, 0, 0, 50}, {10, 19, 10, 10, 10, 0, 0, 150}}, 0, 0},
+		{"rows of an old one", []auditBatch{{0, 9, 7, 10, 7, 0, 0, 50}, {10, 19, 10, 10, 10, 0, 0, 150}}, 3, 0},
+		{"rows of a young one", []auditBatch{{0, 9, 10, 10, 10, 0, 0, 50}, {10, 19, 7, 10, 7, 0, 0, 150}}, 0, 3},
+		{"batches after an old one", []auditBatch{{0, 9, 10, 10, 10, 0, 0, 50}, {20, 29, 10, 10, 10, 0, 0, 150}}, 10, 0},
+		{"batches after a young one", []auditBatch{{0, 9, 10, 10, 10, 0, 0, 150}, {20, 29, 10, 10, 10, 0, 0, 160}}, 0, 10},
+	} {
+		r, p := new(Report), &coverage{expiring: 100}
+		for _, b := range c.batches {
+			r.batch(p, b)
+		}
+		if p.Expired != c.expired || p.Missing != c.missing || (len(r.Problems) > 0) != (c.missing > 0) {
+			t.Errorf("%s: %d expired, %d missing, %q; want %d and %d", c.name, p.Expired, p.Missing, r.Problems, c.expired, c.missing)
+		}
 	}
 }
