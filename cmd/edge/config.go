@@ -43,7 +43,7 @@ type config struct {
 	MaxEvents        int  `env:"MAX_EVENTS" envDefault:"10000" doc:"events in one bulk request; more is 413"`
 	MaxBodyBytes     size `env:"MAX_BODY_BYTES" envDefault:"10MiB" doc:"one bulk body as sent; larger is 413"`
 	MaxInflatedBytes size `env:"MAX_INFLATED_BYTES" envDefault:"32MiB" doc:"one body after decompression; larger is 413"`
-	MaxInflightBytes size `env:"MAX_INFLIGHT_BYTES" envDefault:"256MiB" doc:"all request bodies in memory at once; beyond it 429"`
+	MaxInflightBytes size `env:"MAX_INFLIGHT_BYTES" envDefault:"256MiB" doc:"all request bodies and long answers in memory at once; beyond it 429"`
 	MaxConns         int  `env:"MAX_CONNS" envDefault:"32768" doc:"open connections; beyond it 503"`
 	MaxConnsPerIP    int  `env:"MAX_CONNS_PER_IP" envDefault:"0" doc:"open connections of one client address; 0 is no limit (right behind a proxy)"`
 

@@ -152,6 +152,15 @@ func (b *Batch) Assigned(i int) bool { return b.records[i].assigned }
 // the last Release.
 func (b *Batch) Rejected() []Rejection { return b.rejected }
 
+// ForgetRejected gives up what Rejected returned, and its memory if that is much: a batch
+// may wait for long.
+func (b *Batch) ForgetRejected() {
+	const few = 64
+	if b.rejected = b.rejected[:0]; cap(b.rejected) > few {
+		b.rejected = nil
+	}
+}
+
 // DecodeOne decodes a body that is one event. On an error the batch is empty
 // and the error is valid until the last Release.
 func (b *Batch) DecodeOne(body []byte, now time.Time) *Error {

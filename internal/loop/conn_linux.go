@@ -40,6 +40,7 @@ type Conn struct {
 	rested   bool // lent, and its reader has been told that there is no more
 	deadline time.Time
 	unsent   []byte // of an answer
+	sent     func() // nil, or to be called when that is out
 	addrs    *addrs
 
 	// While it is lent.
@@ -73,6 +74,15 @@ func (c *Conn) Send(p []byte) {
 		}
 	}
 	c.unsent = append(c.unsent, p...)
+}
+
+// Sent has f called when all that Send was given is out, or c has come to its end before.
+func (c *Conn) Sent(f func()) {
+	if len(c.unsent) == 0 {
+		f()
+		return
+	}
+	c.sent = f
 }
 
 // Lend hands c to a goroutine, which reads a copy of first before anything else, and
@@ -221,6 +231,10 @@ func (c *Conn) flush(last bool) {
 	_ = c.SetWriteDeadline(time.Now().Add(c.loop.g.cfg.WriteTimeout))
 	_, err := c.Write(c.unsent)
 	c.unsent = nil
+	if c.sent != nil {
+		c.sent()
+		c.sent = nil
+	}
 	c.rested = err == nil && !last
 	_ = c.Close()
 }

@@ -37,6 +37,9 @@ func (*Conn) Lend(...[]byte) Next { return Lent }
 // Send is not to be called.
 func (*Conn) Send([]byte) {}
 
+// Sent is not to be called.
+func (*Conn) Sent(func()) {}
+
 // Resume is not to be called.
 func (*Conn) Resume() {}
 

@@ -267,10 +267,12 @@ func (a *answer) finish() *Result {
 	if a.whole.sketch != nil {
 		res.Users = a.whole.sketch.count()
 	}
-	if a.width == 0 && len(groups) > maxNames {
-		groups, res.Truncated = groups[:maxNames], true
-	}
-	for _, g := range groups {
+	names := 0
+	for i, g := range groups {
+		if names += len(g.name); a.width == 0 && (i == maxNames || names > maxNamesBytes) {
+			res.Truncated = true
+			break
+		}
 		entry := Group{Label: g.name, Events: g.events, Users: g.users}
 		if a.width != 0 {
 			entry.Label = timeLabel(a.request.GroupBy, g.time, a.zone)

@@ -1,6 +1,7 @@
 package query
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"strings"
 	"testing"
@@ -88,5 +89,18 @@ func TestADayThatComesAgain(t *testing.T) {
 	want := oracle(events, r, zone)
 	if d := cmp.Diff(&want, got); d != "" {
 		t.Errorf("-want +got\n%s", d)
+	}
+}
+
+// Names that are long are fewer: all together are bounded, too.
+func TestLongNamesAreCutOff(t *testing.T) {
+	a := newAnswer(&Request{GroupBy: "campaign_id", CountsOnly: true}, time.UTC)
+	const names, each = 2000, 1000
+	for i := range int64(names) {
+		a.groups[key{name: fmt.Sprintf("%0*d", each, i)}] = &cell{events: 1 + i}
+	}
+	res := a.finish()
+	if want := maxNamesBytes / each; !res.Truncated || len(res.Groups) != want || res.Groups[0].Events != names {
+		t.Errorf("truncated %v, %d groups, the first of %d events; want %d groups, the largest first", res.Truncated, len(res.Groups), res.Groups[0].Events, want)
 	}
 }

@@ -22,6 +22,10 @@ const (
 	// with most events first.
 	maxNames = 10_000
 
+	// maxNamesBytes bounds all those names together, which stand in an answer with up
+	// to six bytes for one.
+	maxNamesBytes = 1 << 20
+
 	// maxNameBytes bounds event_name, channel and campaign_id: four times what
 	// ingestion takes unless told otherwise, so a longer name is a mistake and
 	// not an unknown event.

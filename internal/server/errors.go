@@ -24,7 +24,7 @@ var (
 	errNoKey         = errors.New("an API key is required: send it as Authorization: Bearer <key>, as X-API-Key, or as the Basic user name")
 	errWrongKey      = errors.New("the API key is not valid for this route")
 	errStopping      = errors.New("the server is stopping; send the request again")
-	errMemory        = errors.New("too many request bytes in flight; send the request again later")
+	errMemory        = errors.New("too many bytes of requests and answers in flight; send the request again later")
 	errSlow          = errors.New("the request did not arrive within the read timeout")
 	errEmptyBody     = errors.New("the body is empty")
 	errEmptyArray    = errors.New("the body holds no events; send at least one")

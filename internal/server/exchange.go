@@ -6,7 +6,6 @@ import (
 	"io"
 	"sync/atomic"
 
-	"edge/internal/codec"
 	"edge/internal/loop"
 	"edge/internal/producer"
 
@@ -73,11 +72,11 @@ type exchange struct {
 	// From hand on, when the outcome is still to come.
 	waiting bool
 	label   route
-	then    published
-	batch   *codec.Batch
-	key     *bucket
-	state   atomic.Int32
-	err     error // of the outcome, when settled
+	handed
+	state atomic.Int32
+	err   error // of the outcome, when settled
+
+	long *block // what the answer's body is in, when it is long
 }
 
 // outcome of a batch, as seen by the loop and by the producer.
@@ -220,6 +219,12 @@ func (h *whole) finish(x *exchange) loop.Next {
 		}
 		x.conn.Send(h.accepted)
 	}
+	if x.long != nil {
+		// The connection has a copy of what is not out yet.
+		paid := h.s.memory.recycle(x.long)
+		x.long = nil
+		x.conn.Sent(func() { h.s.memory.used.Add(-paid) })
+	}
 	h.put(x)
 	if last {
 		return loop.Closed
@@ -284,7 +289,7 @@ func (h *whole) put(x *exchange) {
 	if len(h.free) == maxFree || x.head > maxKeptHead {
 		return
 	}
-	x.conn, x.err, x.batch, x.key = nil, nil, nil, nil
+	x.conn, x.err, x.handed = nil, nil, handed{}
 	x.ctx.Request.Reset()
 	x.ctx.Response.Reset()
 	h.free = append(h.free, x)

@@ -142,11 +142,11 @@ func (s *Server) postEvent(ctx *fasthttp.RequestCtx) error {
 		batch.Release()
 		return nil
 	}
-	s.hand(ctx, batch, a.bucket, (*Server).publishedEvent)
+	s.hand(ctx, handed{batch: batch, key: a.bucket, then: (*Server).publishedEvent})
 	return nil
 }
 
-func (s *Server) publishedEvent(ctx *fasthttp.RequestCtx, _ *codec.Batch, err error) {
+func (s *Server) publishedEvent(ctx *fasthttp.RequestCtx, _ handed, err error) {
 	if err != nil {
 		s.refuse(ctx, err, 1)
 		return
@@ -177,18 +177,29 @@ func (s *Server) postBulk(ctx *fasthttp.RequestCtx) error {
 		batch.Release()
 		return nil
 	}
+	var report *block
+	if len(rejected) > 0 {
+		report = s.memory.fill(func(dst []byte) []byte { return appendBulk(dst, batch.Len(), rejected) })
+		if report == nil {
+			s.refuse(ctx, errMemory, batch.Len()+len(rejected))
+			batch.Release()
+			return nil
+		}
+	}
 	for i := range rejected {
 		s.stats.rejected[rejected[i].Err.Reason].Inc()
 	}
-	s.hand(ctx, batch, a.bucket, (*Server).publishedBulk)
+	batch.ForgetRejected()
+	s.hand(ctx, handed{batch, a.bucket, (*Server).publishedBulk, report})
 	return nil
 }
 
-// publishedBulk answers for what was valid in batch, and reports on the rest.
-func (s *Server) publishedBulk(ctx *fasthttp.RequestCtx, batch *codec.Batch, err error) {
-	accepted, rejected := batch.Len(), batch.Rejected()
+// publishedBulk answers for what was valid in a batch, and reports on the rest.
+func (s *Server) publishedBulk(ctx *fasthttp.RequestCtx, h handed, err error) {
+	accepted := h.batch.Len()
 	switch {
 	case err != nil:
+		s.memory.put(h.report)
 		s.refuse(ctx, err, accepted)
 		return
 	case accepted == 0:
@@ -197,14 +208,12 @@ func (s *Server) publishedBulk(ctx *fasthttp.RequestCtx, batch *codec.Batch, err
 		s.stats.Accepted.Add(uint64(accepted))
 		ctx.SetStatusCode(fasthttp.StatusAccepted)
 	}
-	if len(rejected) == 0 {
+	if h.report == nil {
 		var buf [96]byte
-		ctx.Response.SetBody(appendBulk(buf[:0], accepted, rejected))
+		ctx.Response.SetBody(appendBulk(buf[:0], accepted, nil))
 		return
 	}
-	// Long answers do not go through the connection's own buffer, which it
-	// would keep until it closes.
-	ctx.Response.SetBodyRaw(appendBulk(nil, accepted, rejected))
+	s.answerBlock(ctx, h.report)
 }
 
 // appendBulk appends the answer of POST /events/bulk.
@@ -239,31 +248,43 @@ func appendBulk(dst []byte, accepted int, rejected []codec.Rejection) []byte {
 	return append(dst, '}')
 }
 
-// published answers a request whose batch has the outcome err.
-type published func(s *Server, ctx *fasthttp.RequestCtx, batch *codec.Batch, err error)
+// handed is a batch that is published, and how its request is answered.
+type handed struct {
+	batch *codec.Batch
+	key   *bucket   // nil without a limit
+	then  published // answers
+	// What is said of the events that were rejected, if any were. It is made and paid for
+	// before others are published: it may be a hundred times as long as what it is about,
+	// and waits for the broker and for the client to read it.
+	report *block
+}
 
-// hand publishes batch, which is hand's from here on, and has then answer the
+// published answers a request whose batch has the outcome err. A report is its own from
+// then on.
+type published func(s *Server, ctx *fasthttp.RequestCtx, h handed, err error)
+
+// hand publishes h's batch, which is hand's from here on, and has then answer the
 // request: before it returns, or, in a loop that cannot wait for the outcome, later.
-func (s *Server) hand(ctx *fasthttp.RequestCtx, batch *codec.Batch, key *bucket, then published) {
-	if key != nil {
-		key.charge(batch.Len(), time.Now())
+func (s *Server) hand(ctx *fasthttp.RequestCtx, h handed) {
+	if h.key != nil {
+		h.key.charge(h.batch.Len(), time.Now())
 	}
 	x := exchangeOf(ctx)
 	switch {
-	case batch.Len() == 0:
-		then(s, ctx, batch, nil)
+	case h.batch.Len() == 0:
+		h.then(s, ctx, h, nil)
 	case x == nil:
-		then(s, ctx, batch, s.outcome(batch, key, s.cfg.Publish(batch)))
+		h.then(s, ctx, h, s.outcome(h.batch, h.key, s.cfg.Publish(h.batch)))
 	default:
-		x.batch, x.key, x.then = batch, key, then
+		x.handed = h
 		x.state.Store(pending)
-		waiting, err := s.cfg.Start(batch, x)
+		waiting, err := s.cfg.Start(h.batch, x)
 		if x.waiting = waiting; waiting {
 			return
 		}
-		then(s, ctx, batch, s.outcome(batch, key, err))
+		h.then(s, ctx, h, s.outcome(h.batch, h.key, err))
 	}
-	batch.Release()
+	h.batch.Release()
 }
 
 // resume answers a request that waited in a loop.
@@ -271,7 +292,7 @@ func (s *Server) resume(x *exchange, err error) {
 	x.waiting = false
 	defer s.done(&x.ctx, x.label)
 	defer x.batch.Release()
-	x.then(s, &x.ctx, x.batch, s.outcome(x.batch, x.key, err))
+	x.then(s, &x.ctx, x.handed, s.outcome(x.batch, x.key, err))
 }
 
 // outcome turns what the producer says of batch into what the client is told. A key

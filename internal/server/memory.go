@@ -15,8 +15,8 @@ const prefetch = 8 << 10
 // back to the collector, so one huge body does not stay for ever.
 const keepBytes = 1 << 20
 
-// memory hands out the blocks that request bodies are read and inflated into
-// and keeps all of them together under a budget. A block is paid for before it
+// memory hands out the blocks that request bodies are read and inflated into, and
+// long answers wait in, and keeps all of them together under a budget. A block is paid for before it
 // is allocated, in powers of two from prefetch on, and grows only when bytes
 // have really arrived: a Content-Length of 10 MiB and nothing behind it costs
 // 8 KiB, or else a handful of silent clients would own the budget.
@@ -62,8 +62,10 @@ func (m *memory) get(n int) *block {
 	if class > 0 && !m.take(int64(size)) {
 		return nil
 	}
-	if blk, ok := m.classes[class].Get().(*block); ok {
-		return blk
+	if class < len(m.classes) { // an answer may be longer
+		if blk, ok := m.classes[class].Get().(*block); ok {
+			return blk
+		}
 	}
 	return &block{b: make([]byte, 0, size), class: class}
 }
@@ -81,17 +83,37 @@ func (m *memory) grow(old *block, n int) *block {
 	return blk
 }
 
+// fill returns a block of what text appends, or nil when the budget is spent.
+func (m *memory) fill(text func(dst []byte) []byte) *block {
+	blk := m.get(0)
+	b := text(blk.b)
+	if cap(b) == cap(blk.b) {
+		blk.b = b
+		return blk
+	}
+	m.put(blk)
+	if blk = m.get(len(b)); blk != nil {
+		blk.b = append(blk.b, b...)
+	}
+	return blk
+}
+
 // put takes blk back; nil and borrowed bytes are allowed.
 func (m *memory) put(blk *block) {
-	if blk == nil || blk.class == borrowed {
-		return
+	if blk != nil && blk.class != borrowed {
+		m.used.Add(-m.recycle(blk))
 	}
+}
+
+// recycle takes blk back and leaves it paid for; paid is by how much.
+func (m *memory) recycle(blk *block) (paid int64) {
 	size := prefetch << blk.class
 	blk.b = blk.b[:0]
-	if size <= keepBytes {
+	if size <= keepBytes && blk.class < len(m.classes) {
 		m.classes[blk.class].Put(blk)
 	}
-	if blk.class > 0 {
-		m.used.Add(-int64(size))
+	if blk.class == 0 {
+		return 0
 	}
+	return int64(size)
 }

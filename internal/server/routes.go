@@ -231,7 +231,38 @@ func (s *Server) getMetrics(ctx *fasthttp.RequestCtx) error {
 		s.log.Error("query not answered", "err", err)
 		return storeError{err}
 	}
-	ctx.Response.SetBodyRaw(res.AppendJSON(nil))
+	answer := s.memory.fill(res.AppendJSON)
+	if answer == nil {
+		return errMemory
+	}
+	s.answerBlock(ctx, answer)
+	return nil
+}
+
+// answerBlock has the answer's body in blk, which is given back when the client has read
+// it or is gone.
+func (s *Server) answerBlock(ctx *fasthttp.RequestCtx, blk *block) {
+	if x := exchangeOf(ctx); x != nil {
+		x.long = blk
+		ctx.Response.SetBodyRaw(blk.b)
+		return
+	}
+	body := &blockBody{of: s.memory, block: blk}
+	body.Reset(blk.b)
+	ctx.Response.SetBodyStream(body, len(blk.b))
+}
+
+// blockBody is a body in a block, which fasthttp closes after it.
+type blockBody struct {
+	bytes.Reader
+	of    *memory
+	block *block
+}
+
+// Close implements io.Closer.
+func (b *blockBody) Close() error {
+	b.of.put(b.block)
+	b.block = nil
 	return nil
 }
 
