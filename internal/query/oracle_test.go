@@ -161,6 +161,7 @@ func oracleLabel(e event, groupBy string, zone *time.Location) string {
 		return e.campaign
 	}
 	at := time.UnixMilli(e.ts).In(zone)
+	change, _ := at.ZoneBounds()
 	switch groupBy {
 	case "day":
 		return at.Format(time.DateOnly)
@@ -169,6 +170,9 @@ func oracleLabel(e event, groupBy string, zone *time.Location) string {
 		fallthrough
 	default:
 		at = at.Add(-time.Duration(at.Second())*time.Second - time.Duration(at.Nanosecond()))
+		if at.Before(change) { // by other clocks
+			at = change
+		}
 		return at.Format(time.RFC3339)
 	}
 }

@@ -45,7 +45,8 @@
 //   - First and last time group hold only their part inside the range; empty
 //     buckets are absent. Days and hours are those of the request's zone, a day
 //     of 23 or 25 hours included; the hour that comes twice when the clocks go
-//     back is two groups, told apart by their offsets.
+//     back is two groups, told apart by their offsets, and the rest of an hour
+//     that a change of half an hour cuts is a group that begins with the change.
 //   - Without group_by, grouped_by is "" and data is [].
 //   - Events without a channel or campaign are the group "".
 //   - Names are ordered by total, then by name; times ascend.

@@ -12,7 +12,7 @@ import (
 
 // offset is a zone's distance from UTC, in force from one instant on.
 type offset struct {
-	since   int64 // Unix seconds; of the first offset of a range, the range's start
+	since   int64 // Unix seconds; 0 if it was in force for an hour and longer when the range began
 	seconds int64 // east of UTC
 }
 
@@ -33,12 +33,20 @@ func loadZone(name string) (*time.Location, error) {
 	return zone, nil
 }
 
+// zoneOffsets looks from an hour before the range on: a change in it may be what the
+// range's first group begins with.
 func zoneOffsets(zone *time.Location, from, to int64) offsets {
 	var all offsets
-	for at := from; at < to; {
+	for at := from - hourGrain.seconds(); at < to; {
 		t := time.Unix(at, 0).In(zone)
 		_, seconds := t.Zone()
-		if n := len(all); n == 0 || all[n-1].seconds != int64(seconds) {
+		switch n := len(all); {
+		case n == 0:
+			all = offsets{{0, int64(seconds)}}
+		case all[n-1].seconds == int64(seconds):
+		case at <= from:
+			all[0] = offset{at, int64(seconds)}
+		default:
 			all = append(all, offset{at, int64(seconds)})
 		}
 		_, end := t.ZoneBounds()
@@ -60,8 +68,8 @@ func zoneOffsets(zone *time.Location, from, to int64) offsets {
 // align reports whether every local bucket edge is a multiple of grain, so
 // that no row of a table with that grain belongs to two local buckets.
 func (o offsets) align(grain int64) bool {
-	for i, x := range o {
-		if x.seconds%grain != 0 || i > 0 && x.since%grain != 0 {
+	for _, x := range o {
+		if x.seconds%grain != 0 || x.since%grain != 0 {
 			return false
 		}
 	}
@@ -95,7 +103,8 @@ func (o offsets) shift(x string, bias int64) string {
 // Of a day it is the local date as Unix seconds of that date's midnight in
 // UTC: a local day may be 23 or 25 hours long. Of an hour or a minute it is
 // the instant the bucket starts: on the night the clocks go back, two
-// different hours have the same wall-clock time.
+// different hours have the same wall-clock time. A bucket that a change of
+// offset cuts starts with the change: the full hour before it was by other clocks.
 //
 // The bias of one width keeps the dividend positive in the first hours of 1970.
 func (o offsets) key(x string, width int64) string {
@@ -106,5 +115,16 @@ func (o offsets) key(x string, width int64) string {
 	case width == dayGrain.seconds():
 		return "intDiv(" + o.shift(x, width) + ", " + w + ") * " + w + " - " + w
 	}
-	return x + " - (" + o.shift(x, width) + ") % " + w
+	full := x + " - (" + o.shift(x, width) + ") % " + w
+	var cuts strings.Builder
+	for _, y := range o {
+		if y.since != 0 && (y.since+y.seconds)%width != 0 {
+			since := num(y.since)
+			cuts.WriteString(", if(" + x + " < " + since + ", -" + w + ", " + since + ")")
+		}
+	}
+	if cuts.Len() == 0 {
+		return full
+	}
+	return "greatest(" + full + cuts.String() + ")"
 }

@@ -1,9 +1,11 @@
 package query
 
 import (
+	"slices"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
 )
 
@@ -91,7 +93,46 @@ func TestZoneKey(t *testing.T) {
 	f("Europe/Berlin", hour, "intDiv(x, 3600) * 3600")
 	f("Asia/Kolkata", hour, "x - (x + 23400) % 3600")
 	f("Asia/Kolkata", day, "intDiv(x + 106200, 86400) * 86400 - 86400")
+	f("Australia/Lord_Howe", hour, "greatest(x - (x + multiIf(x < 1712415600, 43200, x < 1728142200, 41400, 43200)) % 3600, "+
+		"if(x < 1712415600, -3600, 1712415600), if(x < 1728142200, -3600, 1728142200))")
 	f("Europe/Berlin", day, "intDiv(x + multiIf(x < 1711846800, 90000, x < 1729990800, 93600, 90000), 86400) * 86400 - 86400")
+}
+
+// On 7 April 2024 at 02:00 the clocks of Lord Howe went back to 01:30, and on 6 October
+// from 02:00 on to 02:30: the hour after is one of half an hour, which begins there. The
+// ranges begin before the change, with it, and in that hour.
+func TestAnHourThatAChangeCuts(t *testing.T) {
+	pool := openDatabase(t, "cut")
+	const name = "Australia/Lord_Howe"
+	zone := mustZone(t, name)
+	f := func(change int64, label string) {
+		t.Helper()
+		var events []event
+		for at := change - 4*hour; at < change+4*hour; at += 5 * minute {
+			events = append(events, event{at * 1000, label, "web", "", "u"})
+		}
+		insert(t, pool, events)
+		for _, from := range []int64{change - 3*hour, change - 1, change, change + 60, change + 11*minute} {
+			for _, counts := range []bool{false, true} {
+				for _, group := range []string{"minute", "hour", "day"} {
+					r := Request{EventName: label, From: from, To: change + 3*hour, GroupBy: group, Zone: name, CountsOnly: counts}
+					got, err := New(pool, Options{}).Query(t.Context(), r)
+					if err != nil {
+						t.Fatal(err)
+					}
+					want := oracle(events, r, zone)
+					if d := cmp.Diff(&want, got); d != "" {
+						t.Errorf("%+v: -want +got\n%s", r, d)
+					}
+					if group == "hour" && !slices.ContainsFunc(got.Groups, func(g Group) bool { return g.Label == label }) {
+						t.Errorf("%+v: no group %s", r, label)
+					}
+				}
+			}
+		}
+	}
+	f(1712415600, "2024-04-07T01:30:00+10:30")
+	f(1728142200, "2024-10-06T02:30:00+11:00")
 }
 
 func TestZoneNames(t *testing.T) {
