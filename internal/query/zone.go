@@ -2,6 +2,7 @@ package query
 
 import (
 	"fmt"
+	"path"
 	"strings"
 	"time"
 
@@ -21,16 +22,29 @@ type offset struct {
 // plain numbers, so the two cannot disagree about a law that changed.
 type offsets []offset
 
-// loadZone refuses "Local", which would mean the server's zone.
+// loadZone returns the zone of an IANA name, UTC for none.
 func loadZone(name string) (*time.Location, error) {
 	if name == "" {
 		return time.UTC, nil
 	}
 	zone, err := time.LoadLocation(name)
-	if err != nil || name == "Local" {
+	if err != nil || !portable(name) {
 		return nil, fmt.Errorf("timezone must be an IANA name such as Europe/Berlin, not %.64q", name)
 	}
 	return zone, nil
+}
+
+// portable refuses what is a zone here and may be another one or none elsewhere. Package
+// time asks the host's zone files first. Beside the zones they have one that is the host's
+// own, the rules for zones that have none, and two more trees, of which right counts leap
+// seconds; and they are files, which have more names than the one. Factory is a zone that
+// is yet to be set.
+func portable(name string) bool {
+	switch name {
+	case "Local", "localtime", "posixrules", "Factory":
+		return false
+	}
+	return path.Clean(name) == name && !strings.HasPrefix(name, "right/") && !strings.HasPrefix(name, "posix/")
 }
 
 // zoneOffsets looks from an hour before the range on: a change in it may be what the

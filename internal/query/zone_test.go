@@ -148,4 +148,12 @@ func TestZoneNames(t *testing.T) {
 	f("/etc/localtime")
 	f("+01:00")
 	f("Europe/Berlin\x00")
+	// Where the host has zone files, these are some of them.
+	f("localtime")
+	f("posixrules")
+	f("right/Europe/Berlin")
+	f("posix/Europe/Berlin")
+	f("Factory")
+	f("Europe//Berlin")
+	f("./Europe/Berlin")
 }
