@@ -19,11 +19,13 @@ import (
 	"github.com/goccy/go-json"
 	"github.com/klauspost/compress/gzip"
 	"golang.org/x/term"
+
+	"edge/internal/codec"
 )
 
 // replay posts a file of events, one JSON object a line, plain or gzipped.
 //
-// A line without an event_id gets one here, so that a request whose answer was
+// An event without an event_id gets one here, so that a request whose answer was
 // lost can be sent again and still count once. The ids are new for every run:
 // replaying a file twice is two sets of events.
 func replay(in *invocation) error {
@@ -76,6 +78,7 @@ type replayer struct {
 	line               int   // of the file, from 1
 	lines              []int // of the events in the body; blank ones are left out of it
 	reasons            int   // rejections shown so far
+	decoder            codec.Decoder
 }
 
 func (r *replayer) run(ctx context.Context, lines *bufio.Reader, done func() float64) error {
@@ -120,17 +123,18 @@ func (r *replayer) postAll(ctx context.Context, lines *bufio.Reader, shown func(
 	}
 }
 
-// appendEvent writes one line, with an event_id in front. When the event has
-// its own, that one comes later in the object and wins.
+// appendEvent writes one line. An event without an event_id gets its own, and gets it
+// last: of an id that is there and null or empty, the later one wins. Whether it has one
+// is the decoder's to say, as it is on the server. What the decoder refuses the server
+// will, in its words.
 func (r *replayer) appendEvent(b *bytes.Buffer, line []byte) {
-	if line[0] == '{' {
-		fmt.Fprintf(b, `{"event_id":"%s-%d"`, r.prefix, r.line)
-		if rest := bytes.TrimSpace(line[1:]); len(rest) > 0 && rest[0] != '}' {
-			b.WriteByte(',')
-		}
-		line = line[1:]
+	var ev codec.Event
+	if err := r.decoder.Decode(line, &ev); err == nil && len(ev.EventID) == 0 {
+		b.Write(line[:len(line)-1])
+		fmt.Fprintf(b, `,"event_id":"%s-%d"}`, r.prefix, r.line)
+	} else {
+		b.Write(line)
 	}
-	b.Write(line)
 	b.WriteByte('\n')
 }
 

@@ -5,10 +5,16 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
+
+	"edge/internal/codec"
 )
 
 // TestReplayNamesLines holds that a rejected event, and an answer that ends the
@@ -54,4 +60,106 @@ func TestReplayNamesLines(t *testing.T) {
 			t.Errorf("got output %q; want it to contain %q", out.String(), want)
 		}
 	}
+}
+
+// forgetful is a server that takes what edge would, keeps it, and says of each request
+// that it may come again, once.
+type forgetful struct {
+	t      *testing.T
+	events *codec.Pool
+	asked  map[string]bool // bodies
+	counts map[string]int  // by event_name, each event_id once
+	ids    map[string]bool
+}
+
+func newForgetful(t *testing.T) *forgetful {
+	return &forgetful{t, codec.NewPool(codec.Rules{}), map[string]bool{}, map[string]int{}, map[string]bool{}}
+}
+
+func (s *forgetful) RoundTrip(req *http.Request) (*http.Response, error) {
+	body, err := io.ReadAll(req.Body)
+	if err != nil {
+		return nil, err
+	}
+	w := httptest.NewRecorder()
+	batch := s.events.Get()
+	defer batch.Release()
+	if err := batch.DecodeLines(body, time.Now()); err != nil {
+		s.t.Error(err)
+	}
+	var (
+		decoder codec.Decoder
+		ev      codec.Event
+	)
+	for i := range batch.Len() {
+		if err := decoder.DecodeRecord(batch.Record(i), &ev); err != nil {
+			s.t.Error(err)
+		}
+		if !s.ids[string(ev.EventID)] {
+			s.ids[string(ev.EventID)] = true
+			s.counts[string(ev.Name)]++
+		}
+	}
+	if !s.asked[string(body)] {
+		s.asked[string(body)] = true
+		w.WriteHeader(http.StatusServiceUnavailable)
+		fmt.Fprint(w, `{"error":"the broker has not confirmed in time"}`)
+		return w.Result(), nil
+	}
+	var errs []string
+	for _, r := range batch.Rejected() {
+		errs = append(errs, fmt.Sprintf(`{"index":%d,"error":%q}`, r.Index, r.Err.Error()))
+	}
+	w.WriteHeader(http.StatusAccepted)
+	fmt.Fprintf(w, `{"accepted":%d,"rejected":%d,"errors":[%s]}`, batch.Len(), len(errs), strings.Join(errs, ","))
+	return w.Result(), nil
+}
+
+// replay posts file to s and returns what was printed.
+func (s *forgetful) replay(file string) (string, error) {
+	var out strings.Builder
+	r := replayer{
+		url: "http://edge", client: &http.Client{Transport: s}, prefix: "x", out: &out, maxEvents: 5000, maxBytes: 4 << 20,
+	}
+	err := r.run(s.t.Context(), bufio.NewReader(strings.NewReader(file)), func() float64 { return 1 })
+	return out.String(), err
+}
+
+// sent is the text of an event, valid also by the clock of a synctest bubble, with rest as
+// its last members.
+func sent(name, rest string) string {
+	return fmt.Sprintf(`{"event_name":%q,"user_id":"u","timestamp":946684800000%s}`, name, rest)
+}
+
+func TestReplaySentAgainCountsOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newForgetful(t)
+		lines := []string{
+			sent("absent", ""),
+			sent("null", `,"event_id":null`),
+			sent("empty", `,"event_id":""`),
+			`{"event_id":null,` + sent("first", "")[1:],
+			sent("no longer", `,"event_id":"a","event_id":null`),
+			sent("escaped", `,"event_\u0069d":null`),
+			sent("within", `,"metadata":{"event_id":"b"}`),
+			" \t" + sent("spaced", " ") + " \r",
+			// These have one.
+			sent("own", `,"event_id":"c"`),
+			sent("own", `,"event_id":"c"`),
+			sent("at last", `,"event_id":null,"event_id":"d"`),
+		}
+		out, err := s.replay(strings.Join(lines, "\n"))
+		if err != nil || !strings.Contains(out, "accepted 11, rejected 0, ") {
+			t.Errorf("got %v and %q; want 11 accepted", err, out)
+		}
+		want := map[string]int{"absent": 1, "null": 1, "empty": 1, "first": 1, "no longer": 1, "escaped": 1, "within": 1,
+			"spaced": 1, "own": 1, "at last": 1}
+		if !maps.Equal(s.counts, want) {
+			t.Errorf("got %v; want %v", s.counts, want)
+		}
+		ids := slices.Sorted(maps.Keys(s.ids))
+		if want := []string{"c", "d", "x-1", "x-2", "x-3", "x-4", "x-5", "x-6", "x-7", "x-8"}; !slices.Equal(ids, want) {
+			t.Errorf("got ids %q; want %q", ids, want)
+		}
+	})
 }
