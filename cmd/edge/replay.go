@@ -60,6 +60,7 @@ func replay(in *invocation) error {
 		// server's limits.
 		maxEvents: min(5000, in.cfg.MaxEvents),
 		maxBytes:  int(min(4<<20, in.cfg.MaxBodyBytes/2)),
+		maxLine:   int(in.cfg.MaxBodyBytes) - idBytes,
 	}
 	r.key = string(in.cfg.ReplayKey)
 	if r.key == "" && len(in.cfg.WriteKeys) > 0 && !strings.HasPrefix(in.cfg.WriteKeys[0], "sha256:") {
@@ -68,14 +69,21 @@ func replay(in *invocation) error {
 	return r.run(in.ctx, lines, func() float64 { return float64(read.n) / float64(max(info.Size(), 1)) })
 }
 
+// idBytes is more than an event_id and the end of its line are: the names, 16 digits of a
+// run, and up to 19 of a line.
+const idBytes = 64
+
 type replayer struct {
 	url, key, prefix   string
 	client             *http.Client
 	out                io.Writer
-	maxEvents          int
-	maxBytes           int
+	maxEvents          int // in a body
+	maxBytes           int // of a body with more than one event
+	maxLine            int // of the file: with an id, a body of its own
 	accepted, rejected int
-	line               int   // of the file, from 1
+	line               int    // of the file, from 1
+	text               []byte // of that line
+	body               bytes.Buffer
 	lines              []int // of the events in the body; blank ones are left out of it
 	reasons            int   // rejections shown so far
 	decoder            codec.Decoder
@@ -96,30 +104,63 @@ func (r *replayer) run(ctx context.Context, lines *bufio.Reader, done func() flo
 
 // postAll posts every line and calls shown after each request.
 func (r *replayer) postAll(ctx context.Context, lines *bufio.Reader, shown func()) error {
-	var body bytes.Buffer
-	for {
-		line, err := lines.ReadBytes('\n')
-		if len(line) > 0 {
-			r.line++
-			if line = bytes.TrimSpace(line); len(line) > 0 {
-				r.appendEvent(&body, line)
-				r.lines = append(r.lines, r.line)
-			}
-		}
-		if err != nil && err != io.EOF {
-			return fmt.Errorf("line %d: %w", r.line, err)
-		}
-		if n := len(r.lines); n >= r.maxEvents || body.Len() >= r.maxBytes || n > 0 && err == io.EOF {
-			if err := r.post(ctx, body.Bytes()); err != nil {
-				return fmt.Errorf("line %d: %w", r.lines[0], err)
-			}
-			body.Reset()
-			r.lines = r.lines[:0]
-			shown()
-		}
-		if err == io.EOF {
+	flush := func() error {
+		if len(r.lines) == 0 {
 			return nil
 		}
+		if err := r.post(ctx, r.body.Bytes()); err != nil {
+			return fmt.Errorf("line %d: %w", r.lines[0], err)
+		}
+		r.body.Reset()
+		r.lines = r.lines[:0]
+		shown()
+		return nil
+	}
+	for {
+		line, err := r.read(lines)
+		switch {
+		case err == errLongLine:
+			r.rejected++
+			r.reject(r.line, fmt.Sprintf("the line does not fit into MAX_BODY_BYTES, %s", size(r.maxLine+idBytes)))
+			continue
+		case err != nil && err != io.EOF:
+			return fmt.Errorf("line %d: %w", r.line, err)
+		}
+		if len(line) > 0 {
+			if len(r.lines) == r.maxEvents || r.body.Len()+len(line) > r.maxBytes {
+				if err := flush(); err != nil {
+					return err
+				}
+			}
+			r.appendEvent(line)
+		}
+		if err == io.EOF {
+			return flush()
+		}
+	}
+}
+
+var errLongLine = errors.New("line too long")
+
+// read returns the next line without the white space around it, valid until the next
+// call. One that no body can hold is read to its end, not kept, and errLongLine.
+func (r *replayer) read(lines *bufio.Reader) ([]byte, error) {
+	r.text = r.text[:0]
+	for long := false; ; {
+		part, err := lines.ReadSlice('\n')
+		if long = long || len(r.text)+len(part) > r.maxLine; !long {
+			r.text = append(r.text, part...)
+		}
+		if err == bufio.ErrBufferFull {
+			continue
+		}
+		if long || len(r.text) > 0 {
+			r.line++
+		}
+		if long && (err == nil || err == io.EOF) {
+			return nil, errLongLine // behind a last one, the next call finds the end
+		}
+		return bytes.TrimSpace(r.text), err
 	}
 }
 
@@ -127,15 +168,16 @@ func (r *replayer) postAll(ctx context.Context, lines *bufio.Reader, shown func(
 // last: of an id that is there and null or empty, the later one wins. Whether it has one
 // is the decoder's to say, as it is on the server. What the decoder refuses the server
 // will, in its words.
-func (r *replayer) appendEvent(b *bytes.Buffer, line []byte) {
+func (r *replayer) appendEvent(line []byte) {
 	var ev codec.Event
 	if err := r.decoder.Decode(line, &ev); err == nil && len(ev.EventID) == 0 {
-		b.Write(line[:len(line)-1])
-		fmt.Fprintf(b, `,"event_id":"%s-%d"}`, r.prefix, r.line)
+		r.body.Write(line[:len(line)-1])
+		fmt.Fprintf(&r.body, `,"event_id":"%s-%d"}`, r.prefix, r.line)
 	} else {
-		b.Write(line)
+		r.body.Write(line)
 	}
-	b.WriteByte('\n')
+	r.body.WriteByte('\n')
+	r.lines = append(r.lines, r.line)
 }
 
 // post sends one body until it is answered with something other than "later".
@@ -151,8 +193,8 @@ func (r *replayer) post(ctx context.Context, body []byte) error {
 			r.accepted += verdict.Accepted
 			r.rejected += verdict.Rejected
 			for _, e := range verdict.Errors {
-				if r.reasons++; r.reasons <= 10 && e.Index < len(r.lines) {
-					fmt.Fprintf(r.out, "line %d: %s\n", r.lines[e.Index], e.Error)
+				if e.Index < len(r.lines) {
+					r.reject(r.lines[e.Index], e.Error)
 				}
 			}
 			return nil
@@ -168,6 +210,13 @@ func (r *replayer) post(ctx context.Context, body []byte) error {
 			return ctx.Err()
 		case <-time.After(wait):
 		}
+	}
+}
+
+// reject says why a line was rejected, of the first ten.
+func (r *replayer) reject(line int, reason string) {
+	if r.reasons++; r.reasons <= 10 {
+		fmt.Fprintf(r.out, "line %d: %s\n", line, reason)
 	}
 }
 

@@ -50,7 +50,7 @@ func TestReplayNamesLines(t *testing.T) {
 	}))
 	defer srv.Close()
 	var out strings.Builder
-	r := replayer{url: srv.URL, client: srv.Client(), prefix: "x", out: &out, maxEvents: 2, maxBytes: 1 << 20}
+	r := replayer{url: srv.URL, client: srv.Client(), prefix: "x", out: &out, maxEvents: 2, maxBytes: 1 << 20, maxLine: 1 << 20}
 	err := r.run(context.Background(), bufio.NewReader(strings.NewReader(file)), func() float64 { return 1 })
 	if want := "line 7: 413 Request Entity Too Large: the body is larger than the limit"; err == nil || err.Error() != want {
 		t.Errorf("got error %v; want %s", err, want)
@@ -82,6 +82,11 @@ func (s *forgetful) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	w := httptest.NewRecorder()
+	if len(body) > 10<<20 {
+		w.WriteHeader(http.StatusRequestEntityTooLarge)
+		fmt.Fprint(w, `{"error":"the body is larger than the limit"}`)
+		return w.Result(), nil
+	}
 	batch := s.events.Get()
 	defer batch.Release()
 	if err := batch.DecodeLines(body, time.Now()); err != nil {
@@ -119,7 +124,8 @@ func (s *forgetful) RoundTrip(req *http.Request) (*http.Response, error) {
 func (s *forgetful) replay(file string) (string, error) {
 	var out strings.Builder
 	r := replayer{
-		url: "http://edge", client: &http.Client{Transport: s}, prefix: "x", out: &out, maxEvents: 5000, maxBytes: 4 << 20,
+		url: "http://edge", client: &http.Client{Transport: s}, prefix: "x", out: &out,
+		maxEvents: 5000, maxBytes: 4 << 20, maxLine: 10<<20 - idBytes,
 	}
 	err := r.run(s.t.Context(), bufio.NewReader(strings.NewReader(file)), func() float64 { return 1 })
 	return out.String(), err
@@ -160,6 +166,44 @@ func TestReplaySentAgainCountsOnce(t *testing.T) {
 		ids := slices.Sorted(maps.Keys(s.ids))
 		if want := []string{"c", "d", "x-1", "x-2", "x-3", "x-4", "x-5", "x-6", "x-7", "x-8"}; !slices.Equal(ids, want) {
 			t.Errorf("got ids %q; want %q", ids, want)
+		}
+	})
+}
+
+// A line that one body cannot hold is rejected by itself; one that a body can is the
+// server's to judge. Neither is in a body with its neighbours.
+func TestReplayGoesOnBehindALongLine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newForgetful(t)
+		long := func(name string, size int) string {
+			text := sent(name, `,"metadata":{"x":""}`)
+			return strings.Replace(text, `""`, `"`+strings.Repeat("x", size-len(text))+`"`, 1)
+		}
+		lines := []string{
+			sent("first", ""),
+			"",
+			long("too long", 11<<20),
+			sent("between", ""),
+			long("as long as a body", 10<<20-idBytes-1),
+			sent("after", ""),
+			strings.Repeat("[", 10<<20),
+		}
+		out, err := s.replay(strings.Join(lines, "\n"))
+		if err == nil || err.Error() != "3 events were rejected" {
+			t.Errorf("got %v; want 3 rejections", err)
+		}
+		for _, want := range []string{
+			"line 3: the line does not fit into MAX_BODY_BYTES, 10MiB\n",
+			"line 5: the event is larger than the limit in bytes, 65536 (",
+			"line 7: the line does not fit into MAX_BODY_BYTES, 10MiB\n",
+			"accepted 3, rejected 3, ",
+		} {
+			if !strings.Contains(out, want) {
+				t.Errorf("got %q; want it to contain %q", out, want)
+			}
+		}
+		if want := map[string]int{"first": 1, "between": 1, "after": 1}; !maps.Equal(s.counts, want) {
+			t.Errorf("got %v; want %v", s.counts, want)
 		}
 	})
 }
