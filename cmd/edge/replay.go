@@ -28,6 +28,13 @@ import (
 // An event without an event_id gets one here, so that a request whose answer was
 // lost can be sent again and still count once. The ids are new for every run:
 // replaying a file twice is two sets of events.
+//
+// An event that its id makes larger than MAX_EVENT_BYTES is sent without, since the
+// server takes it. The limit is for the event's text, with its white space and its id, and
+// a text need not have anything that could be left out: metadata is kept as it comes. Such
+// an event has a request of its own, sent again only after an answer that says that nothing
+// was kept. After any other failure the replay ends and says that the event may count or
+// not; it never counts twice.
 func replay(in *invocation) error {
 	if len(in.args) != 1 || in.args[0] == "" {
 		return &usageError{"replay wants one argument, the file (make replay FILE=events.ndjson.gz)"}
@@ -61,6 +68,7 @@ func replay(in *invocation) error {
 		maxEvents: min(5000, in.cfg.MaxEvents),
 		maxBytes:  int(min(4<<20, in.cfg.MaxBodyBytes/2)),
 		maxLine:   int(in.cfg.MaxBodyBytes) - idBytes,
+		maxEvent:  int(in.cfg.MaxEventBytes),
 	}
 	r.key = string(in.cfg.ReplayKey)
 	if r.key == "" && len(in.cfg.WriteKeys) > 0 && !strings.HasPrefix(in.cfg.WriteKeys[0], "sha256:") {
@@ -80,11 +88,13 @@ type replayer struct {
 	maxEvents          int // in a body
 	maxBytes           int // of a body with more than one event
 	maxLine            int // of the file: with an id, a body of its own
+	maxEvent           int // MAX_EVENT_BYTES
 	accepted, rejected int
 	line               int    // of the file, from 1
 	text               []byte // of that line
 	body               bytes.Buffer
 	lines              []int // of the events in the body; blank ones are left out of it
+	bare               bool  // the body is one event that got no id
 	reasons            int   // rejections shown so far
 	decoder            codec.Decoder
 }
@@ -127,12 +137,17 @@ func (r *replayer) postAll(ctx context.Context, lines *bufio.Reader, shown func(
 			return fmt.Errorf("line %d: %w", r.line, err)
 		}
 		if len(line) > 0 {
-			if len(r.lines) == r.maxEvents || r.body.Len()+len(line) > r.maxBytes {
+			id := r.idFor(line)
+			bare := len(line) <= r.maxEvent && len(line)+len(id) > r.maxEvent
+			if bare || r.bare || len(r.lines) == r.maxEvents || r.body.Len()+len(line) > r.maxBytes {
 				if err := flush(); err != nil {
 					return err
 				}
 			}
-			r.appendEvent(line)
+			if r.bare = bare; bare {
+				id = ""
+			}
+			r.appendEvent(line, id)
 		}
 		if err == io.EOF {
 			return flush()
@@ -164,18 +179,26 @@ func (r *replayer) read(lines *bufio.Reader) ([]byte, error) {
 	}
 }
 
-// appendEvent writes one line. An event without an event_id gets its own, and gets it
-// last: of an id that is there and null or empty, the later one wins. Whether it has one
-// is the decoder's to say, as it is on the server. What the decoder refuses the server
-// will, in its words.
-func (r *replayer) appendEvent(line []byte) {
+// idFor is the member that gives line its event_id, with a comma in front. It is empty if
+// the event has an id, which is the decoder's to say, as it is on the server. What the
+// decoder refuses the server will, in its words.
+func (r *replayer) idFor(line []byte) string {
 	var ev codec.Event
-	if err := r.decoder.Decode(line, &ev); err == nil && len(ev.EventID) == 0 {
-		r.body.Write(line[:len(line)-1])
-		fmt.Fprintf(&r.body, `,"event_id":"%s-%d"}`, r.prefix, r.line)
-	} else {
-		r.body.Write(line)
+	if err := r.decoder.Decode(line, &ev); err != nil || len(ev.EventID) > 0 {
+		return ""
 	}
+	return fmt.Sprintf(`,"event_id":"%s-%d"`, r.prefix, r.line)
+}
+
+// appendEvent writes one line, with id as its last member: of an event_id that is there
+// and null or empty, the later one wins.
+func (r *replayer) appendEvent(line []byte, id string) {
+	if id != "" {
+		r.body.Write(line[:len(line)-1])
+		r.body.WriteString(id)
+		line = line[len(line)-1:]
+	}
+	r.body.Write(line)
 	r.body.WriteByte('\n')
 	r.lines = append(r.lines, r.line)
 }
@@ -199,6 +222,9 @@ func (r *replayer) post(ctx context.Context, body []byte) error {
 			}
 			return nil
 		}
+		if r.bare && verdict.status/100 != 4 { // of those nothing is kept
+			return fmt.Errorf("%w; the event may count or not, and is not sent again: MAX_EVENT_BYTES leaves no room for an event_id", err)
+		}
 		if wait == 0 || time.Now().After(deadline) || ctx.Err() != nil {
 			return err
 		}
@@ -221,6 +247,7 @@ func (r *replayer) reject(line int, reason string) {
 }
 
 type bulkVerdict struct {
+	status   int    // 0 without an answer
 	Accepted int    `json:"accepted"`
 	Rejected int    `json:"rejected"`
 	Error    string `json:"error"`
@@ -245,6 +272,7 @@ func (r *replayer) try(ctx context.Context, body []byte) (v bulkVerdict, wait ti
 		return v, time.Second, err
 	}
 	defer resp.Body.Close()
+	v.status = resp.StatusCode
 	text, err := io.ReadAll(io.LimitReader(resp.Body, 16<<20))
 	if err != nil {
 		return v, time.Second, err

@@ -63,17 +63,18 @@ func TestReplayNamesLines(t *testing.T) {
 }
 
 // forgetful is a server that takes what edge would, keeps it, and says of each request
-// that it may come again, once.
+// that it may come again, once. With a 429 it keeps nothing at first.
 type forgetful struct {
 	t      *testing.T
 	events *codec.Pool
+	first  int             // status of the first answer
 	asked  map[string]bool // bodies
 	counts map[string]int  // by event_name, each event_id once
 	ids    map[string]bool
 }
 
 func newForgetful(t *testing.T) *forgetful {
-	return &forgetful{t, codec.NewPool(codec.Rules{}), map[string]bool{}, map[string]int{}, map[string]bool{}}
+	return &forgetful{t, codec.NewPool(codec.Rules{}), http.StatusServiceUnavailable, map[string]bool{}, map[string]int{}, map[string]bool{}}
 }
 
 func (s *forgetful) RoundTrip(req *http.Request) (*http.Response, error) {
@@ -85,6 +86,13 @@ func (s *forgetful) RoundTrip(req *http.Request) (*http.Response, error) {
 	if len(body) > 10<<20 {
 		w.WriteHeader(http.StatusRequestEntityTooLarge)
 		fmt.Fprint(w, `{"error":"the body is larger than the limit"}`)
+		return w.Result(), nil
+	}
+	again := s.asked[string(body)]
+	s.asked[string(body)] = true
+	if !again && s.first == http.StatusTooManyRequests {
+		w.WriteHeader(s.first)
+		fmt.Fprint(w, `{"error":"too many"}`)
 		return w.Result(), nil
 	}
 	batch := s.events.Get()
@@ -105,9 +113,8 @@ func (s *forgetful) RoundTrip(req *http.Request) (*http.Response, error) {
 			s.counts[string(ev.Name)]++
 		}
 	}
-	if !s.asked[string(body)] {
-		s.asked[string(body)] = true
-		w.WriteHeader(http.StatusServiceUnavailable)
+	if !again {
+		w.WriteHeader(s.first)
 		fmt.Fprint(w, `{"error":"the broker has not confirmed in time"}`)
 		return w.Result(), nil
 	}
@@ -125,7 +132,7 @@ func (s *forgetful) replay(file string) (string, error) {
 	var out strings.Builder
 	r := replayer{
 		url: "http://edge", client: &http.Client{Transport: s}, prefix: "x", out: &out,
-		maxEvents: 5000, maxBytes: 4 << 20, maxLine: 10<<20 - idBytes,
+		maxEvents: 5000, maxBytes: 4 << 20, maxLine: 10<<20 - idBytes, maxEvent: codec.DefaultRules().MaxEventBytes,
 	}
 	err := r.run(s.t.Context(), bufio.NewReader(strings.NewReader(file)), func() float64 { return 1 })
 	return out.String(), err
@@ -135,6 +142,12 @@ func (s *forgetful) replay(file string) (string, error) {
 // its last members.
 func sent(name, rest string) string {
 	return fmt.Sprintf(`{"event_name":%q,"user_id":"u","timestamp":946684800000%s}`, name, rest)
+}
+
+// sentLong is an event whose text has size bytes, none of which can be left out.
+func sentLong(name string, size int, rest string) string {
+	text := sent(name, `,"metadata":{"x":""}`+rest)
+	return strings.Replace(text, `"x":""`, `"x":"`+strings.Repeat("x", size-len(text))+`"`, 1)
 }
 
 func TestReplaySentAgainCountsOnce(t *testing.T) {
@@ -175,16 +188,12 @@ func TestReplaySentAgainCountsOnce(t *testing.T) {
 func TestReplayGoesOnBehindALongLine(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newForgetful(t)
-		long := func(name string, size int) string {
-			text := sent(name, `,"metadata":{"x":""}`)
-			return strings.Replace(text, `""`, `"`+strings.Repeat("x", size-len(text))+`"`, 1)
-		}
 		lines := []string{
 			sent("first", ""),
 			"",
-			long("too long", 11<<20),
+			sentLong("too long", 11<<20, ""),
 			sent("between", ""),
-			long("as long as a body", 10<<20-idBytes-1),
+			sentLong("as long as a body", 10<<20-idBytes-1, ""),
 			sent("after", ""),
 			strings.Repeat("[", 10<<20),
 		}
@@ -206,4 +215,36 @@ func TestReplayGoesOnBehindALongLine(t *testing.T) {
 			t.Errorf("got %v; want %v", s.counts, want)
 		}
 	})
+}
+
+// POST /events takes an event of exactly MAX_EVENT_BYTES, which has no room for an id.
+func TestReplayOfTheLargestEvents(t *testing.T) {
+	most := codec.DefaultRules().MaxEventBytes
+	room := len(`,"event_id":"x-1"`)
+	file := strings.Join([]string{
+		sentLong("room", most-room, ""),
+		sentLong("own", most, `,"event_id":"a"`),
+		sentLong("bare", most-room+1, ""),
+		sentLong("largest", most, ""),
+		sent("after", ""),
+		sentLong("too large", most+1, ""),
+	}, "\n")
+	f := func(first int, wantErr, wantOut string, want map[string]int) {
+		t.Helper()
+		synctest.Test(t, func(t *testing.T) {
+			s := newForgetful(t)
+			s.first = first
+			out, err := s.replay(file)
+			if err == nil || err.Error() != wantErr || !strings.Contains(out, wantOut) {
+				t.Errorf("after %d got %v and %q; want %s and %q", first, err, out, wantErr, wantOut)
+			}
+			if !maps.Equal(s.counts, want) {
+				t.Errorf("after %d got %v; want %v", first, s.counts, want)
+			}
+		})
+	}
+	f(http.StatusTooManyRequests, "1 events were rejected", "accepted 5, rejected 1, ",
+		map[string]int{"room": 1, "own": 1, "bare": 1, "largest": 1, "after": 1})
+	f(http.StatusServiceUnavailable, "line 3: the broker has not confirmed in time; the event may count or not, and is not sent again: "+
+		"MAX_EVENT_BYTES leaves no room for an event_id", "accepted 2, rejected 0, ", map[string]int{"room": 1, "own": 1, "bare": 1})
 }
