@@ -245,7 +245,7 @@ func revive(d *codec.Decoder, l letter, topic string) (*kgo.Record, bool) {
 // listener; without one this process talks to Kafka itself.
 func replayDead(in *invocation) error {
 	list := len(in.args) == 1 && in.args[0] == "--list"
-	if len(in.args) > 1 {
+	if len(in.args) > 1 || len(in.args) == 1 && !list && !isFileName(in.args[0]) {
 		return &usageError{"replay-dlq wants --list, a file of repaired letters, or nothing"}
 	}
 	method, body := http.MethodPost, io.Reader(nil)

@@ -157,6 +157,9 @@ func stopOnSignal(stop func(), ends ...os.Signal) (forget func()) {
 
 func isHelp(arg string) bool { return arg == "-h" || arg == "--help" }
 
+// isFileName refuses what is an option elsewhere; a file of such a name is ./-name.
+func isFileName(arg string) bool { return arg != "" && arg[0] != '-' }
+
 // invocation is what every subcommand gets.
 type invocation struct {
 	ctx   context.Context

@@ -36,7 +36,7 @@ import (
 // was kept. After any other failure the replay ends and says that the event may count or
 // not; it never counts twice.
 func replay(in *invocation) error {
-	if len(in.args) != 1 || in.args[0] == "" {
+	if len(in.args) != 1 || !isFileName(in.args[0]) {
 		return &usageError{"replay wants one argument, the file (make replay FILE=events.ndjson.gz)"}
 	}
 	f, err := os.Open(in.args[0])

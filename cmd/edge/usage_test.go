@@ -23,4 +23,9 @@ func TestArguments(t *testing.T) {
 	f("verify --fast", exitUsage, "", `edge: verify takes no argument`)
 	f("serv", exitUsage, "", `edge: unknown command "serv"`)
 	f("replay", exitUsage, "", "edge: ")
+	f("replay --fast", exitUsage, "", "edge: replay wants one argument, the file")
+	f("replay -", exitUsage, "", "edge: replay wants one argument, the file")
+	f("replay-dlq --lits", exitUsage, "", "edge: replay-dlq wants --list, a file")
+	f("replay-dlq -", exitUsage, "", "edge: replay-dlq wants --list, a file")
+	f("replay-dlq ./-", exitFailed, "", "edge: open ./-: no such file")
 }
