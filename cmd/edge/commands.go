@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -18,6 +19,9 @@ import (
 )
 
 func migrate(in *invocation) error {
+	if in.cfg.Embedded {
+		return errors.New("with EMBEDDED=true edge serve brings its own schema to this version")
+	}
 	o, _, err := in.cfg.clickHouseOptions()
 	if err != nil {
 		return err

@@ -155,7 +155,8 @@ func (a *app) startAdmin(context.Context) error {
 	a.registry = server.NewRegistry(version, commit)
 	a.routes = http.NewServeMux()
 	a.routes.Handle("/", server.AdminHandler(a.registry, a.level))
-	a.admin = &http.Server{Handler: a.routes, ReadHeaderTimeout: 5 * time.Second}
+	// It has no keys, but a page in an operator's browser is no operator.
+	a.admin = &http.Server{Handler: http.NewCrossOriginProtection().Handler(a.routes), ReadHeaderTimeout: 5 * time.Second}
 	go func() {
 		if err := a.admin.Serve(a.ln.admin); !errors.Is(err, http.ErrServerClosed) {
 			a.failed <- fmt.Errorf("admin listener: %w", err)

@@ -119,8 +119,9 @@ func (c *Child) listen(ctx context.Context) error {
 	if len(dir) > 60 {
 		dir = "/tmp"
 	}
+	removeLeftSockets(dir)
 	var err error
-	if c.dir, err = os.MkdirTemp(dir, "edge-clickhouse-"); err != nil { // mode 0700
+	if c.dir, err = os.MkdirTemp(dir, socketDir); err != nil { // mode 0700
 		return err
 	}
 	c.network, c.address = "unix", filepath.Join(c.dir, "native.sock")
@@ -132,6 +133,29 @@ func (c *Child) listen(ctx context.Context) error {
 	ln.SetUnlinkOnClose(false)
 	c.listener, err = ln.File()
 	return err
+}
+
+// socketDir begins the names of directories with a socket in them.
+const socketDir = "edge-clickhouse-"
+
+// removeLeftSockets removes those of processes that were killed. One that is younger may be
+// about to listen.
+func removeLeftSockets(dir string) {
+	const young = time.Minute
+	all, _ := filepath.Glob(filepath.Join(dir, socketDir+"*")) // the pattern is a good one
+	for _, left := range all {
+		info, err := os.Stat(left)
+		if err != nil || time.Since(info.ModTime()) < young {
+			continue
+		}
+		conn, err := net.DialTimeout("unix", filepath.Join(left, "native.sock"), time.Second)
+		switch {
+		case err == nil:
+			_ = conn.Close()
+		case errors.Is(err, syscall.ECONNREFUSED):
+			_ = os.RemoveAll(left) // the next start tries again
+		}
+	}
 }
 
 // keep runs one child after another until Close. first hears how the first ended.

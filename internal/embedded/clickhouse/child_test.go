@@ -235,3 +235,41 @@ func ended(pid int) bool {
 	_, rest, _ := strings.Cut(string(stat), ") ")
 	return strings.HasPrefix(rest, "Z")
 }
+
+// What killed processes left goes at a later start: not what somebody listens on, nor what
+// somebody may be about to.
+func TestLeftSocketsAreRemoved(t *testing.T) {
+	dir, err := os.MkdirTemp("/tmp", "left") // a socket's path is short
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	socket := func(name string, age time.Duration, listens bool) string {
+		t.Helper()
+		path := filepath.Join(dir, socketDir+name)
+		if err := os.Mkdir(path, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		ln, err := net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: filepath.Join(path, "native.sock")})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if ln.SetUnlinkOnClose(false); listens {
+			t.Cleanup(func() { ln.Close() })
+		} else {
+			ln.Close()
+		}
+		then := time.Now().Add(-age)
+		if err := os.Chtimes(path, then, then); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	dead, young, alive := socket("1", time.Hour, false), socket("2", time.Second, false), socket("3", time.Hour, true)
+	removeLeftSockets(dir)
+	for path, want := range map[string]bool{dead: false, young: true, alive: true} {
+		if _, err := os.Stat(path); (err == nil) != want {
+			t.Errorf("%s is there: %t; want %t", path, err == nil, want)
+		}
+	}
+}
