@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -19,9 +18,6 @@ import (
 )
 
 func migrate(in *invocation) error {
-	if in.cfg.Embedded {
-		return errors.New("with EMBEDDED=true edge serve brings its own schema to this version")
-	}
 	o, _, err := in.cfg.clickHouseOptions()
 	if err != nil {
 		return err
