@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"edge/internal/codec"
+	"edge/internal/producer"
 	"edge/internal/query"
 )
 
@@ -34,7 +35,13 @@ func longAnswers(t *testing.T, loops int) {
 	publish := make(chan struct{})
 	e := startOn(t, ln, func(c *Config) {
 		c.Loops, c.MaxInflightBytes, c.MaxBodyBytes, c.MaxInflatedBytes = loops, 8*mebibyte, mebibyte, mebibyte
-		c.Publish = func(*codec.Batch) error { <-publish; return nil }
+		c.Publish = func(b *codec.Batch) error {
+			<-publish
+			if b.Len() == 2 {
+				return producer.ErrTimeout
+			}
+			return nil
+		}
 		c.Query = func(context.Context, query.Request) (*query.Result, error) {
 			res := &query.Result{Events: 1000}
 			for range 1000 {
@@ -83,6 +90,8 @@ func longAnswers(t *testing.T, loops int) {
 	charged(mebibyte)
 	close(publish)
 	waiting.answer().check(t, 202, `"accepted":1,"rejected":9999`)
+	charged(0)
+	post("["+strings.Repeat("1,", 5000)+good+","+good+"]").answer().check(t, 503, "did not confirm in time")
 	charged(0)
 	if n := e.stats.Accepted.Load(); n != 1 {
 		t.Errorf("%d events accepted; want 1", n)

@@ -184,6 +184,7 @@ func (s *Server) fail(ctx *fasthttp.RequestCtx, err error) {
 // answerError sends body, which it copies, with the headers status calls for.
 func (s *Server) answerError(ctx *fasthttp.RequestCtx, status int, body []byte) {
 	ctx.SetStatusCode(status)
+	ctx.Response.ResetBody() // of an answer that was made before there was an error
 	ctx.Response.SetBody(body)
 	switch status {
 	case fasthttp.StatusTooManyRequests, fasthttp.StatusServiceUnavailable:

@@ -6,6 +6,7 @@ import (
 	"io"
 	"sync/atomic"
 
+	"edge/internal/codec"
 	"edge/internal/loop"
 	"edge/internal/producer"
 
@@ -72,11 +73,13 @@ type exchange struct {
 	// From hand on, when the outcome is still to come.
 	waiting bool
 	label   route
-	handed
-	state atomic.Int32
-	err   error // of the outcome, when settled
+	then    published
+	batch   *codec.Batch
+	key     *bucket
+	state   atomic.Int32
+	err     error // of the outcome, when settled
 
-	long *block // what the answer's body is in, when it is long
+	long *block // of an answer that is not one of a few words
 }
 
 // outcome of a batch, as seen by the loop and by the producer.
@@ -289,7 +292,7 @@ func (h *whole) put(x *exchange) {
 	if len(h.free) == maxFree || x.head > maxKeptHead {
 		return
 	}
-	x.conn, x.err, x.handed = nil, nil, handed{}
+	x.conn, x.err, x.batch, x.key = nil, nil, nil, nil
 	x.ctx.Request.Reset()
 	x.ctx.Response.Reset()
 	h.free = append(h.free, x)

@@ -142,11 +142,11 @@ func (s *Server) postEvent(ctx *fasthttp.RequestCtx) error {
 		batch.Release()
 		return nil
 	}
-	s.hand(ctx, handed{batch: batch, key: a.bucket, then: (*Server).publishedEvent})
+	s.hand(ctx, batch, a.bucket, (*Server).publishedEvent)
 	return nil
 }
 
-func (s *Server) publishedEvent(ctx *fasthttp.RequestCtx, _ handed, err error) {
+func (s *Server) publishedEvent(ctx *fasthttp.RequestCtx, _ *codec.Batch, err error) {
 	if err != nil {
 		s.refuse(ctx, err, 1)
 		return
@@ -177,43 +177,40 @@ func (s *Server) postBulk(ctx *fasthttp.RequestCtx) error {
 		batch.Release()
 		return nil
 	}
-	var report *block
-	if len(rejected) > 0 {
-		report = s.memory.fill(func(dst []byte) []byte { return appendBulk(dst, batch.Len(), rejected) })
-		if report == nil {
+	// The answer is made, and paid for, before anything is published: it may be a hundred
+	// times as long as what it is about, and waits for the broker and for the client to
+	// read it.
+	if len(rejected) == 0 {
+		var buf [96]byte
+		ctx.Response.SetBody(appendBulk(buf[:0], batch.Len(), nil))
+	} else {
+		answer := s.memory.fill(func(dst []byte) []byte { return appendBulk(dst, batch.Len(), rejected) })
+		if answer == nil {
 			s.refuse(ctx, errMemory, batch.Len()+len(rejected))
 			batch.Release()
 			return nil
 		}
+		s.answerBlock(ctx, answer)
+		for i := range rejected {
+			s.stats.rejected[rejected[i].Err.Reason].Inc()
+		}
+		batch.ForgetRejected()
 	}
-	for i := range rejected {
-		s.stats.rejected[rejected[i].Err.Reason].Inc()
-	}
-	batch.ForgetRejected()
-	s.hand(ctx, handed{batch, a.bucket, (*Server).publishedBulk, report})
+	s.hand(ctx, batch, a.bucket, (*Server).publishedBulk)
 	return nil
 }
 
-// publishedBulk answers for what was valid in a batch, and reports on the rest.
-func (s *Server) publishedBulk(ctx *fasthttp.RequestCtx, h handed, err error) {
-	accepted := h.batch.Len()
-	switch {
+// publishedBulk lets the answer stand that was made for batch, or refuses it all.
+func (s *Server) publishedBulk(ctx *fasthttp.RequestCtx, batch *codec.Batch, err error) {
+	switch accepted := batch.Len(); {
 	case err != nil:
-		s.memory.put(h.report)
 		s.refuse(ctx, err, accepted)
-		return
 	case accepted == 0:
 		ctx.SetStatusCode(fasthttp.StatusBadRequest)
 	default:
 		s.stats.Accepted.Add(uint64(accepted))
 		ctx.SetStatusCode(fasthttp.StatusAccepted)
 	}
-	if h.report == nil {
-		var buf [96]byte
-		ctx.Response.SetBody(appendBulk(buf[:0], accepted, nil))
-		return
-	}
-	s.answerBlock(ctx, h.report)
 }
 
 // appendBulk appends the answer of POST /events/bulk.
@@ -248,43 +245,31 @@ func appendBulk(dst []byte, accepted int, rejected []codec.Rejection) []byte {
 	return append(dst, '}')
 }
 
-// handed is a batch that is published, and how its request is answered.
-type handed struct {
-	batch *codec.Batch
-	key   *bucket   // nil without a limit
-	then  published // answers
-	// What is said of the events that were rejected, if any were. It is made and paid for
-	// before others are published: it may be a hundred times as long as what it is about,
-	// and waits for the broker and for the client to read it.
-	report *block
-}
+// published answers a request whose batch has the outcome err.
+type published func(s *Server, ctx *fasthttp.RequestCtx, batch *codec.Batch, err error)
 
-// published answers a request whose batch has the outcome err. A report is its own from
-// then on.
-type published func(s *Server, ctx *fasthttp.RequestCtx, h handed, err error)
-
-// hand publishes h's batch, which is hand's from here on, and has then answer the
+// hand publishes batch, which is hand's from here on, and has then answer the
 // request: before it returns, or, in a loop that cannot wait for the outcome, later.
-func (s *Server) hand(ctx *fasthttp.RequestCtx, h handed) {
-	if h.key != nil {
-		h.key.charge(h.batch.Len(), time.Now())
+func (s *Server) hand(ctx *fasthttp.RequestCtx, batch *codec.Batch, key *bucket, then published) {
+	if key != nil {
+		key.charge(batch.Len(), time.Now())
 	}
 	x := exchangeOf(ctx)
 	switch {
-	case h.batch.Len() == 0:
-		h.then(s, ctx, h, nil)
+	case batch.Len() == 0:
+		then(s, ctx, batch, nil)
 	case x == nil:
-		h.then(s, ctx, h, s.outcome(h.batch, h.key, s.cfg.Publish(h.batch)))
+		then(s, ctx, batch, s.outcome(batch, key, s.cfg.Publish(batch)))
 	default:
-		x.handed = h
+		x.batch, x.key, x.then = batch, key, then
 		x.state.Store(pending)
-		waiting, err := s.cfg.Start(h.batch, x)
+		waiting, err := s.cfg.Start(batch, x)
 		if x.waiting = waiting; waiting {
 			return
 		}
-		h.then(s, ctx, h, s.outcome(h.batch, h.key, err))
+		then(s, ctx, batch, s.outcome(batch, key, err))
 	}
-	h.batch.Release()
+	batch.Release()
 }
 
 // resume answers a request that waited in a loop.
@@ -292,7 +277,7 @@ func (s *Server) resume(x *exchange, err error) {
 	x.waiting = false
 	defer s.done(&x.ctx, x.label)
 	defer x.batch.Release()
-	x.then(s, &x.ctx, x.handed, s.outcome(x.batch, x.key, err))
+	x.then(s, &x.ctx, x.batch, s.outcome(x.batch, x.key, err))
 }
 
 // outcome turns what the producer says of batch into what the client is told. A key
