@@ -283,9 +283,11 @@ func TestPanicIsAnAnswer(t *testing.T) {
 	for range 3 {
 		e.do("POST", "/events", nil, []byte(good)).check(t, 500, "internal error")
 	}
+	long := []byte("[" + strings.Repeat("1,", 9999) + good + "]") // of which the answer is made
+	e.do("POST", "/events/bulk", nil, long).check(t, 500, "internal error")
 	e.do("GET", "/health", nil, nil).check(t, 200, "healthy")
-	if got := e.stats.Panics.Load(); got != 3 {
-		t.Errorf("got %d panics; want 3", got)
+	if got := e.stats.Panics.Load(); got != 4 {
+		t.Errorf("got %d panics; want 4", got)
 	}
 }
 
