@@ -68,7 +68,7 @@ func (a *asker) bare(from, to int64, group string) (reply, error) {
 
 // raw is the same question to the rows.
 func (a *asker) raw(from, to int64, group string) (reply, error) {
-	return a.ask(nil, "toInt64(count())", "uniqCombined64(14)(user_id)", "events", fmt.Sprintf("ts >= %d AND ts < %d", from, to), group)
+	return a.ask(nil, "toInt64(count())", "uniqCombined64(14)(user_id)", "events", fmt.Sprintf("ts >= toDateTime64(%d, 3, 'UTC') AND ts < toDateTime64(%d, 3, 'UTC')", from, to), group)
 }
 
 // The settings that make our queries fast, and those of the part that reads buckets.

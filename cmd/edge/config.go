@@ -297,8 +297,8 @@ func (c *config) validate() error {
 	if c.MinTime.UnixMilli() <= 0 {
 		bad("MIN_TIME is %s; it must lie after 1970-01-01T00:00:00Z", c.MinTime.Format(time.RFC3339))
 	}
-	if need := server.MinInflightBytes(int(c.MaxBodyBytes), int(c.MaxInflatedBytes)); int64(c.MaxInflightBytes) < need {
-		bad("MAX_INFLIGHT_BYTES is %s; MAX_BODY_BYTES and MAX_INFLATED_BYTES need at least %s", c.MaxInflightBytes, size(need))
+	if need := server.MinInflightBytes(int(c.MaxBodyBytes), int(c.MaxInflatedBytes)) + server.MaxAnswerBytes(c.MaxEvents); int64(c.MaxInflightBytes) < need {
+		bad("MAX_INFLIGHT_BYTES is %s; MAX_BODY_BYTES, MAX_INFLATED_BYTES and MAX_EVENTS need at least %s", c.MaxInflightBytes, size(need))
 	}
 	if !topicName.MatchString(c.KafkaTopic) {
 		bad("KAFKA_TOPIC is %q; a topic has up to 244 letters, digits, dots, underscores and hyphens", c.KafkaTopic)

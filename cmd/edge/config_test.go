@@ -62,7 +62,7 @@ func TestConfigRefusesBadValues(t *testing.T) {
 	f("SHARDS", "100000", "256")
 	f("RING_REQUESTS", "2000000000", "1048576")
 	f("KEY_RATE", "2000000000", "1000000000")
-	f("MAX_INFLIGHT_BYTES", "1MiB", "126MiB")
+	f("MAX_INFLIGHT_BYTES", "1MiB", "134MiB")
 	f("KAFKA_TOPIC", "my events", "letters")
 	f("KAFKA_TOPIC", strings.Repeat("x", 245), "244")
 	f("WRITE_KEYS", "good,,other", "key 2 is empty")

@@ -36,7 +36,12 @@ func (a *app) startBroker(ctx context.Context) error {
 	if a.lock, err = embedded.LockDir(c.DataDir); err != nil {
 		return err
 	}
-	a.broker, err = embedded.StartBroker(ctx, c.brokerConfig(a.lock, a.log))
+	bc := c.brokerConfig(a.lock, a.log)
+	if a.looksOnly {
+		// Settings are those of a shell, perhaps: nothing is made or removed by them.
+		bc.LookOnly, bc.Topics, bc.Retention = true, nil, nil
+	}
+	a.broker, err = embedded.StartBroker(ctx, bc)
 	if err != nil {
 		return errors.Join(err, a.lock.Close())
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/x509"
@@ -134,7 +135,7 @@ func (r *replayer) postAll(ctx context.Context, lines *bufio.Reader, shown func(
 			r.reject(r.line, fmt.Sprintf("the line does not fit into MAX_BODY_BYTES, %s", size(r.maxLine+idBytes)))
 			continue
 		case err != nil && err != io.EOF:
-			return fmt.Errorf("line %d: %w", r.line, err)
+			return cmp.Or(flush(), fmt.Errorf("line %d: %w", r.line, err)) // those before it are whole
 		}
 		if len(line) > 0 {
 			id := r.idFor(line)

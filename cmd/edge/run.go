@@ -65,6 +65,8 @@ type app struct {
 	sink      *sink.Sink
 	checks    []server.Check
 
+	looksOnly bool // at an embedded log, which nobody serves
+
 	reloads       reloads // files that may change while the process runs
 	stopFollowing func()
 

@@ -68,7 +68,7 @@ func verifyStored(in *invocation) (_ *sink.Report, err error) {
 		}
 		c.EmbeddedKafkaListen, c.EmbeddedClickHouseListen = "", "" // nobody else is to come in meanwhile
 	}
-	a := &app{cfg: in.cfg, log: in.log, registry: prometheus.NewRegistry()}
+	a := &app{cfg: in.cfg, log: in.log, registry: prometheus.NewRegistry(), looksOnly: true}
 	steps := []step{{"broker", a.startBroker, a.stopBroker}, {"engine", a.startEngine, a.stopEngine}}
 	for _, s := range steps {
 		if err := s.start(in.ctx); err != nil {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -51,4 +52,24 @@ func TestVerifyOfAStoppedEdge(t *testing.T) {
 	}
 	copyDir(t, engine, copied)
 	says(false, "the group is at offset 6, and what is stored ends at 2")
+
+	// It leaves no trace: not of a topic that is not there, nor of how the run before ended.
+	served := p.settings
+	p.settings = append(served[:len(served):len(served)], "KAFKA_TOPIC", "other")
+	says(false, "UNKNOWN_TOPIC")
+	p.settings = served
+	if left, err := filepath.Glob(filepath.Join(dir, "kafka", "partitions", "other*")); err != nil || len(left) > 0 {
+		t.Errorf("it made %q, %v", left, err)
+	}
+	p.start()
+	p.ready()
+	p.kill()
+	p.awaitEngineGone()
+	says(false, "the group is at offset 6")
+	p.start()
+	p.ready()
+	metrics, err := request(http.MethodGet, "http://"+p.admin+"/metrics", "", nil, http.StatusOK)
+	if err != nil || !strings.Contains(string(metrics), "\nedge_unclean_starts_total 1\n") {
+		t.Errorf("after edge verify the run before counts as one that was stopped, %v", err)
+	}
 }

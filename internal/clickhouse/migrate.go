@@ -184,6 +184,10 @@ func (r runner) pending(ctx context.Context, files []migration) ([]migration, er
 	return out, nil
 }
 
+// TTLSet begins the comment of events that says since when, in Unix seconds, it has its
+// TTL: what it took of rows that were there before is no loss.
+const TTLSet = "TTL set at "
+
 // applyTTL makes the tables' TTL what the settings say. It is not a migration:
 // it follows a setting that may change at any start.
 func (r runner) applyTTL(ctx context.Context) error {
@@ -213,6 +217,12 @@ func (r runner) applyTTL(ctx context.Context) error {
 			change = "MODIFY TTL " + want
 		default:
 			continue
+		}
+		if table == "events" && r.TTL > 0 {
+			sql := fmt.Sprintf("ALTER TABLE %s%s MODIFY COMMENT '%s%d'", table, onCluster(r.Cluster), TTLSet, time.Now().Unix())
+			if err := r.Exec(ctx, sql); err != nil {
+				return fmt.Errorf("note the TTL of %s: %w", table, err)
+			}
 		}
 		// Old parts are dropped by the next merges; rewriting them all at once
 		// would stall inserts.

@@ -35,6 +35,10 @@ func TestTTL(t *testing.T) {
 	f(3*day, "events: toDateTime(ts) + toIntervalSecond(259200); events_1m: toDateTime(m) + toIntervalSecond(259200 + 60); "+
 		"events_users: toDateTime(at) + toIntervalSecond(259200 + multiIf(width < 86400, width, width = 86400, 22204800, 22118400))")
 
+	if since := row(t, p, "SELECT comment FROM system.tables WHERE database = currentDatabase() AND name = 'events'"); !strings.HasPrefix(since, TTLSet) {
+		t.Errorf("the table's comment is %q; want since when it has its TTL", since)
+	}
+
 	insert := func(age time.Duration) {
 		exec(t, p, fmt.Sprintf("INSERT INTO events (ts, event_name) SELECT now64(3) - toIntervalSecond(%d), 'e' FROM numbers(10)", int(age.Seconds())))
 	}

@@ -38,6 +38,7 @@ type Broker struct {
 	closed  bool
 	cluster *kfake.Cluster
 	id      identity
+	foundID identity // as the run before left it
 
 	stop       context.CancelFunc
 	background sync.WaitGroup
@@ -118,6 +119,7 @@ func (b *Broker) loadIdentity() error {
 	if err != nil {
 		return err
 	}
+	b.foundID = id
 	boot := bootID()
 	b.uncleanStart = found && !id.Clean
 	newBoot := b.uncleanStart && id.BootID != boot
@@ -265,7 +267,9 @@ func (b *Broker) shutDown() error {
 		err = syncDir(b.dir)
 	}
 	if err == nil {
-		b.id.Clean = true
+		if b.id.Clean = true; b.cfg.LookOnly {
+			b.id = b.foundID
+		}
 		err = b.id.save(b.dir)
 	}
 	if b.ownsLock {

@@ -28,6 +28,10 @@ type BrokerConfig struct {
 	// are kept whole.
 	Retention map[string]Retention
 
+	// LookOnly leaves on record how the run before this one ended, for whoever serves the
+	// log next. It is for who reads the log and then closes the broker.
+	LookOnly bool
+
 	// NoSync acknowledges records before they are on disk: a process kill
 	// loses nothing, a power cut may lose acknowledged records.
 	NoSync bool

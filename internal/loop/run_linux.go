@@ -301,7 +301,7 @@ func (l *loop) readMore() {
 	for i, c := range l.turn {
 		l.turn[i] = nil
 		c.queued = false
-		if c.fd >= 0 && (c.state == idle || c.state == reading) {
+		if (c.state == idle || c.state == reading) && c.fd >= 0 { // the descriptor may be a borrower's
 			l.read(c)
 		}
 	}

@@ -175,6 +175,13 @@ func MinInflightBytes(maxBody, maxInflated int) int64 {
 	return 3 * (int64(maxBody) + int64(maxInflated))
 }
 
+// MaxAnswerBytes is the most that one answer takes of the budget: verdicts on as many
+// events, or a metrics query's names, which stand in JSON.
+func MaxAnswerBytes(maxEvents int) int64 {
+	const verdict, names = 256, 8 << 20
+	return int64(prefetch) << classOf(max(maxEvents*verdict, names))
+}
+
 // Server is the public listener.
 type Server struct {
 	cfg     Config

@@ -1,10 +1,11 @@
 package sink
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"strconv"
+	"math"
 	"strings"
 	"time"
 
@@ -112,7 +113,7 @@ func (a *Audit) Run(ctx context.Context) (*Report, error) {
 	if err != nil {
 		return nil, fmt.Errorf("audit the log: %w", err)
 	}
-	if err := a.coverage(ctx, r); err != nil {
+	if err := a.coverage(ctx, r, log); err != nil {
 		return nil, fmt.Errorf("audit coverage: %w", err)
 	}
 	r.compare(log)
@@ -124,25 +125,31 @@ func (a *Audit) Run(ctx context.Context) (*Report, error) {
 }
 
 // readTTL sets expiring. Rows expire by their own time, which is at most MaxAge before
-// they were received, and those that were there before the TTL may be of any time. Their
-// order in the log is that of their reception but for what waited somewhere, for minutes.
+// they were received, but those that were there before the TTL, which may be of any time.
+// Their order in the log is that of their reception but for what waited somewhere, for
+// minutes.
 func (a *Audit) readTTL(ctx context.Context) error {
 	if !a.Since.IsZero() {
 		return nil // an hour is less than any TTL, MaxAge included
 	}
 	const order = time.Hour
-	age := "0"
-	if a.MaxAge > 0 {
-		age = fmt.Sprintf("seconds - %d", int64(a.MaxAge.Seconds()))
-	}
-	from, err := a.ClickHouse.Strings(ctx, fmt.Sprintf(`SELECT toString(greatest(toInt64(toUnixTimestamp(now())) - (%s), toInt64(toUnixTimestamp(metadata_modification_time)))) AS s
-		FROM (SELECT toInt64OrZero(extract(engine_full, 'TTL .* toIntervalSecond\\((\\d+)\\)')) AS seconds, metadata_modification_time FROM system.tables
-			WHERE database = currentDatabase() AND name = 'events') WHERE seconds > 0`, age))
-	if err != nil || len(from) == 0 {
+	answer, err := a.ClickHouse.Strings(ctx, `SELECT concat(toString(toInt64OrZero(extract(engine_full, 'TTL .* toIntervalSecond\\((\\d+)\\)'))), ' ',
+			toString(toInt64OrZero(extract(comment, '^`+clickhouse.TTLSet+`(\\d+)$'))), ' ', toString(toUnixTimestamp(now()))) AS s
+		FROM system.tables WHERE database = currentDatabase() AND name = 'events'`)
+	if err != nil || len(answer) == 0 {
 		return err
 	}
-	unix, err := strconv.ParseInt(from[0], 10, 64)
-	a.expiring = time.Unix(unix, 0).Add(order)
+	var ttl, set, now int64 // in seconds; 0 without
+	if _, err := fmt.Sscan(answer[0], &ttl, &set, &now); err != nil {
+		return fmt.Errorf("%q: %w", answer[0], err)
+	}
+	switch {
+	case ttl == 0:
+		return nil
+	case a.MaxAge == 0:
+		return errors.New("the table has one, and without MAX_AGE nothing says which rows may have expired: set it as the ingesting processes have it")
+	}
+	a.expiring = time.Unix(max(now-ttl+int64(a.MaxAge.Seconds()), set), 0).Add(order)
 	return err
 }
 
@@ -168,20 +175,24 @@ func (a *Audit) positions(ctx context.Context) (map[int32]logPosition, error) {
 		return nil, fmt.Errorf("read the offsets of group %s: %w", a.Log.Group, err)
 	}
 	meta, err := adm.Metadata(ctx, a.Log.Topic)
+	if err == nil {
+		err = meta.Topics[a.Log.Topic].Err
+	}
 	if err != nil {
 		return nil, fmt.Errorf("read topic %s: %w", a.Log.Topic, err)
 	}
 	starts, err := adm.ListStartOffsets(ctx, a.Log.Topic)
-	if err != nil {
+	if err = cmp.Or(err, starts.Error()); err != nil {
 		return nil, fmt.Errorf("read the start of topic %s: %w", a.Log.Topic, err)
 	}
 	ends, err := adm.ListEndOffsets(ctx, a.Log.Topic)
-	if err != nil {
+	if err = cmp.Or(err, ends.Error()); err != nil {
 		return nil, fmt.Errorf("read the end of topic %s: %w", a.Log.Topic, err)
 	}
 	young := starts
 	if !a.expiring.IsZero() {
-		if young, err = adm.ListOffsetsAfterMilli(ctx, a.expiring.UnixMilli(), a.Log.Topic); err != nil {
+		young, err = adm.ListOffsetsAfterMilli(ctx, a.expiring.UnixMilli(), a.Log.Topic)
+		if err = cmp.Or(err, young.Error()); err != nil {
 			return nil, fmt.Errorf("read the times of topic %s: %w", a.Log.Topic, err)
 		}
 	}
@@ -212,11 +223,14 @@ func (r *Report) compare(log map[int32]logPosition) {
 				next = c.Last + 1
 			}
 		}
-		if from := max(next, at.start, at.young); at.committed > from {
-			r.Partitions = append(r.Partitions, Coverage{Source: at.src, Partition: id, First: from, Last: at.committed - 1, Missing: at.committed - from})
-			r.problem("source %d, partition %d: the group is at offset %d, and what is stored ends at %d", at.src, id, at.committed, next)
+		if from := max(next, at.start); at.committed > from {
+			young := min(max(from, at.young), at.committed)
+			c := Coverage{Source: at.src, Partition: id, First: from, Last: at.committed - 1, Expired: young - from, Missing: at.committed - young}
+			if r.Partitions = append(r.Partitions, c); c.Missing > 0 {
+				r.problem("source %d, partition %d: the group is at offset %d, and what is stored ends at %d", at.src, id, at.committed, next)
+			}
 		}
-		r.Pending += max(at.end-max(next, at.start), 0)
+		r.Pending += max(at.end-max(next, at.start, at.committed), 0)
 	}
 }
 
@@ -224,13 +238,16 @@ func (r *Report) compare(log map[int32]logPosition) {
 // one group per batch and, at worst, one offset per batch.
 const auditChunk = 2_000_000
 
-func (a *Audit) coverage(ctx context.Context, r *Report) error {
+func (a *Audit) coverage(ctx context.Context, r *Report, log map[int32]logPosition) error {
 	ranges, err := a.ranges(ctx)
 	if err != nil {
 		return err
 	}
 	for _, c := range ranges {
-		c := &coverage{Coverage: c, next: c.First, expiring: a.expiring.UnixMilli()}
+		c := &coverage{Coverage: c, next: c.First, expiring: a.expiring.UnixMilli(), young: math.MaxInt64}
+		if at, ok := log[c.Partition]; ok && at.src == c.Source {
+			c.young = at.young
+		}
 		for from := c.First; from <= c.Last; from += auditChunk {
 			if err := a.chunk(ctx, r, c, from); err != nil {
 				return err
@@ -248,6 +265,7 @@ type coverage struct {
 	next     int64 // the offset the next batch has to begin at
 	received int64 // when the last was, the first of it
 	expiring int64 // what was received before may have expired
+	young    int64 // but nothing from this offset on
 }
 
 // ranges returns the partitions that have batches and the offsets they span.
@@ -313,13 +331,16 @@ func (r *Report) batch(c *coverage, b auditBatch) {
 	c.Duplicates += b.dup
 	c.Dead += b.dead
 	where := fmt.Sprintf("source %d, partition %d, batch [%d,%d]", c.Source, c.Partition, b.first, b.last)
-	switch gap := b.first - c.next; {
-	case gap > 0 && c.received < c.expiring:
-		c.Expired += gap
-	case gap > 0:
-		c.Missing += gap
-		r.problem("%s: offsets %d to %d before it are in no batch", where, c.next, b.first-1)
-	case gap < 0:
+	young := c.next // of the gap before it
+	if c.received < c.expiring {
+		young = min(max(c.next, c.young), b.first)
+		c.Expired += max(young-c.next, 0)
+	}
+	switch {
+	case young < b.first:
+		c.Missing += b.first - young
+		r.problem("%s: offsets %d to %d before it are in no batch", where, young, b.first-1)
+	case b.first < c.next:
 		r.problem("%s: begins inside the batch before it, which reaches to %d", where, c.next-1)
 	}
 	if b.rows > b.offsets {
@@ -328,7 +349,7 @@ func (r *Report) batch(c *coverage, b auditBatch) {
 	}
 	length := b.last - b.first + 1
 	switch lacks := length - b.offsets - b.dup - b.dead; {
-	case lacks > 0 && b.received < c.expiring:
+	case lacks > 0 && b.received < c.expiring && b.first < c.young:
 		c.Expired += lacks
 	case lacks != 0:
 		c.Missing += max(lacks, 0)

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"edge/internal/clickhouse"
 	"edge/internal/codec"
 )
 
@@ -43,7 +44,7 @@ func TestAuditWithTTL(t *testing.T) {
 	l.exec("INSERT INTO events (ts, event_name, user_id, _offset) SELECT now64(3) - toIntervalDay(number), 'edge', toString(number), number FROM numbers(40)")
 	audited := func(want int64) {
 		t.Helper()
-		r, err := (&Audit{ClickHouse: l.pool}).Run(t.Context())
+		r, err := (&Audit{ClickHouse: l.pool, MaxAge: time.Hour}).Run(t.Context())
 		if err != nil || r.Mismatched+r.Users != want {
 			t.Errorf("%d rows and %d cells differ, %v, %v; want %d", r.Mismatched, r.Users, r.Problems, err, want)
 		}
@@ -110,7 +111,12 @@ func TestAuditOfExpiredRows(t *testing.T) {
 		}
 	}
 	adds(audit(time.Hour), batches*each, 0)
-	l.exec("ALTER TABLE events MODIFY TTL toDateTime(ts) + toIntervalSecond(729000)") // through the batch of eight days ago
+	const ttl = "ALTER TABLE events MODIFY TTL toDateTime(ts) + toIntervalSecond(729000)" // through the batch of eight days ago
+	set := func(at time.Time) {
+		l.exec(fmt.Sprintf("ALTER TABLE events MODIFY COMMENT '%s%d'", clickhouse.TTLSet, at.Unix()))
+	}
+	set(time.Now())
+	l.exec(ttl)
 	l.exec("OPTIMIZE TABLE events FINAL")
 	rows, err := strconv.ParseInt(l.value("SELECT count() FROM events"), 10, 64)
 	if err != nil || rows%each == 0 {
@@ -129,8 +135,16 @@ func TestAuditOfExpiredRows(t *testing.T) {
 	for _, table := range []string{"events_1m", "events_users"} {
 		l.exec("TRUNCATE TABLE " + table)
 	}
-	if r := audit(0); !r.OK() {
+	if r := audit(time.Hour); !r.OK() || r.Partitions[0].Expired != batches*each || r.Pending != 0 {
 		t.Errorf("got\n%swant all to have expired", r)
+	}
+	// Of a TTL that was there before, nothing of this log, which was written just now.
+	set(time.Now().Add(-30 * 24 * time.Hour))
+	if r := audit(time.Hour); r.OK() || r.Missing() != batches*each || r.Pending != 0 {
+		t.Errorf("got\n%swant all to be missing", r)
+	}
+	if _, err := (&Audit{ClickHouse: l.pool}).Run(t.Context()); err == nil {
+		t.Error("nothing says how old events may be, and the audit has a result")
 	}
 }
 
@@ -147,8 +161,10 @@ func TestWhatMayHaveExpired(t *testing.T) {
 		{"rows of a young one", []auditBatch{{0, 9, 10, 10, 10, 0, 0, 50}, {10, 19, 7, 10, 7, 0, 0, 150}}, 0, 3},
 		{"batches after an old one", []auditBatch{{0, 9, 10, 10, 10, 0, 0, 50}, {20, 29, 10, 10, 10, 0, 0, 150}}, 10, 0},
 		{"batches after a young one", []auditBatch{{0, 9, 10, 10, 10, 0, 0, 150}, {20, 29, 10, 10, 10, 0, 0, 160}}, 0, 10},
+		{"batches after an old one, half of them young by the log", []auditBatch{{20, 29, 10, 10, 10, 0, 0, 50}, {60, 69, 10, 10, 10, 0, 0, 150}}, 20, 10},
+		{"rows of one that is young by the log", []auditBatch{{50, 59, 7, 10, 7, 0, 0, 50}}, 0, 3},
 	} {
-		r, p := new(Report), &coverage{expiring: 100}
+		r, p := new(Report), &coverage{expiring: 100, young: 50, next: c.batches[0].first}
 		for _, b := range c.batches {
 			r.batch(p, b)
 		}
