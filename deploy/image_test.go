@@ -86,8 +86,15 @@ exec chroot --userspec=65532:65532 %[1]s "$@"
 `, top, binary, lib)
 	cmd := exec.Command("unshare", append([]string{"--mount", "--pid", "--fork", "--kill-child", "sh", "-ec", script, "sh"}, args...)...)
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH")}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 	return cmd
+}
+
+// end kills a container: all of its group, since who changes its user is no longer killed
+// with its parent.
+func end(cmd *exec.Cmd) {
+	_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
+	_ = cmd.Wait()
 }
 
 // needNamespaces skips where this process may not mount, as in most containers.
@@ -134,7 +141,7 @@ func TestEmbeddedImageRuns(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
+	defer end(cmd)
 	// It says that it serves once the engine has laid down the schema.
 	serving := make(chan string, 1)
 	go func() {
