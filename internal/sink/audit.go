@@ -35,8 +35,8 @@ type Audit struct {
 	// Log, when not nil, is the log that what is stored is compared with: its
 	// group must not be past what is stored, and what it has more is pending.
 	Log *Log
-	// MaxAge is how old an event may be on arrival, 0 any: with the table's TTL it says
-	// which rows may have expired.
+	// MaxAge is how old an event may be on arrival: with the table's TTL it says which rows
+	// may have expired. An audit of all needs it if there is a TTL.
 	MaxAge time.Duration
 
 	expiring time.Time // what was received before may have; zero: nothing has
@@ -150,7 +150,7 @@ func (a *Audit) readTTL(ctx context.Context) error {
 		return errors.New("the table has one, and without MAX_AGE nothing says which rows may have expired: set it as the ingesting processes have it")
 	}
 	a.expiring = time.Unix(max(now-ttl+int64(a.MaxAge.Seconds()), set), 0).Add(order)
-	return err
+	return nil
 }
 
 // logPosition is where a partition of the log stood.
@@ -189,7 +189,7 @@ func (a *Audit) positions(ctx context.Context) (map[int32]logPosition, error) {
 	if err = cmp.Or(err, ends.Error()); err != nil {
 		return nil, fmt.Errorf("read the end of topic %s: %w", a.Log.Topic, err)
 	}
-	young := starts
+	young := starts // without a TTL
 	if !a.expiring.IsZero() {
 		young, err = adm.ListOffsetsAfterMilli(ctx, a.expiring.UnixMilli(), a.Log.Topic)
 		if err = cmp.Or(err, young.Error()); err != nil {
@@ -201,7 +201,7 @@ func (a *Audit) positions(ctx context.Context) (map[int32]logPosition, error) {
 	ends.Each(func(o kadm.ListedOffset) {
 		p := logPosition{src: src, end: o.Offset, committed: -1}
 		if s, ok := starts.Lookup(a.Log.Topic, o.Partition); ok {
-			p.start, p.young = s.Offset, s.Offset
+			p.start = s.Offset
 		}
 		if y, ok := young.Lookup(a.Log.Topic, o.Partition); ok {
 			p.young = y.Offset
