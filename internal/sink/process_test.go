@@ -154,6 +154,9 @@ func (p *process) evict() {
 	}
 }
 
+// evict makes a member leave. When it was waiting for the leader's sync, the broker of
+// the tests miscounts the members that join, and the next rebalance takes all its
+// time-out.
 func (l *lab) evict(id string) {
 	req := kmsg.NewPtrLeaveGroupRequest()
 	req.Group = group

@@ -215,7 +215,9 @@ func (s *Sink) session(ctx context.Context) error {
 		kgo.DisableAutoCommit(),
 		kgo.BlockRebalanceOnPoll(),
 		kgo.Balancers(kgo.CooperativeStickyBalancer()),
-		kgo.RebalanceTimeout(s.cfg.RevokeTimeout+40*time.Second),
+		// A recovery and then the inserts under way may each take RevokeTimeout
+		// before this member joins; longer than that and it is as good as silent.
+		kgo.RebalanceTimeout(2*s.cfg.RevokeTimeout+s.cfg.SessionTimeout),
 		kgo.SessionTimeout(s.cfg.SessionTimeout),
 		kgo.HeartbeatInterval(1*time.Second),
 		kgo.OnOffsetsFetched(t.offsetsFetched),
