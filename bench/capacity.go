@@ -47,8 +47,10 @@ func printModel(_ context.Context, args []string) error {
 		plans = append(plans, costs.For(rate, model.Usual))
 	}
 	fmt.Print(model.Table(plans...))
+	m := model.Usual
+	fmt.Printf("\nThe price of a month is at %g a core hour and %g a TB and month, the log kept %g days and tables %g.\n", m.CoreHour, m.TBMonth, m.LogDays, m.TableDays)
 	p := plans[0]
-	fmt.Printf("\nOne edge of %d cores carries %.2f M events/s, one partition %.2f M, one ClickHouse node of %d cores %.2f M; all run at %.0f %%.\n",
-		model.Usual.EdgeCores, p.EdgeLimit/1e6, p.PartLimit/1e6, model.Usual.ShardCores, p.NodeLimit/1e6, 100*model.Usual.Load)
+	fmt.Printf("One edge of %d cores carries %.2f M events/s, one partition %.2f M, one ClickHouse node of %d cores %.2f M; all run at %.0f %%.\n",
+		m.EdgeCores, p.EdgeLimit/1e6, p.PartLimit/1e6, m.ShardCores, p.NodeLimit/1e6, 100*m.Load)
 	return nil
 }

@@ -39,13 +39,17 @@ type Shape struct {
 	LogCopies, TableCopies                        int
 	BrokerDisk                                    float64 // bytes/s one broker writes and still fsyncs
 	Network                                       float64 // bits/s of one machine
+	LogDays, TableDays                            float64 // how long each keeps what it has
+	CoreHour, TBMonth                             float64 // prices, in any currency: of a core with its memory, of disk
 }
 
 // Usual is machines of a few cores, run at 60 %, every byte three times in the
-// log and twice in the tables.
+// log, for the week that is KAFKA_RETENTION's default, and twice in the tables. The
+// prices are round ones, of the order of rented machines and network disks.
 var Usual = Shape{
 	EdgeCores: 4, SinkCores: 4, BrokerCores: 8, ShardCores: 16, Load: 0.6, Singles: 0.1,
 	LogCopies: 3, TableCopies: 2, BrokerDisk: 300e6, Network: 10e9,
+	LogDays: 7, TableDays: 30, CoreHour: 0.04, TBMonth: 80,
 }
 
 // Plan is what one rate needs.
@@ -58,6 +62,8 @@ type Plan struct {
 	In, Log                    float64 // bits/s from clients; bytes/s into the log, once
 	TopicDay, DiskDay          float64 // bytes a day, all copies
 	Machines, Cores            int
+	CoresMonth                 float64 // price of 730 hours
+	LogMonth, TablesMonth      float64 // price of the disk that is full after LogDays and TableDays
 	// what one edge, one partition, one sink, one ClickHouse node carries
 	EdgeLimit, PartLimit, SinkLimit, NodeLimit float64
 }
@@ -91,6 +97,9 @@ func (c Costs) For(rate float64, s Shape) Plan {
 	nodes := p.Shards * s.TableCopies
 	p.Machines = p.Edges + p.Sinks + p.Brokers + nodes
 	p.Cores = p.Edges*s.EdgeCores + p.Sinks*s.SinkCores + p.Brokers*s.BrokerCores + nodes*s.ShardCores
+	p.CoresMonth = float64(p.Cores) * 730 * s.CoreHour
+	p.LogMonth = p.TopicDay / 1e12 * s.LogDays * s.TBMonth
+	p.TablesMonth = p.DiskDay / 1e12 * s.TableDays * s.TBMonth
 	return p
 }
 
@@ -109,6 +118,11 @@ func (p Plan) First() string {
 		}
 	}
 	return first
+}
+
+// PerMillion is the price of a million events at this rate.
+func (p Plan) PerMillion() float64 {
+	return (p.CoresMonth + p.LogMonth + p.TablesMonth) / (p.Rate * 730 * 3600 / 1e6)
 }
 
 // Read takes the costs out of a benchmark report; what it lacks stays as it is.
@@ -138,11 +152,12 @@ func (c Costs) Read(r io.Reader) (Costs, error) {
 // Table is the plans as Markdown.
 func Table(plans ...Plan) string {
 	var b strings.Builder
-	b.WriteString("| events/s | edges | partitions | brokers | sinks | ClickHouse shards | in Gbit/s | log MB/s | log TB/day | tables TB/day | machines | cores | breaks first on one of each |\n")
-	b.WriteString("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n")
+	b.WriteString("| events/s | edges | partitions | brokers | sinks | ClickHouse shards | in Gbit/s | log MB/s | log TB/day | tables TB/day | machines | cores | a month: cores | log | tables | per million events | breaks first on one of each |\n")
+	b.WriteString("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n")
 	for _, p := range plans {
-		fmt.Fprintf(&b, "| %s | %d | %d | %d | %d | %d | %.2f | %.0f | %.2f | %.3f | %d | %d | %s |\n", rate(p.Rate), p.Edges, p.Partitions, p.Brokers, p.Sinks, p.Shards,
-			p.In/1e9, p.Log/1e6, p.TopicDay/1e12, p.DiskDay/1e12, p.Machines, p.Cores, p.First())
+		fmt.Fprintf(&b, "| %s | %d | %d | %d | %d | %d | %.2f | %.0f | %.2f | %.3f | %d | %d | %.0f | %.0f | %.0f | %.4f | %s |\n", rate(p.Rate), p.Edges, p.Partitions, p.Brokers, p.Sinks, p.Shards,
+			p.In/1e9, p.Log/1e6, p.TopicDay/1e12, p.DiskDay/1e12, p.Machines, p.Cores,
+			p.CoresMonth, p.LogMonth, p.TablesMonth, p.PerMillion(), p.First())
 	}
 	return b.String()
 }

@@ -10,7 +10,8 @@ import (
 // of bulks at the edge, and 100,000 of singles.
 var easy = Costs{Edge: 1, Single: 10, Broker: 0.5, Sink: 1, Engine: 2, Body: 250, Topic: 100, Stored: 50, Partition: 500_000, SinkRate: 400_000}
 
-var shape = Shape{EdgeCores: 4, SinkCores: 4, BrokerCores: 4, ShardCores: 10, Load: 0.5, Singles: 0, LogCopies: 3, TableCopies: 2, BrokerDisk: 100e6, Network: 10e9}
+var shape = Shape{EdgeCores: 4, SinkCores: 4, BrokerCores: 4, ShardCores: 10, Load: 0.5, Singles: 0, LogCopies: 3, TableCopies: 2, BrokerDisk: 100e6, Network: 10e9,
+	LogDays: 2, TableDays: 10, CoreHour: 0.1, TBMonth: 50}
 
 func TestPlan(t *testing.T) {
 	f := func(rate float64, want Plan) {
@@ -55,6 +56,22 @@ func TestPlanBytes(t *testing.T) {
 	f("log a day", p.TopicDay, 100e6*86400*3)
 	f("tables a day", p.DiskDay, 50e6*86400*2)
 	f("edge limit", p.EdgeLimit, 2e6)
+}
+
+func TestPrice(t *testing.T) {
+	p := easy.For(1_000_000, shape)
+	f := func(name string, got, want float64) {
+		t.Helper()
+		if math.Abs(got/want-1) > 1e-9 {
+			t.Errorf("%s: got %g; want %g", name, got, want)
+		}
+	}
+	// An edge, three brokers, five sinks of four cores, two nodes of ten.
+	f("cores", p.CoresMonth, 56*730*0.1)
+	// 300 MB/s for two days are 51.84 TB; 100 MB/s for ten 86.4.
+	f("log", p.LogMonth, 51.84*50)
+	f("tables", p.TablesMonth, 86.4*50)
+	f("a million events", p.PerMillion(), (56*730*0.1+51.84*50+86.4*50)/(730*3600))
 }
 
 func TestSinglesCostMore(t *testing.T) {
