@@ -315,10 +315,14 @@ func (b *block) months() string {
 	return list(slices.Sorted(maps.Keys(seen)))
 }
 
-// maxListed bounds the values a condition names one by one: a query must stay
-// below ClickHouse's max_query_size (256 KiB). Beyond it the range alone, which
-// contains more, says which rows to compare.
-const maxListed = 1000
+// maxListed and maxNamed bound what a condition names one by one: values, and bytes of
+// names as they are written. A query must stay below ClickHouse's max_query_size, 256 KiB,
+// and one that compares two widths of buckets says both conditions eight times. Beyond the
+// bounds the range alone, which contains more, says which rows to compare.
+const (
+	maxListed = 1000
+	maxNamed  = 12 << 10
+)
 
 // The widths in seconds of the buckets in events_users.
 const (
@@ -364,15 +368,17 @@ func (s spans) within(column string) string {
 
 // named is the condition that event_name is one of b's.
 func (b *block) named() string {
-	const maxBytes = 64 << 10
-	if b.eventName.values.Rows() > maxListed || len(b.eventName.values.Buf) > maxBytes {
+	if len(b.eventName.values.Buf) > maxNamed {
 		return "1"
 	}
 	names := make([]string, b.eventName.values.Rows())
 	for i := range names {
 		names[i] = clickhouse.Quote(b.eventName.values.Row(i))
 	}
-	return "event_name IN (" + strings.Join(names, ",") + ")"
+	if list := strings.Join(names, ","); len(list) <= maxNamed {
+		return "event_name IN (" + list + ")"
+	}
+	return "1"
 }
 
 func list[T int | int64](values []T) string {

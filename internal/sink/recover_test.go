@@ -152,6 +152,32 @@ func TestRecoveryBesideLastSeconds(t *testing.T) {
 	}
 }
 
+// TestRecoveryOfManyNames has batches of which names and hours do not fit into a query.
+func TestRecoveryOfManyNames(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, 1)
+	big := func(c *Config) { c.FlushRows = 2000 }
+	for _, c := range []struct{ names, bytes, hours int }{{33, 1000, 1}, {1000, 20, 1000}, {480, 22, 1000}, {1100, 4, 1000}} {
+		first := l.cluster.PartitionInfo(topic, 0).HighWatermark
+		l.produce(max(c.names, c.hours), func(i int, ev *codec.Event) {
+			ev.Name = fmt.Appendf(nil, "%0*d", c.bytes, i%c.names)
+			ev.Timestamp = 1_706_600_000_000 + int64(i%c.hours)*3_600_000
+		})
+		s := l.start(big)
+		l.settled()
+		s.stop()
+		l.commit(0, first, plans{{l.src(), first, l.cluster.PartitionInfo(topic, 0).HighWatermark - 1}}.String())
+		l.uncountAll(fmt.Sprintf("_offset >= %d", first))
+		s = l.start(big)
+		s.settled()
+		l.exact()
+		s.stop()
+		if got := s.sink.outcomes(); !strings.Contains(got, "repaired 1") {
+			t.Errorf("%+v: recovery found %s; want rollups to repair", c, got)
+		}
+	}
+}
+
 func TestRecoveryFromEveryPreparedState(t *testing.T) {
 	t.Parallel() // it waits more than it works
 	l := newLab(t, 2)
