@@ -32,10 +32,12 @@ type flight struct {
 	batches map[int32]*batch
 	dead    []*kgo.Record // dead letters, not yet written
 	recover bool          // declared earlier: look at the data first
-	behind  bool          // of a rescan: the group's offsets are past it and stay there
 	records int           // taken
 	decoder codec.Decoder
 	event   codec.Event
+
+	// Of a hole that is filled: the group's offsets, which are past it and stay there.
+	stands map[int32]commitOffset
 
 	// The runway's, as recover is once it flies.
 	ahead            *flight         // leaves and lands before it
@@ -112,7 +114,7 @@ func (t *session) store(ctx context.Context, f *flight) (err error) {
 	if err := t.recordEmpty(ctx, f); err != nil {
 		return err
 	}
-	if !f.behind {
+	if f.stands == nil {
 		if err := t.finish(ctx, f); err != nil {
 			return err
 		}
@@ -148,13 +150,16 @@ func (t *session) try(ctx context.Context, f *flight) error {
 // depends on: ClickHouse registers the query, then the coordinator accepts the
 // plan, then the rows go out.
 func (t *session) insert(ctx context.Context, f *flight) error {
-	if f.block.rows() == 0 {
-		return nil // duplicates and dead letters only: the commit is all
+	empty := f.block.rows() == 0
+	if !empty {
+		t.yieldToRepair(ctx)
+		t.lookForRepairs()
 	}
-	t.yieldToRepair(ctx)
-	t.lookForRepairs()
 	ctx, cancel := context.WithTimeout(ctx, t.cfg.InsertTimeout)
 	defer cancel()
+	if empty { // duplicates and dead letters only: the note is cut as a successor cuts the log
+		return t.declare(ctx, f)
+	}
 	var planErr error
 	err := t.send(ctx, f, func(ctx context.Context) error {
 		planErr = t.declare(ctx, f)
@@ -311,10 +316,15 @@ func (t *session) recordEmpty(ctx context.Context, f *flight) error {
 	return nil
 }
 
-// declare commits f's plan. Only a coordinator that is away is asked again.
+// declare commits f's plan, or where the group stands if it is past f. The coordinator
+// accepts that from the owner of f's partitions only, and is asked again only if it is
+// away.
 func (t *session) declare(ctx context.Context, f *flight) error {
 	t.runway.commits.Lock()
 	defer t.runway.commits.Unlock()
+	if f.stands != nil {
+		return t.commitUntil(ctx, f.stands)
+	}
 	return t.commitUntil(ctx, t.runway.declare(f, t.source.id))
 }
 

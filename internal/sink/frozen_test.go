@@ -2,6 +2,7 @@ package sink
 
 import (
 	"bytes"
+	"fmt"
 	"sync"
 	"testing"
 	"time"
@@ -124,6 +125,117 @@ func TestOwnerFrozenBeforeItsRecoveryInsert(t *testing.T) {
 	<-took // ClickHouse would take the rows
 	first.kafka.thaw()
 	first.told(first.sink.stats.disowned.Load)
+}
+
+// TestOwnerFrozenBeforeItsHole freezes a sink that has seen which rows are missing before
+// the offset that was put back, lets another fill the hole, and thaws the first.
+func TestOwnerFrozenBeforeItsHole(t *testing.T) {
+	l := newLab(t, 1)
+	s := l.start()
+	for range 3 {
+		l.produce(20, twoMonths)
+		l.settled()
+	}
+	s.stop()
+	const some = "_offset BETWEEN 20 AND 39"
+	l.uncountAll(some)
+	l.lose("events", some)
+	l.commit(0, 0, "")
+	first := l.prepare()
+	frozen := make(chan struct{})
+	freeze := sync.OnceFunc(func() {
+		first.click.freezeLocked()
+		first.kafka.freeze()
+		close(frozen)
+	})
+	first.click.watch = func(_ *wireConn, p []byte, sent bool) {
+		if sent && bytes.Contains(p, []byte("SELECT _offset FROM events")) {
+			freeze() // the query goes out, nothing after it
+		}
+	}
+	first.run()
+	<-frozen
+	first.evict()
+	second := l.start()
+	l.settled()
+	l.exact()
+	if got := second.sink.stats.reinserted.Load(); got != 1 {
+		t.Errorf("the successor filled %d holes; want 1", got)
+	}
+	first.click.thaw()
+	first.kafka.thaw()
+	first.told(first.sink.stats.disowned.Load)
+}
+
+// TestOwnerFrozenBeforeItsRowsAndUndeclared is TestOwnerFrozenBeforeItsRows with a plan
+// that an older commit replaces, which hung on another connection: nothing tells the next
+// owner of the insert but the server that runs it.
+func TestOwnerFrozenBeforeItsRowsAndUndeclared(t *testing.T) {
+	l := newLab(t, 1)
+	first := l.start()
+	l.produce(10)
+	l.settled()
+	frozen := make(chan struct{})
+	freeze := sync.OnceFunc(func() {
+		first.click.freeze()
+		first.kafka.freeze()
+		close(frozen)
+	})
+	l.cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.OffsetCommit}, Observe: true, Count: -1, When: func(req kmsg.Request) bool {
+		if isPlan(req) {
+			freeze()
+		}
+		return true
+	}})
+	l.produce(20)
+	<-frozen
+	eventually(t, "the plan is in", func() error {
+		if at := l.cluster.GroupInfo(group).Commits[topic][0]; at.Metadata == "" {
+			return fmt.Errorf("the group stands at %d", at.Offset)
+		}
+		return nil
+	})
+	first.evict()
+	l.commit(0, 10, "")
+	l.start()
+	l.settled()
+	l.exact()
+	first.click.thaw() // ClickHouse would have the rows of an insert that it took
+	first.kafka.thaw()
+	first.told(first.sink.stats.disowned.Load)
+}
+
+// TestOwnerFrozenBeforeItsNote freezes a sink that notes a batch of nothing but repeats,
+// and has another take the partition over that would cut the log shorter.
+func TestOwnerFrozenBeforeItsNote(t *testing.T) {
+	l := newLab(t, 1)
+	first := l.prepare()
+	frozen, held := make(chan struct{}), make(chan struct{})
+	freeze := sync.OnceFunc(func() {
+		first.kafka.freeze()
+		close(frozen)
+	})
+	first.click.watch = func(c *wireConn, p []byte, sent bool) {
+		if sent && bytes.Contains(p, []byte("INSERT INTO empty_batches")) {
+			c.held = held
+			freeze()
+		}
+	}
+	first.run()
+	l.one(0, withID("a"))
+	l.settled()
+	l.append(l.records(10, withID("a")))
+	<-frozen
+	first.evict()
+	l.start(func(c *Config) { c.FlushBytes = 500 })
+	l.settled()
+	l.produce(5)
+	l.settled()
+	close(held)
+	first.kafka.thaw()
+	first.told(func() uint64 { return first.sink.stats.disowned.Load() + first.sink.stats.rebalances.Load() })
+	l.exec("OPTIMIZE TABLE empty_batches FINAL")
+	l.exact()
 }
 
 // TestOwnerFrozenInItsRepair freezes a sink that holds the lock of a repair: the next one

@@ -3,7 +3,6 @@ package sink
 import (
 	"context"
 	"fmt"
-	"maps"
 
 	"github.com/ClickHouse/ch-go"
 	"github.com/ClickHouse/ch-go/proto"
@@ -20,11 +19,25 @@ import (
 //
 // Taking records from such an offset would store them twice. What is stored is
 // left alone, holes in it are filled, the rollups are compared, and the group
-// is moved on. Callers hold mu.
+// is moved on. And what is not stored yet may still be: the owner before may have died or
+// be frozen with an insert that the plan replaced here was for, so inserts of these
+// partitions are ended first. Callers hold mu.
 func (t *session) overtake(ctx context.Context) error {
-	for id := range maps.Clone(t.partitions) { // land lets go of mu
+	var assigned []int32
+	for id, p := range t.partitions {
+		if !p.asked {
+			assigned = append(assigned, id)
+		}
+	}
+	if len(assigned) == 0 {
+		return nil
+	}
+	if err := t.quiesce(ctx, assigned); err != nil {
+		return fmt.Errorf("end earlier inserts: %w", err)
+	}
+	for _, id := range assigned {
 		p := t.partitions[id]
-		if p == nil || p.asked {
+		if p == nil || p.asked { // land lets go of mu
 			continue
 		}
 		first, end, err := t.storedBeyond(ctx, id, p.next)
@@ -48,22 +61,21 @@ func (t *session) overtake(ctx context.Context) error {
 func (t *session) overtakePartition(ctx context.Context, p *partition, first, end int64) error {
 	from := min(first, p.from())
 	t.cfg.Logger.Warn("events goes beyond the group's offset, comparing", "partition", p.id, "offset", p.next, "first", from, "last", end-1)
-	f := newFlight(newBlock())
-	f.batches[p.id] = &batch{first: from, last: end - 1}
-	if err := t.quiesce(ctx, f); err != nil {
-		return fmt.Errorf("end earlier inserts: %w", err)
-	}
 	start, _, err := t.logRange(ctx, p.id)
 	if err != nil {
 		return err
 	}
 	from = max(from, start)
+	stands := p.stands()
+	if !p.known { // the group stands nowhere, and is not to miss what the log never had
+		stands.at = start
+	}
 	holes, err := t.holes(ctx, p.id, from, end)
 	if err != nil {
 		return err
 	}
 	for _, h := range holes {
-		if err := t.fill(ctx, p.id, h); err != nil {
+		if err := t.fill(ctx, p.id, h, stands); err != nil {
 			return err
 		}
 	}

@@ -174,17 +174,15 @@ func (t *session) recoverOnce(ctx context.Context, f *flight) error {
 	// Comparing hours of raw rows may take longer than one insert may.
 	ctx, cancel := context.WithTimeout(ctx, 10*t.cfg.InsertTimeout)
 	defer cancel()
-	if err := t.quiesce(ctx, f); err != nil {
+	if err := t.quiesce(ctx, slices.Collect(maps.Keys(f.batches))); err != nil {
 		return fmt.Errorf("end earlier inserts: %w", err)
+	}
+	// The plan is declared (again): a first attempt may have failed before it.
+	if err := t.declare(ctx, f); err != nil {
+		return err
 	}
 	if f.block.rows() == 0 {
 		return nil
-	}
-	// The plan is declared (again): a first attempt may have failed before it.
-	if !f.behind {
-		if err := t.declare(ctx, f); err != nil {
-			return err
-		}
 	}
 	missing, err := t.missing(ctx, f)
 	if err != nil {
@@ -194,9 +192,6 @@ func (t *session) recoverOnce(ctx context.Context, f *flight) error {
 	if n := missing.block.rows(); n > 0 {
 		action = &t.stats.reinserted
 		err := t.send(ctx, missing, func(ctx context.Context) error {
-			if f.behind {
-				return nil // of the embedded engine, which has no other sink
-			}
 			// Once more: what is missing may have been seen long ago, and a
 			// successor may have come and gone since.
 			return t.declare(ctx, f)
@@ -218,16 +213,15 @@ func (t *session) recoverOnce(ctx context.Context, f *flight) error {
 	return nil
 }
 
-// quiesce returns when no insert that names one of f's partitions runs. The KILL
+// quiesce returns when no insert that names one of the partitions runs. The KILL
 // comes first: the embedded engine lists an insert only when it has all rows, and
 // has KILL QUERY reach the others.
-func (t *session) quiesce(ctx context.Context, f *flight) error {
-	var ids []string
-	for id := range f.batches {
-		ids = append(ids, fmt.Sprint(id))
+func (t *session) quiesce(ctx context.Context, ids []int32) error {
+	var named []string
+	for _, id := range slices.Sorted(slices.Values(ids)) {
+		named = append(named, fmt.Sprint(id))
 	}
-	slices.Sort(ids)
-	where := fmt.Sprintf("match(Settings['log_comment'], '^edge/%d/.*,(%s),')", t.source.id, strings.Join(ids, "|"))
+	where := fmt.Sprintf("match(Settings['log_comment'], '^edge/%d/.*,(%s),')", t.source.id, strings.Join(named, "|"))
 	for try := 0; ; try++ {
 		if err := t.cfg.ClickHouse.Exec(ctx, "KILL QUERY WHERE "+where+" ASYNC"); err != nil {
 			return err

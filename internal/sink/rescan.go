@@ -44,7 +44,8 @@ func (t *session) rescan(ctx context.Context) error {
 
 func (t *session) rescanPartition(ctx context.Context, p *partition) error {
 	started := time.Now()
-	end := p.from()
+	stands := p.stands()
+	end := stands.at
 	first, _, err := t.logRange(ctx, p.id)
 	if err != nil {
 		return err
@@ -54,7 +55,7 @@ func (t *session) rescanPartition(ctx context.Context, p *partition) error {
 		return err
 	}
 	for _, h := range holes {
-		if err := t.fill(ctx, p.id, h); err != nil {
+		if err := t.fill(ctx, p.id, h, stands); err != nil {
 			return err
 		}
 	}
@@ -108,8 +109,9 @@ func (t *session) holes(ctx context.Context, id int32, from, end int64) ([]plan,
 	return out, err
 }
 
-// fill recovers one hole and waits until it is stored. Callers hold mu.
-func (t *session) fill(ctx context.Context, id int32, hole plan) error {
+// fill recovers one hole of a partition and waits until it is stored. The group stands
+// behind it, and goes on standing there. Callers hold mu.
+func (t *session) fill(ctx context.Context, id int32, hole plan, stands commitOffset) error {
 	of := &partition{id: id}
 	if t.cfg.DedupIDs > 0 {
 		of.window = t.newWindow()
@@ -118,7 +120,7 @@ func (t *session) fill(ctx context.Context, id int32, hole plan) error {
 		}
 	}
 	f := newFlight(newBlock())
-	f.recover, f.behind = true, true
+	f.recover, f.stands = true, map[int32]commitOffset{id: stands}
 	if err := t.reread(ctx, f, hole, of); err != nil {
 		return err
 	}

@@ -185,13 +185,16 @@ type partition struct {
 	window *window // ids taken so far; nil until rebuilt from events
 }
 
-// from is the first offset that is not stored for certain, of one newly assigned.
-func (p *partition) from() int64 {
+// stands is where the group is with a partition newly assigned: at the first offset that
+// is not stored for certain, with what is declared from there.
+func (p *partition) stands() commitOffset {
 	if len(p.open) > 0 {
-		return p.open[0].first
+		return commitOffset{p.open[0].first, p.open.String()}
 	}
-	return p.next
+	return commitOffset{at: p.next}
 }
+
+func (p *partition) from() int64 { return p.stands().at }
 
 func (s *Sink) session(ctx context.Context) error {
 	src, err := s.prepare(ctx)
