@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/ClickHouse/ch-go"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"edge/internal/codec"
@@ -345,6 +346,9 @@ func (t *session) commitUntil(ctx context.Context, offsets map[int32]commitOffse
 		case t.ctx.Err() != nil, refused(err):
 			t.cfg.Logger.Warn("commit refused", "err", err)
 			t.lost(errDisowned) // the next flight's commit must not come first
+			return errDisowned
+		case errors.Is(err, kerr.UnknownTopicID):
+			t.recreated(err)
 			return errDisowned
 		}
 		t.state.failed(err)

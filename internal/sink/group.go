@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -98,6 +99,9 @@ func (t *session) offsetsFetched(_ context.Context, _ *kgo.Client, resp *kmsg.Of
 			default:
 				t.cfg.Logger.Error("open plan belongs to another log, ignored",
 					"partition", id, "first", offset, "last", open[len(open)-1].last, "src", open[0].src, "want_src", t.source.id)
+				if slices.Contains(t.source.before, fmt.Sprint(open[0].src)) {
+					p.next, p.known = 0, false // and so does the offset
+				}
 			}
 		}
 		t.partitions[id] = p
@@ -121,6 +125,19 @@ func (t *session) offsetsFetched(_ context.Context, _ *kgo.Client, resp *kmsg.Of
 		}
 	}
 	return nil
+}
+
+// adjustOffsets has partitions read from the start of the log of which the group says
+// nothing about this log.
+func (t *session) adjustOffsets(_ context.Context, offsets map[string]map[int32]kgo.Offset) (map[string]map[int32]kgo.Offset, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for id := range offsets[t.cfg.Topic] {
+		if p := t.partitions[id]; p != nil && !p.known {
+			offsets[t.cfg.Topic][id] = kgo.NewOffset().AtStart()
+		}
+	}
+	return offsets, nil
 }
 
 // topicName is the name in a response that may carry only an id: this client
@@ -189,6 +206,11 @@ func (t *session) commit(ctx context.Context, offsets map[int32]commitOffset) er
 		}
 		return nil
 	})
+	if !t.byID.Load() {
+		if err := t.sameLog(ctx); err != nil {
+			return err
+		}
+	}
 	var result error
 	t.client.CommitOffsetsSync(ctx, map[string]map[int32]kgo.EpochOffset{t.cfg.Topic: want},
 		func(_ *kgo.Client, _ *kmsg.OffsetCommitRequest, resp *kmsg.OffsetCommitResponse, err error) {
@@ -196,6 +218,7 @@ func (t *session) commit(ctx context.Context, offsets map[int32]commitOffset) er
 			if resp == nil || err != nil {
 				return
 			}
+			t.byID.Store(resp.Version >= 10)
 			answered := 0
 			for _, topic := range resp.Topics {
 				for _, p := range topic.Partitions {
@@ -213,6 +236,24 @@ func (t *session) commit(ctx context.Context, offsets map[int32]commitOffset) er
 		t.cfg.Kafka.Errors.Count("commit", result)
 		ids := slices.Sorted(maps.Keys(offsets))
 		return fmt.Errorf("commit offsets of partitions %v: %w", ids, result)
+	}
+	return nil
+}
+
+// sameLog reports whether the topic's name is still that of the log of this session. Before
+// Kafka 4.1 a commit says the name only, and would be taken for the next log of that name,
+// of which it would pass what nobody has stored.
+func (t *session) sameLog(ctx context.Context) error {
+	topics, err := kadm.NewClient(t.client).ListTopics(ctx, t.cfg.Topic)
+	if err != nil {
+		return fmt.Errorf("read the topic's id: %w", err)
+	}
+	topic := topics[t.cfg.Topic]
+	if topic.Err != nil {
+		return fmt.Errorf("read the topic's id: %w", topic.Err)
+	}
+	if topic.ID != t.source.topic {
+		return kerr.UnknownTopicID
 	}
 	return nil
 }

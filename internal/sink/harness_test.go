@@ -68,7 +68,7 @@ var databases struct {
 	n int
 }
 
-func newLabOn(t testing.TB, child ch.Dialer, partitions int32) *lab {
+func newLabOn(t testing.TB, child ch.Dialer, partitions int32, opts ...kfake.Opt) *lab {
 	t.Helper()
 	databases.Lock()
 	databases.n++
@@ -76,8 +76,8 @@ func newLabOn(t testing.TB, child ch.Dialer, partitions int32) *lab {
 	databases.Unlock()
 	l := &lab{t: t, engine: child, partitions: partitions, ledger: make(map[place]row)}
 	var err error
-	l.cluster, err = kfake.NewCluster(kfake.NumBrokers(1), kfake.SeedTopics(partitions, topic), kfake.SeedTopics(1, letter),
-		kfake.GroupMinSessionTimeout(time.Second))
+	l.cluster, err = kfake.NewCluster(append(opts, kfake.NumBrokers(1), kfake.SeedTopics(partitions, topic), kfake.SeedTopics(1, letter),
+		kfake.GroupMinSessionTimeout(time.Second))...)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -18,7 +18,9 @@ import (
 
 // source is the log this sink reads and how its inserts must be made.
 type source struct {
-	id         uint32 // the _src of every row
+	id         uint32   // the _src of every row
+	topic      [16]byte // its id
+	before     []string // the numbers of logs that the topic's name was for in this cluster
 	partitions int
 	settings   [][2]string // of every insert
 }
@@ -198,7 +200,7 @@ func (s *Sink) register(ctx context.Context) (source, error) {
 		return source{}, fmt.Errorf("read topic %s: %w", s.cfg.Topic, topic.Err)
 	}
 	id := SourceID(meta.Cluster, topic.ID, s.cfg.Incarnation)
-	src := source{id: id, partitions: max(len(topic.Partitions), 1)}
+	src := source{id: id, topic: topic.ID, partitions: max(len(topic.Partitions), 1)}
 	topicID := hex.EncodeToString(topic.ID[:])
 	identity := fmt.Sprintf("%s/%s/%d", meta.Cluster, topicID, s.cfg.Incarnation)
 	same, err := s.cfg.ClickHouse.Strings(ctx, fmt.Sprintf(
@@ -210,6 +212,12 @@ func (s *Sink) register(ctx context.Context) (source, error) {
 		if other != identity {
 			return source{}, &SchemaError{fmt.Sprintf("source number %d is taken by %s; use another database for %s", id, other, identity)}
 		}
+	}
+	src.before, err = s.cfg.ClickHouse.Strings(ctx, fmt.Sprintf(
+		"SELECT DISTINCT toString(src) AS s FROM sources WHERE cluster_id = %s AND topic = %s AND topic_id != %s",
+		clickhouse.Quote(meta.Cluster), clickhouse.Quote(s.cfg.Topic), clickhouse.Quote(topicID)))
+	if err != nil {
+		return source{}, fmt.Errorf("read sources: %w", err)
 	}
 	if len(same) > 0 {
 		return src, nil

@@ -4,6 +4,9 @@ import (
 	"fmt"
 	"testing"
 	"time"
+
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kversion"
 )
 
 // The topic is deleted and created again under a running sink: what is stored of
@@ -14,32 +17,91 @@ func TestTopicRecreated(t *testing.T) {
 	l.start()
 	l.produce(100)
 	l.settled()
+	l.recreate()
+	l.append(l.records(50))
+	l.logs("150 events of 2 logs, 150 counted")
+}
+
+// The same while ClickHouse is away and flights wait for it. Before Kafka 4.1 their commits
+// name the topic only, and so would be of the new one.
+func TestTopicRecreatedUnderFlights(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name   string
+		broker []kfake.Opt
+	}{{"topic ids", nil}, {"topic names", []kfake.Opt{kfake.MaxVersions(kversion.V3_9_0())}}} {
+		t.Run(c.name, func(t *testing.T) {
+			l := newLabOn(t, needEngine(t), 1, c.broker...)
+			s := l.start(func(c *Config) { c.FlushRows, c.InsertTimeout = 20, 2*time.Second })
+			l.produce(10)
+			l.settled()
+			s.click.cut()
+			l.append(l.records(200))
+			eventually(t, "flights wait for ClickHouse", func() error {
+				if s.sink.stats.retried.Load() == 0 {
+					return errCut
+				}
+				return nil
+			})
+			l.recreate()
+			l.append(l.records(50))
+			s.click.mend()
+			eventually(t, "the new log is stored", func() error {
+				if n := l.value(fmt.Sprintf("SELECT count() FROM events WHERE _src = %d", l.src())); n != "50" {
+					return fmt.Errorf("%s events of it", n)
+				}
+				return nil
+			})
+			s.stop()
+			l.start()
+			l.append(l.records(300))
+			l.settled()
+			if n := l.value(fmt.Sprintf("SELECT count() FROM events WHERE _src = %d", l.src())); n != "350" {
+				t.Errorf("%s events of the new log; want 350", n)
+			}
+			l.rollupsAreRaw()
+		})
+	}
+}
+
+// A plan of the log before is where the group stands, and offsets of that log say nothing
+// about this one.
+func TestTopicRecreatedBesideAPlan(t *testing.T) {
+	l := newLab(t, 1)
+	s := l.start()
+	l.produce(100)
+	l.settled()
+	s.stop()
+	before := l.src()
+	l.recreate()
+	l.append(l.records(50))
+	l.commit(0, 30, plans{{before, 30, 49}}.String())
+	l.start()
+	l.logs("150 events of 2 logs, 150 counted")
+}
+
+// recreate deletes the topic and creates it again.
+func (l *lab) recreate() {
+	l.t.Helper()
 	if err := l.cluster.DeleteTopic(topic); err != nil {
-		t.Fatal(err)
+		l.t.Fatal(err)
 	}
 	if err := l.cluster.CreateTopic(topic, 1, nil); err != nil {
-		t.Fatal(err)
+		l.t.Fatal(err)
 	}
 	l.producer.PurgeTopicsFromProducing(topic)
-	records := l.records(50)
-	if err := l.producer.ProduceSync(t.Context(), records...).FirstErr(); err != nil {
-		t.Fatal(err)
-	}
-	deadline := time.After(time.Minute)
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
-	const want = "150 events of 2 logs, 150 counted"
-	for {
+}
+
+// logs waits until events and rollups are what the sentence says.
+func (l *lab) logs(want string) {
+	l.t.Helper()
+	eventuallyWithin(l.t, time.Minute, "events of both logs are stored", func() error {
 		got := fmt.Sprintf("%s events of %s logs, %s counted",
 			l.value("SELECT toString(count()) FROM events"), l.value("SELECT toString(uniqExact(_src)) FROM events"),
 			l.value("SELECT toString(sum(n)) FROM events_1d"))
-		if got == want {
-			return
+		if got != want {
+			return fmt.Errorf("%s; want %s", got, want)
 		}
-		select {
-		case <-deadline:
-			t.Fatalf("got %s; want %s", got, want)
-		case <-tick.C:
-		}
-	}
+		return nil
+	})
 }

@@ -39,6 +39,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -156,6 +157,9 @@ type session struct {
 	ctx  context.Context
 	lost context.CancelCauseFunc
 
+	// byID is whether commits name the log's topic by its id.
+	byID atomic.Bool
+
 	// wake ends a poll when a flight lands.
 	wake chan struct{}
 
@@ -224,6 +228,7 @@ func (s *Sink) session(ctx context.Context) error {
 		kgo.SessionTimeout(s.cfg.SessionTimeout),
 		kgo.HeartbeatInterval(1*time.Second),
 		kgo.OnOffsetsFetched(t.offsetsFetched),
+		kgo.AdjustFetchOffsetsFn(t.adjustOffsets),
 		kgo.OnPartitionsRevoked(t.revoked),
 		kgo.OnPartitionsLost(t.partitionsLost),
 		// Packed; in memory it is ten times that, records and all, and there is

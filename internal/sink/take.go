@@ -123,9 +123,7 @@ func (t *session) sort(fetches kgo.Fetches) {
 		t.state.failed(fmt.Errorf("fetch %s/%d: %w", topic, p, err))
 		t.cfg.Logger.Error("fetch", "partition", p, "err", err)
 		if errors.Is(err, kerr.UnknownTopicID) {
-			// Another log under the same name: it gets a session of its own, which
-			// gives it a source number of its own.
-			t.lost(fmt.Errorf("topic %s was deleted and created again: %w", topic, err))
+			t.recreated(err)
 		}
 	})
 	if healthy {
@@ -140,6 +138,12 @@ func (t *session) sort(fetches kgo.Fetches) {
 		p.high = max(p.high, ft.HighWatermark)
 		t.polled = append(t.polled, polled{p, ft.Records})
 	})
+}
+
+// recreated ends the session because there is another log under the topic's name. That one
+// gets a session of its own, which gives it a source number of its own.
+func (t *session) recreated(err error) {
+	t.lost(fmt.Errorf("topic %s was deleted and created again: %w", t.cfg.Topic, err))
 }
 
 // take decodes polled records into the filling flight until it is full.
