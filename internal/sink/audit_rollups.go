@@ -10,6 +10,8 @@ import (
 
 	"github.com/ClickHouse/ch-go"
 	"github.com/ClickHouse/ch-go/proto"
+
+	"edge/internal/clickhouse"
 )
 
 // rollups compares month by month. A sink that writes meanwhile makes rows and
@@ -20,7 +22,7 @@ func (a *Audit) rollups(ctx context.Context, r *Report) error {
 	if err != nil {
 		return err
 	}
-	oldest, err := a.oldest(ctx)
+	oldest, err := oldest(ctx, a.ClickHouse)
 	if err != nil {
 		return fmt.Errorf("read the TTL of events: %w", err)
 	}
@@ -34,7 +36,7 @@ func (a *Audit) rollups(ctx context.Context, r *Report) error {
 		for _, width := range []int64{long, longer} {
 			after := compared[width]
 			if !oldest.IsZero() { // days stay longer than the bucket that holds them
-				after = later(after, oldest.AddDate(0, 0, 1-longer/aDay))
+				after = later(after, oldestDay(oldest))
 			}
 			if wide := month.widen(width, after); wide.from.Before(wide.to) {
 				all = append(all, wider(width, aDay, wide))
@@ -52,8 +54,8 @@ func (a *Audit) rollups(ctx context.Context, r *Report) error {
 
 // oldest is the first day of which no row can have expired. Rows and their
 // rollups expire one after the other, days and wider buckets much later.
-func (a *Audit) oldest(ctx context.Context) (time.Time, error) {
-	ttl, err := a.ClickHouse.Strings(ctx, `SELECT toString(toStartOfDay(now('UTC') - toIntervalSecond(toUInt32(seconds))) + toIntervalDay(1)) AS s
+func oldest(ctx context.Context, pool *clickhouse.Pool) (time.Time, error) {
+	ttl, err := pool.Strings(ctx, `SELECT toString(toStartOfDay(now('UTC') - toIntervalSecond(toUInt32(seconds))) + toIntervalDay(1)) AS s
 		FROM (SELECT extract(engine_full, 'TTL .* toIntervalSecond\\((\\d+)\\)') AS seconds FROM system.tables
 			WHERE database = currentDatabase() AND name = 'events') WHERE seconds != ''`)
 	if err != nil || len(ttl) == 0 {
@@ -61,6 +63,9 @@ func (a *Audit) oldest(ctx context.Context) (time.Time, error) {
 	}
 	return time.Parse(time.DateTime, ttl[0])
 }
+
+// oldestDay is the same for days and wider buckets.
+func oldestDay(oldest time.Time) time.Time { return oldest.AddDate(0, 0, 1-longer/aDay) }
 
 func later(x, y time.Time) time.Time {
 	if x.After(y) {

@@ -184,7 +184,11 @@ func (t *session) recoverOnce(ctx context.Context, f *flight) error {
 	if f.block.rows() == 0 {
 		return nil
 	}
-	missing, err := t.missing(ctx, f)
+	oldest, err := oldest(ctx, t.cfg.ClickHouse)
+	if err != nil {
+		return fmt.Errorf("read the TTL of events: %w", err)
+	}
+	missing, err := t.missing(ctx, f, oldest)
 	if err != nil {
 		return fmt.Errorf("read stored offsets: %w", err)
 	}
@@ -200,7 +204,7 @@ func (t *session) recoverOnce(ctx context.Context, f *flight) error {
 			return fmt.Errorf("insert %d missing rows: %w", n, err)
 		}
 	}
-	repaired, err := t.repairRollups(ctx, f, t.touches(f))
+	repaired, err := t.repairRollups(ctx, f, t.touches(f).since(oldest))
 	if err != nil {
 		return fmt.Errorf("repair rollups: %w", err)
 	}
@@ -237,8 +241,9 @@ func (t *session) quiesce(ctx context.Context, ids []int32) error {
 	}
 }
 
-// missing returns a flight with the rows of f that events does not hold.
-func (t *session) missing(ctx context.Context, f *flight) (*flight, error) {
+// missing returns a flight with the rows of f that events does not hold, of those that it
+// would keep: days may count what a TTL has taken.
+func (t *session) missing(ctx context.Context, f *flight, oldest time.Time) (*flight, error) {
 	stored := make(map[[2]uint64]struct{})
 	for id, b := range f.batches {
 		if b.rows == 0 {
@@ -266,10 +271,18 @@ func (t *session) missing(ctx context.Context, f *flight) (*flight, error) {
 	}
 	out := newFlight(newBlock())
 	out.batches = f.batches
+	expired := 0
 	for i := range f.block.rows() {
-		if _, ok := stored[[2]uint64{f.block.part.row(i), f.block.offset[i]}]; !ok {
+		switch _, ok := stored[[2]uint64{f.block.part.row(i), f.block.offset[i]}]; {
+		case ok:
+		case !oldest.IsZero() && int64(f.block.ts.Data[i]) < oldest.UnixMilli():
+			expired++
+		default:
 			out.block.copyRow(f.block, i)
 		}
+	}
+	if expired > 0 {
+		t.cfg.Logger.Info("rows that a TTL has taken, or would, are not inserted again", "batches", f.ranges(), "rows", expired)
 	}
 	return out, nil
 }
@@ -279,6 +292,16 @@ type touched struct {
 	hours, days, long, longer spans
 	named                     string // condition on event_name
 	rows                      string // condition that selects the rows in events
+}
+
+// since returns w without the buckets of which a TTL may have taken what they sum up.
+func (w touched) since(oldest time.Time) touched {
+	if oldest.IsZero() {
+		return w
+	}
+	w.hours, w.days = w.hours.since(oldest), w.days.since(oldest)
+	w.long, w.longer = w.long.since(oldestDay(oldest)), w.longer.since(oldestDay(oldest))
+	return w
 }
 
 // touches returns what f's rows concern.
@@ -350,8 +373,14 @@ func spansOf(seconds []int64, width int64) spans {
 	return spans{slices.Sorted(maps.Keys(seen)), width}
 }
 
-// within is the condition that a time column lies in one of s. The range around
-// them comes first: it is what the primary key can use.
+// since returns those of s that begin at a time or later.
+func (s spans) since(t time.Time) spans {
+	first, _ := slices.BinarySearch(s.starts, t.Unix())
+	return spans{s.starts[first:], s.width}
+}
+
+// within is the condition that a time column lies in one of s, which are one or more. The
+// range around them comes first: it is what the primary key can use.
 func (s spans) within(column string) string {
 	cond := span{time.Unix(s.starts[0], 0), time.Unix(s.starts[len(s.starts)-1]+s.width, 0)}.of(column)
 	if len(s.starts) <= maxListed {

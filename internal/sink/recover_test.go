@@ -4,8 +4,11 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
+	"edge/internal/clickhouse"
 	"edge/internal/codec"
+	"edge/migrations"
 )
 
 // twoMonths spreads events over January and February 2024, so that an insert
@@ -175,6 +178,72 @@ func TestRecoveryOfManyNames(t *testing.T) {
 		if got := s.sink.outcomes(); !strings.Contains(got, "repaired 1") {
 			t.Errorf("%+v: recovery found %s; want rollups to repair", c, got)
 		}
+	}
+}
+
+// TestRecoveryOfExpiredRows has history that a TTL takes, set later than it came: days and
+// wider buckets outlive it, and whoever compares it with the log leaves them alone.
+func TestRecoveryOfExpiredRows(t *testing.T) {
+	t.Parallel()
+	long := time.Now().Truncate(24*time.Hour).AddDate(0, 0, -100).UnixMilli()
+	old := func(i int, ev *codec.Event) { ev.Timestamp = long + int64(i)*3_600_000 }
+	recent := func(i int, ev *codec.Event) { ev.Timestamp = time.Now().UnixMilli() - int64(i) }
+	for _, c := range []struct {
+		name   string
+		leave  func(l *lab) // where the group stands
+		stored string
+	}{
+		{"a plan of expired rows", func(l *lab) { l.commit(0, 20, plans{{l.src(), 20, 39}}.String()) }, "0"},
+		{"a plan of expired rows and others", func(l *lab) {
+			l.produce(20, recent)
+			l.commit(0, 20, plans{{l.src(), 20, 59}}.String())
+		}, "20"},
+		{"offsets put back before rows that are kept", func(l *lab) {
+			l.commit(0, 40, "")
+			s := l.start()
+			l.produce(20, recent)
+			l.settled()
+			s.stop()
+			l.commit(0, 0, "")
+		}, "20"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			l := newLab(t, 1)
+			s := l.start()
+			for range 2 {
+				l.produce(20, old)
+				l.settled()
+			}
+			s.stop()
+			err := clickhouse.Migrate(t.Context(), l.clickhouse, clickhouse.MigrateOptions{Files: migrations.FS, Exclusive: true, TTL: 40 * 24 * time.Hour, Logger: l.log("schema")})
+			if err != nil {
+				t.Fatal(err)
+			}
+			expire := func() {
+				for _, table := range []string{"events", "events_1m", "events_users"} {
+					l.exec("OPTIMIZE TABLE " + table + " FINAL")
+				}
+			}
+			expire()
+			days := func() string {
+				return l.value(`SELECT toString(groupArray((width, n, users))) FROM (SELECT width, sum(n) AS n, uniqCombined64Merge(14)(u) AS users
+					FROM events_users WHERE by_channel = 0 AND at < now() - toIntervalDay(60) AND width <= 1382400 GROUP BY width ORDER BY width)`)
+			}
+			want := days()
+			if !strings.Contains(want, "(86400,40,") || l.value("SELECT count() FROM events") != "0" {
+				t.Fatalf("nothing expired, or too much: %s", want)
+			}
+			c.leave(l)
+			l.start()
+			l.settled()
+			expire()
+			if got := days(); got != want {
+				t.Errorf("days are %s; want %s", got, want)
+			}
+			if got := l.value("SELECT count() FROM events"); got != c.stored {
+				t.Errorf("%s rows; want %s", got, c.stored)
+			}
+		})
 	}
 }
 

@@ -102,10 +102,10 @@ func (c cells) sql(named string) string {
 // The widest buckets are compared with days because a TTL leaves days alone
 // until the bucket that holds them is gone.
 func (w touched) steps() []step {
-	minutes := step{
-		"events_1m", "m, event_name, channel", "cell, event_name, ch",
-		[]cells{{bucket{0, true}, "toStartOfMinute(ts)", "toInt64(count())", "events", w.hours.within("ts")}},
-		[]cells{{bucket{0, true}, "m", "-sum(n)", "events_1m", w.hours.within("m")}},
+	minutes := step{rollup: "events_1m", key: "m, event_name, channel", cell: "cell, event_name, ch"}
+	if len(w.hours.starts) > 0 {
+		minutes.finer = []cells{{bucket{0, true}, "toStartOfMinute(ts)", "toInt64(count())", "events", w.hours.within("ts")}}
+		minutes.own = []cells{{bucket{0, true}, "m", "-sum(n)", "events_1m", w.hours.within("m")}}
 	}
 	users := func() step {
 		return step{rollup: "events_users", key: "width, by_channel, at, event_name, channel", cell: cellKey}
@@ -113,6 +113,9 @@ func (w touched) steps() []step {
 	// of adds the buckets of a width and what they sum up: which rows of a table,
 	// by its time column.
 	of := func(s step, width int64, in spans, table, column, which string) step {
+		if len(in.starts) == 0 {
+			return s
+		}
 		for _, byChannel := range []bool{true, false} {
 			b := bucket{width, byChannel}
 			s.finer = append(s.finer, cells{b, floor(column, width), "sum(n)", table, which + " AND " + in.within(column)})
@@ -121,12 +124,13 @@ func (w touched) steps() []step {
 		return s
 	}
 	hour, day := bucket{anHour, true}.is(), bucket{aDay, true}.is()
-	return []step{
+	all := []step{
 		minutes,
 		of(of(users(), fiveMinutes, w.hours, "events_1m", "m", "1"), anHour, w.hours, "events_1m", "m", "1"),
 		of(users(), aDay, w.days, "events_users", "at", hour),
 		of(of(users(), long, w.long, "events_users", "at", day), longer, w.longer, "events_users", "at", day),
 	}
+	return slices.DeleteFunc(all, func(s step) bool { return len(s.finer) == 0 })
 }
 
 // repairRollups compares each rollup with the next finer table over what w
