@@ -98,7 +98,10 @@ func (pt *partition) judge(b *batch, r *kmsg.ProduceResponseTopicPartition) (fat
 	case errors.Is(err, kerr.DuplicateSequenceNumber):
 		// Appended by an attempt so long ago that the broker has forgotten where.
 		return done, nil
-	case errors.Is(err, kerr.RequestTimedOut), errors.Is(err, kerr.NotEnoughReplicasAfterAppend):
+	case errors.Is(err, kerr.RequestTimedOut), errors.Is(err, kerr.NotEnoughReplicasAfterAppend),
+		// Also of a leader that has appended the batch and loses its office, or its
+		// disk, before the others have it.
+		errors.Is(err, kerr.NotLeaderForPartition), errors.Is(err, kerr.KafkaStorageError):
 		b.unsure = true
 		return again, err
 	case disowned(err):

@@ -89,7 +89,7 @@ func TestBrokerForgetsTheProducer(t *testing.T) {
 // The broker appended the batch, the answer was lost, and then the broker forgot
 // the producer: sent under a new id, the records would be in the log twice.
 func TestForgottenWithoutAnAnswer(t *testing.T) {
-	f := func(lose func(*sim)) {
+	f := func(appended bool, lose func(*sim)) {
 		t.Helper()
 		simulate(t, nil, func(s *sim) {
 			warm := s.expect(nil, "event")
@@ -103,13 +103,21 @@ func TestForgottenWithoutAnAnswer(t *testing.T) {
 				t.Errorf("the open outcome is given as the broker's refusal: %v", r.err)
 			}
 			after := s.expect(nil, "event")
-			s.wantLog(warm, r.records, after)
+			if appended {
+				s.wantLog(warm, r.records, after)
+			} else {
+				s.wantLog(warm, after)
+			}
 		})
 	}
-	f(func(s *sim) {
-		s.cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: kerr.RequestTimedOut, Count: 1})
-	})
-	f(func(s *sim) { s.net.onAnswer(func(c net.Conn) { c.Close() }) })
+	answer := func(e *kerr.Error) func(*sim) {
+		return func(s *sim) { s.cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: e, Count: 1}) }
+	}
+	f(true, answer(kerr.RequestTimedOut))
+	f(true, func(s *sim) { s.net.onAnswer(func(c net.Conn) { c.Close() }) })
+	// Here they do not append; a broker may.
+	f(false, answer(kerr.NotLeaderForPartition))
+	f(false, answer(kerr.KafkaStorageError))
 }
 
 // The same, with an answer that is final for this attempt only.
