@@ -28,7 +28,9 @@ import (
 func TestRebalanceMidInsert(t *testing.T) {
 	l := newLab(t, 6)
 	r := dice(t)
-	patient := func(c *Config) { c.RevokeTimeout, c.FlushRows, c.Inserts = 2*time.Second, 60, 3 } // several flights
+	patient := func(c *Config) { // several flights
+		c.RevokeTimeout, c.SessionTimeout, c.FlushRows, c.Inserts = 2*time.Second, 8*time.Second, 60, 3
+	}
 	sinks := []*process{l.start(patient)}
 	frozen := make(map[*process]bool)
 	pick := func() (p *process, rest []*process) {
@@ -38,6 +40,7 @@ func TestRebalanceMidInsert(t *testing.T) {
 	rounds := chaos.Rounds(10, 40)
 	for range rounds {
 		stop := l.load()
+		time.AfterFunc(time.Second, stop) // who stops may wait for others, and the log would grow for as long
 		after(time.Duration(100+r.IntN(300)) * time.Millisecond)
 		what := r.IntN(5)
 		switch {
