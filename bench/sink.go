@@ -149,6 +149,9 @@ func (b *bench) fillTopic(to *broker, n int64) (*rival.Block, error) {
 	if err = errors.Join(err, p.Close(ctx)); err != nil {
 		return nil, fmt.Errorf("fill the topic: %w", err)
 	}
+	if held, err := to.count(); err != nil || held != n {
+		return nil, errors.Join(err, fmt.Errorf("the topic holds %d records, %d were put into it", held, n))
+	}
 	return ready, nil
 }
 
@@ -162,9 +165,16 @@ type sinkRuns struct {
 	n      int
 }
 
-// into runs work, which stores rows in a fresh database and returns how long it
-// took and what its own process used, and checks the tables.
-func (r *sinkRuns) into(name string, work func(database string) (int64, time.Duration, time.Duration, int64, error)) (sample, error) {
+// effort is what it took to store a topic's records.
+type effort struct {
+	took, used time.Duration // used: of the sink's own process
+	rss        int64
+	verify     func() ([]string, error) // says what is wrong, and ends the sink; nil: nothing to ask
+}
+
+// into runs work, which stores rows in a fresh database, and checks the tables. What was
+// promised is what the topic holds, not what work says: it stops at a count of its own.
+func (r *sinkRuns) into(name string, rows int64, work func(database string) (effort, error)) (sample, error) {
 	r.n++
 	db := fmt.Sprintf("run_%d", r.n)
 	if err := r.f.migrate(r.engine, db); err != nil {
@@ -175,56 +185,65 @@ func (r *sinkRuns) into(name string, work func(database string) (int64, time.Dur
 		return sample{}, err
 	}
 	engineBefore, brokerBefore := child.CPU(r.engine.Pid()), child.CPU(r.broker.Pid())
-	rows, took, used, rss, err := work(db)
+	w, err := work(db)
 	if err != nil {
 		return sample{}, fmt.Errorf("%s: %w", name, err)
 	}
-	s := sample{Target: name, Events: rows, PerSecond: float64(rows) / took.Seconds(), RSS: rss, CPU: map[string]float64{
-		"server": perEvent(used, rows), "engine": perEvent(child.CPU(r.engine.Pid())-engineBefore, rows), "broker": perEvent(child.CPU(r.broker.Pid())-brokerBefore, rows)}}
+	s := sample{Target: name, Events: rows, PerSecond: float64(rows) / w.took.Seconds(), RSS: w.rss, CPU: map[string]float64{
+		"server": perEvent(w.used, rows), "engine": perEvent(child.CPU(r.engine.Pid())-engineBefore, rows), "broker": perEvent(child.CPU(r.broker.Pid())-brokerBefore, rows)}}
+	var problems []string
+	if w.verify != nil {
+		if problems, err = w.verify(); err != nil {
+			return s, fmt.Errorf("%s: %w", name, err)
+		}
+	}
 	if s.Entry, err = storedEntry(name, pool, 0, rows, 0); err != nil {
 		return s, err
 	}
+	verified(&s.Entry, problems)
 	return s, pool.Exec(r.b.ctx, "DROP DATABASE "+db)
 }
 
 // limit inserts ready blocks, some side by side.
 func (r *sinkRuns) limit(name string, connections int) (sample, error) {
-	return r.into(name, func(db string) (int64, time.Duration, time.Duration, int64, error) {
+	size := int64(r.ready.Rows())
+	n := (r.b.o.rows + size - 1) / size * size
+	return r.into(name, n, func(db string) (effort, error) {
 		pool, err := r.f.pool(r.engine.addr, db)
 		if err != nil {
-			return 0, 0, 0, 0, err
+			return effort{}, err
 		}
-		size := int64(r.ready.Rows())
-		n := (r.b.o.rows + size - 1) / size * size
 		before := child.Self()
 		took, err := r.ready.Fill(r.b.ctx, pool, n, connections)
 		_, rss := child.Memory(os.Getpid())
-		return n, took, child.Self() - before, rss, err
+		return effort{took: took, used: child.Self() - before, rss: rss}, err
 	})
 }
 
 // peer is the sink of an average team, over a part of the records.
 func (r *sinkRuns) peer() (sample, error) {
-	return r.into(naiveSink, func(db string) (int64, time.Duration, time.Duration, int64, error) {
-		n := max(r.b.o.rows/8, 1)
+	n := max(r.b.o.rows/8, 1)
+	return r.into(naiveSink, n, func(db string) (effort, error) {
 		before := child.Self()
 		took, err := naive.Sink(r.b.ctx, naive.Config{Brokers: []string{r.broker.addr}, Topic: topic}, r.engine.addr, db, int(n))
 		_, rss := child.Memory(os.Getpid())
-		return n, took, child.Self() - before, rss, err
+		return effort{took: took, used: child.Self() - before, rss: rss}, err
 	})
 }
 
 // ours starts edge with the role sink alone. The clock runs from the first rows
-// that are stored to the last: what it takes to join the group is no throughput.
+// that are stored to the last: what it takes to join the group is no throughput. Behind
+// the clock it has to prove, as edge verify does, that no batch is missing or twice and
+// that every rollup is the sum of the rows.
 func (r *sinkRuns) ours(name string, settings ...string) (sample, error) {
-	return r.into(name, func(db string) (int64, time.Duration, time.Duration, int64, error) {
+	return r.into(name, r.b.o.rows, func(db string) (effort, error) {
 		s, err := r.f.edge("sink", append(append(r.engine.settings(db), "ROLES=sink", "KAFKA_BROKERS="+r.broker.addr, "KAFKA_GROUP="+db), settings...)...)
 		if err != nil {
-			return 0, 0, 0, 0, err
+			return effort{}, err
 		}
 		pool, err := r.f.pool(r.engine.addr, db)
 		if err != nil {
-			return 0, 0, 0, 0, err
+			return effort{}, err
 		}
 		var first, last time.Time
 		var atFirst, rows int64
@@ -254,19 +273,20 @@ func (r *sinkRuns) ours(name string, settings ...string) (sample, error) {
 			return nil
 		})
 		if !errors.Is(err, done) {
-			return 0, 0, 0, 0, errors.Join(err, fmt.Errorf("%d of %d rows stored: %s", rows, r.b.o.rows, s.Tail()))
+			return effort{}, errors.Join(err, fmt.Errorf("%d of %d rows stored: %s", rows, r.b.o.rows, s.Tail()))
 		}
 		_, rss := child.Memory(s.Pid())
-		if err := s.Stop(); err != nil {
-			return 0, 0, 0, 0, err
+		verify := func() ([]string, error) {
+			problems, err := s.verify(r.b.ctx)
+			return problems, errors.Join(err, s.Stop())
 		}
 		// Scaled from the part between first and last to all. A single block has no
 		// such part: its clock runs from the start.
 		part := rows - atFirst
 		if part == 0 {
-			return rows, last.Sub(began), cpuLast, rss, nil
+			return effort{last.Sub(began), cpuLast, rss, verify}, nil
 		}
 		scale := float64(rows) / float64(part)
-		return rows, time.Duration(float64(last.Sub(first)) * scale), time.Duration(float64(cpuLast-cpuFirst) * scale), rss, nil
+		return effort{time.Duration(float64(last.Sub(first)) * scale), time.Duration(float64(cpuLast-cpuFirst) * scale), rss, verify}, nil
 	})
 }
