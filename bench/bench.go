@@ -154,7 +154,7 @@ func (b *bench) measure(t *target, l load.Load) (sample, error) {
 	}
 	m, err := t.measure(b.ctx, l)
 	if err == nil {
-		b.current.take(m, t.rival)
+		b.current.take(m, t.beside)
 	}
 	return m, err
 }

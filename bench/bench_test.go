@@ -233,11 +233,11 @@ func TestGeneratedEventsAreEvents(t *testing.T) {
 func TestTakeKeepsTheBook(t *testing.T) {
 	lost := sample{Target: "x", Entry: ledger.Entry{What: "x", Where: "log", Promised: 2, Found: 1}}
 	var s section
-	s.take(lost, true)
+	s.take(lost, rivals)
 	if len(s.Book) != 0 || len(s.Notes) != 1 {
 		t.Errorf("a rival: book %v, notes %v; want a note", s.Book, s.Notes)
 	}
-	s.take(lost, false)
+	s.take(lost, "")
 	if len(s.Book.Void()) != 1 || len(s.Notes) != 1 || len(s.Samples) != 2 {
 		t.Errorf("ours: book %v, notes %v; want a void entry", s.Book, s.Notes)
 	}

@@ -145,8 +145,8 @@ func (b *bench) endToEnd(f *fleet, name string, l load.Load, lead int64) (*flow,
 		return e, err
 	}
 	problems, err := srv.verify(b.ctx)
-	verified(&e.entry, problems)
 	if err == nil {
+		verified(&e.entry, problems)
 		e.bytesPerEvent, err = storedBytes(b.ctx, pool, res.Accepted)
 	}
 	return e, errors.Join(err, srv.Stop())

@@ -79,8 +79,9 @@ func freshnessStage(b *bench, s *section, f *fleet) error {
 		return err
 	}
 	e, err := storedEntry("freshness", pool, 0, res.Accepted, res.Doubtful)
+	e.Where = byID
 	if err == nil && seen.Count() != uint64(e.Found) {
-		verified(&e, []string{fmt.Sprintf("%d events were seen to appear", seen.Count())})
+		object(&e, fmt.Sprintf("%d events were seen to appear", seen.Count()))
 	}
 	s.Book = append(s.Book, e)
 	inserts := (after["edge_sink_batches_total"] - before["edge_sink_batches_total"]) / res.Elapsed.Seconds()

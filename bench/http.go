@@ -25,7 +25,7 @@ const (
 
 // of is a target in front of b.
 func (s *server) of(name string, b *broker) *target {
-	return &target{name: name, addr: s.addr, server: s.Pid(), others: map[string]int{"broker": b.Pid()}, count: b.count, where: "log", log: b.dir, admin: s.admin}
+	return &target{name: name, addr: s.addr, server: s.Pid(), others: map[string]int{"broker": b.Pid()}, count: b.count, where: inLog, log: b.dir, admin: s.admin}
 }
 
 // bare starts the limit.
@@ -34,7 +34,7 @@ func (f *fleet) bare() (*target, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &target{name: "bare fasthttp", rival: true, addr: s.addr, server: s.Pid(), where: "its counter", count: func() (int64, error) {
+	return &target{name: "bare fasthttp", beside: rivals, addr: s.addr, server: s.Pid(), where: "its counter", count: func() (int64, error) {
 		text, err := get("http://" + s.addr + "/count")
 		if err != nil {
 			return 0, err
@@ -54,7 +54,7 @@ func (f *fleet) naive(mode string, partitions int) (*target, error) {
 		return nil, err
 	}
 	t := s.of("naive "+mode, b)
-	t.rival = true
+	t.beside = rivals
 	return t, nil
 }
 
@@ -301,7 +301,7 @@ func (b *bench) nullBroker(s *section, f *fleet, requests [][]byte, size int) er
 	if err != nil {
 		return err
 	}
-	t := &target{name: "edge, null broker", addr: srv.addr, server: srv.Pid(), admin: srv.admin, others: map[string]int{"broker": null.Pid()}, where: "the producer's acknowledgements",
+	t := &target{name: "edge, null broker", addr: srv.addr, server: srv.Pid(), admin: srv.admin, others: map[string]int{"broker": null.Pid()}, beside: nulled, where: "the producer's acknowledgements",
 		count: func() (int64, error) { m, err := srv.metrics(); return int64(m["edge_produce_records_total"]), err }}
 	var samples []sample
 	for range b.o.rounds {
@@ -318,8 +318,14 @@ func (b *bench) nullBroker(s *section, f *fleet, requests [][]byte, size int) er
 	return nil
 }
 
-// verified turns what edge verify says into a ledger's problems.
+// verified enters in e what edge verify has said.
 func verified(e *ledger.Entry, problems []string) {
+	e.Where = byVerify
+	object(e, problems...)
+}
+
+// object enters what speaks against e.
+func object(e *ledger.Entry, problems ...string) {
 	for _, p := range problems {
 		if e.Problems != "" {
 			e.Problems += "; "

@@ -21,7 +21,7 @@ type target struct {
 	others map[string]int // pids of what it works with: broker, engine
 	count  func() (int64, error)
 	where  string // what count looks at
-	rival  bool   // what it loses is its own affair
+	beside string // not empty: no run of edge's ledger, and why; rivals: what it loses is its own affair
 	admin  string // of edge, which tells its allocations; empty: unknown
 	log    string // directory of its broker
 

@@ -69,7 +69,7 @@ func memoryStage(b *bench, s *section, f *fleet) error {
 	if err != nil {
 		return err
 	}
-	s.Book = append(s.Book, ledger.Entry{What: "broker killed under load", Where: "log", Promised: res.Accepted, Doubtful: res.Doubtful, Found: found - before})
+	s.Book = append(s.Book, ledger.Entry{What: "broker killed under load", Where: inLog, Promised: res.Accepted, Doubtful: res.Doubtful, Found: found - before})
 	// Flat: once records are given up as fast as they come, the last third is no
 	// higher than the third before.
 	dead := after(rss, died.Seconds())

@@ -257,7 +257,7 @@ func levels(n int64) (out []int64) {
 func (s *section) timings(t *table, rows int64, span, group string, m *timings, to *[3][]chart.Point, x float64) {
 	t.row(count(float64(rows)), span, group, fmt.Sprintf("%.2f", median(m.edge)), fmt.Sprintf("%.2f", quantile(m.edge, 0.99)), fmt.Sprintf("%.2f", median(m.bare)),
 		fmt.Sprintf("%.2f", median(m.raw)), ratio(median(m.toBare)), fmt.Sprintf("%.3f", median(m.toRaw)), len(m.edge), len(m.raw), m.wrong)
-	s.Book = append(s.Book, ledger.Entry{What: "query " + span + " " + group, Where: "answers equal to the raw rows", Promised: int64(len(m.raw)), Found: int64(len(m.raw) - m.wrong)})
+	s.Book = append(s.Book, ledger.Entry{What: "query " + span + " " + group, Where: "answers equal to the raw rows", Promised: int64(len(m.raw)), Found: int64(len(m.raw) - m.wrong), Beside: questions})
 	if to != nil {
 		to[0] = append(to[0], chart.Point{X: x, Y: median(m.edge)})
 		to[1] = append(to[1], chart.Point{X: x, Y: median(m.bare)})

@@ -164,11 +164,19 @@ func ratio(v float64) string {
 	return fmt.Sprintf("%.2f", v)
 }
 
+// What a run is whose ledger is not that of edge.
+const (
+	rivals    = "by rivals"
+	nulled    = "by edge into a broker that throws away, its producer's word"
+	questions = "answers compared with the raw rows"
+)
+
 // take keeps a run and its ledger. That of a rival which does not add up becomes
 // a note: it is its work that is not done, not ours.
-func (s *section) take(m sample, rival bool) {
+func (s *section) take(m sample, beside string) {
+	m.Entry.Beside = beside
 	s.Samples = append(s.Samples, m)
-	if rival && !m.Entry.OK() {
+	if beside == rivals && !m.Entry.OK() {
 		s.note("a rival's ledger: %s", m.Entry)
 		return
 	}

@@ -22,6 +22,15 @@ import (
 
 const database = "events_db"
 
+// Where a promise was looked for, and how. A count cannot tell one event lost and another
+// doubled; edge verify looks at every offset and at every cell of the rollups.
+const (
+	inLog    = "log, by count"
+	inTables = "events and rollups, by count"
+	byID     = "events and rollups, by count and event_id"
+	byVerify = "events and rollups, by count and edge verify"
+)
+
 // rollups are the tables that count every event, and what of them counts it once.
 var rollups = []struct{ name, of string }{
 	{"events_1m", "events_1m"},
@@ -64,7 +73,7 @@ func storedCount(pool *clickhouse.Pool) func() (int64, error) {
 // storedEntry is the ledger of a database: events and every rollup. Each must
 // hold exactly what was promised on top of before.
 func storedEntry(what string, pool *clickhouse.Pool, before, promised, doubtful int64) (ledger.Entry, error) {
-	e := ledger.Entry{What: what, Where: "events and rollups", Promised: promised, Doubtful: doubtful}
+	e := ledger.Entry{What: what, Where: inTables, Promised: promised, Doubtful: doubtful}
 	rows, counted, err := stored(pool)
 	if err != nil {
 		return e, err
@@ -72,7 +81,7 @@ func storedEntry(what string, pool *clickhouse.Pool, before, promised, doubtful 
 	e.Found = rows - before
 	for i, n := range counted {
 		if n != rows {
-			verified(&e, []string{fmt.Sprintf("%s counts %d, events has %d", rollups[i].name, n, rows)})
+			object(&e, fmt.Sprintf("%s counts %d, events has %d", rollups[i].name, n, rows))
 		}
 	}
 	return e, nil
@@ -84,7 +93,7 @@ func (f *fleet) everything(name string, s *server) (*target, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &target{name: name, addr: s.addr, server: s.Pid(), admin: s.admin, others: map[string]int{}, count: storedCount(pool), where: "events and rollups"}
+	t := &target{name: name, addr: s.addr, server: s.Pid(), admin: s.admin, others: map[string]int{}, count: storedCount(pool), where: inTables}
 	for _, pid := range child.Children(s.Pid()) {
 		t.others["engine"] = pid
 	}

@@ -16,11 +16,14 @@ import (
 // Entry is one run's sum.
 type Entry struct {
 	What     string `json:"what"`
-	Where    string `json:"where"`    // what was counted: "log", "events", "events_1m"
+	Where    string `json:"where"`    // where it was looked for, and how: "log, by count"
 	Promised int64  `json:"promised"` // events in 202 answers
 	Doubtful int64  `json:"doubtful"` // events whose request ended undecided
 	Found    int64  `json:"found"`
 	Problems string `json:"problems,omitempty"` // what edge verify said against it
+	// Beside is empty for a promise of edge's that a log or a table was asked about. Else
+	// it is whose run it was, or what was compared there instead.
+	Beside string `json:"beside,omitempty"`
 }
 
 // OK reports whether e adds up.
@@ -57,16 +60,40 @@ func (b Book) Void() (bad Book) {
 	return bad
 }
 
-// Summary is the book in one line, and a line for each entry that is void.
+// Summary is edge's own book: what it promised, what was found and by which comparison;
+// in a line of its own what else was run; and a line for each entry that is void.
 func (b Book) Summary() string {
 	var promised, found int64
+	var ways, others []string // in the order of their first runs
+	runs, sums := make(map[string]int), make(map[string]int64)
+	own := 0
 	for _, e := range b {
-		promised += e.Promised
-		found += e.Found
+		key, keys := e.Where, &ways
+		if e.Beside != "" {
+			key, keys = e.Beside, &others
+			sums[key] += e.Promised
+		} else {
+			own++
+			promised += e.Promised
+			found += e.Found
+		}
+		if runs[key]++; runs[key] == 1 {
+			*keys = append(*keys, key)
+		}
 	}
 	void := b.Void()
 	var s strings.Builder
-	fmt.Fprintf(&s, "ledger: %d runs, %d events promised, %d found, %d void", len(b), promised, found, len(void))
+	fmt.Fprintf(&s, "ledger: %d runs of edge, %d events promised, %d found, %d void", own, promised, found, len(void))
+	for _, w := range ways {
+		fmt.Fprintf(&s, "; %s: %d", w, runs[w])
+	}
+	for i, o := range others {
+		separator := "; "
+		if i == 0 {
+			separator = "\nin none of these sums: "
+		}
+		fmt.Fprintf(&s, "%s%s %d in %d runs", separator, o, sums[o], runs[o])
+	}
 	for _, e := range void {
 		s.WriteString("\n" + e.String())
 	}

@@ -32,11 +32,12 @@ func TestBookNamesWhatIsVoid(t *testing.T) {
 		{What: "first", Where: "log", Promised: 10, Found: 10},
 		{What: "second", Where: "log", Promised: 10, Found: 9},
 	}
+	b = append(b, Entry{What: "other", Where: "its counter", Promised: 7, Found: 7, Beside: "rivals"})
 	if void := b.Void(); len(void) != 1 || void[0].What != "second" {
 		t.Errorf("got %v; want the second entry", void)
 	}
 	s := b.Summary()
-	for _, want := range []string{"2 runs", "20 events promised", "19 found", "1 void", "second: 10 promised, 9 in log"} {
+	for _, want := range []string{"2 runs of edge", "20 events promised", "19 found", "1 void; log: 2", "in none of these sums: rivals 7 in 1 runs", "second: 10 promised, 9 in log"} {
 		if !strings.Contains(s, want) {
 			t.Errorf("summary %q does not say %q", s, want)
 		}
