@@ -32,10 +32,8 @@ var (
 	tagNames = []string{"electronics", "featured", "sale", "new", "outlet"}
 )
 
-// idSlot is where Stamp writes an event_id; its digits are the last of the event.
-const idSlot = "00000000-0000-7000-8000-000000000000"
-
-// append adds one event to dst.
+// append adds one event to dst. If it has an event_id, that is what it ends with, and no
+// other has it.
 func (g *generated) append(dst []byte) []byte {
 	name := g.eventName
 	if name == "" {
@@ -49,7 +47,7 @@ func (g *generated) append(dst []byte) []byte {
 		g.at.UnixMilli()-int64(g.rng.IntN(60_000)), tagNames[g.rng.IntN(len(tagNames))], tagNames[g.rng.IntN(len(tagNames))],
 		g.rng.IntN(10_000), g.rng.IntN(1000))
 	if g.withID {
-		dst = append(dst, `,"event_id":"`+idSlot+`"`...)
+		dst = fmt.Appendf(dst, `,"event_id":"%08x-%04x-7000-8000-%012x"`, g.rng.Uint32(), g.rng.IntN(1<<16), g.rng.Uint64()>>16)
 	}
 	return append(dst, '}')
 }
