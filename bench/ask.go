@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/ClickHouse/ch-go"
@@ -55,15 +56,43 @@ func (a *asker) edge(from, to int64, group string) (reply, error) {
 	return r, err
 }
 
-// bare is the one rollup query that answers about the same, over whole hours or
-// whole days: wrong at both ends, and as fast as the tables can be asked.
+// bare is the one rollup query that answers about the same, from whole hours or
+// whole days on: wrong at both ends, and as fast as who knows the tables can ask them.
 func (a *asker) bare(from, to int64, group string) (reply, error) {
-	width := int64(86400)
-	if to-from < 3*86400 {
-		width = 3600
+	byChannel := 0
+	if group != "" {
+		byChannel = 1
 	}
 	return a.ask(bucketSettings, "sum(n)", "uniqCombined64Merge(14)(u)", "events_users",
-		fmt.Sprintf("by_channel = 1 AND width = %d AND at >= %d AND at < %d", width, from/width*width, to/width*width), group)
+		fmt.Sprintf("by_channel = %d AND (%s)", byChannel, strings.Join(buckets(from, to), " OR ")), group)
+}
+
+// buckets are the conditions for the fewest buckets of events_users that about cover the
+// range, at least one.
+func buckets(from, to int64) (conditions []string) {
+	widths := []int64{256 * 86400, 16 * 86400, 86400, 3600}
+	if to-from >= 3*86400 {
+		widths = widths[:3]
+	}
+	var cover func(from, to int64, widths []int64)
+	cover = func(from, to int64, widths []int64) {
+		if from >= to {
+			return
+		}
+		width := widths[0]
+		first, end := (from+width-1)/width*width, to/width*width
+		if first >= end {
+			cover(from, to, widths[1:])
+			return
+		}
+		cover(from, first, widths[1:])
+		conditions = append(conditions, fmt.Sprintf("width = %d AND at >= %d AND at < %d", width, first, end))
+		cover(end, to, widths[1:])
+	}
+	finest := widths[len(widths)-1]
+	from = from / finest * finest
+	cover(from, max(to/finest*finest, from+finest), widths)
+	return conditions
 }
 
 // raw is the same question to the rows.

@@ -120,6 +120,21 @@ func TestLevels(t *testing.T) {
 	f(100_000_000, 1_000_000, 3_000_000, 10_000_000, 30_000_000, 100_000_000)
 }
 
+func TestBucketsCoverTheRange(t *testing.T) {
+	const hour, day = 3600, 86400
+	f := func(from, to int64, want ...string) {
+		t.Helper()
+		if got := buckets(from, to); !slices.Equal(got, want) {
+			t.Errorf("%d to %d: got %q; want %q", from, to, got, want)
+		}
+	}
+	f(hour+60, hour+120, "width = 3600 AND at >= 3600 AND at < 7200")
+	f(day-hour+5, 2*day+5, "width = 3600 AND at >= 82800 AND at < 86400", "width = 86400 AND at >= 86400 AND at < 172800")
+	f(15*day+hour, 34*day-1, "width = 86400 AND at >= 1296000 AND at < 1382400", "width = 1382400 AND at >= 1382400 AND at < 2764800",
+		"width = 86400 AND at >= 2764800 AND at < 2851200")
+	f(0, 256*day, "width = 22118400 AND at >= 0 AND at < 22118400")
+}
+
 func TestBenchmarkLines(t *testing.T) {
 	r := &results{values: map[string]map[string][]float64{}}
 	for _, out := range []string{
