@@ -3,9 +3,11 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
 
@@ -187,30 +189,48 @@ func constantStage(b *bench, s *section, f *fleet) error {
 	if err != nil {
 		return err
 	}
-	l := load.Load{Conns: manyConns, Requests: newGenerated(2).singles(1024), Events: 1, Schedule: load.Constant(rate, b.o.long)}
+	everything.settle = true
+	l := load.Load{Conns: manyConns, Requests: newGenerated(2).singles(1024), Events: 1, Schedule: load.Constant(rate, b.o.long/2)}
 	warm := l
 	warm.Schedule = load.Ramp(rate/10, rate, min(b.o.one, b.o.long))
-	var samples []sample
-	for _, t := range []*target{ours, everything, peer} {
+	targets := []*target{ours, peer, everything}
+	for _, t := range targets {
 		if _, err := b.measure(t, warm); err != nil {
 			return err
 		}
-		m, err := b.measure(t, l)
-		if err != nil {
-			return err
-		}
-		samples = append(samples, m)
 	}
-	s.Tables = append(s.Tables, httpTable("", samples, nil))
-	m := samples[0]
-	s.number("constant_p99_ms", float64(m.P99)/1e6)
-	s.number("constant_rss_mb", float64(m.RSS)/1e6)
-	s.goal(goal{What: "20,000 single events/s, open loop", Must: "p99 ≤ 20 ms, 0 errors, ≤ 1 core", Stretch: "p99 ≤ 5 ms",
-		Measured: fmt.Sprintf("p99 %s ms, %d errors, %.2f cores; all in one p99 %s ms", millis(m.P99), m.Refused, m.Cores, millis(samples[1].P99)),
-		Ratio:    fmt.Sprintf("naive sync p99 %s ms, %.2f cores", millis(samples[2].P99), samples[2].Cores),
-		Verdict:  verdict(m.P99 <= 20*time.Millisecond && m.Refused == 0 && m.Cores <= 1, m.P99 <= 5*time.Millisecond)})
-	s.goal(goal{What: "memory of edge at 20,000/s", Must: "≤ 64 MB", Stretch: "≤ 24 MB", Measured: fmt.Sprintf("%.0f MB peak", float64(m.RSS)/1e6),
-		Verdict: verdict(m.RSS <= 64e6, m.RSS <= 24e6)})
+	runs := make(map[*target][]sample)
+	for range min(b.o.rounds, 3) {
+		for _, t := range targets {
+			m, err := b.measure(t, l)
+			if err != nil {
+				return err
+			}
+			runs[t] = append(runs[t], m)
+		}
+	}
+	all := []sample{typical(runs[ours]), typical(runs[everything]), typical(runs[peer])}
+	s.Tables = append(s.Tables, httpTable(fmt.Sprintf("medians of %d runs of each, in turns", len(runs[ours])), all, nil))
+	p99 := func(m *sample) float64 { return float64(m.P99) / 1e6 }
+	cores := func(m *sample) float64 { return m.Cores }
+	beside := fmt.Sprintf("naive sync p99 %s ms, %s cores", ranged(runs[peer], p99), ranged(runs[peer], cores))
+	for i, t := range []*target{ours, everything} {
+		m := all[i]
+		what, engine := "20,000 single events/s, open loop", ""
+		if t == everything {
+			what += ", everything in one"
+			engine = fmt.Sprintf(", of its engine %.2f with the merges", m.CPU["engine"]*rate/1e6)
+		}
+		s.goal(goal{What: what, Must: "p99 ≤ 20 ms, 0 errors, ≤ 1 core", Stretch: "p99 ≤ 5 ms", Ratio: beside,
+			Measured: fmt.Sprintf("p99 %s ms, %d errors, %s cores%s", ranged(runs[t], p99), m.Refused, ranged(runs[t], cores), engine),
+			Verdict:  verdict(m.P99 <= 20*time.Millisecond && m.Refused == 0 && m.Cores <= 1, m.P99 <= 5*time.Millisecond)})
+	}
+	rss := func(m *sample) float64 { return float64(m.RSS) / 1e6 }
+	s.number("constant_p99_ms", p99(&all[0]))
+	s.number("constant_rss_mb", rss(&all[0]))
+	highest := slices.MaxFunc(runs[ours], func(a, b sample) int { return cmp.Compare(a.RSS, b.RSS) }).RSS
+	s.goal(goal{What: "memory of edge at 20,000/s", Must: "≤ 64 MB", Stretch: "≤ 24 MB", Measured: ranged(runs[ours], rss) + " MB peak",
+		Verdict: verdict(highest <= 64e6, highest <= 24e6)})
 	return nil
 }
 

@@ -11,6 +11,7 @@ import (
 	"edge/bench/child"
 	"edge/bench/ledger"
 	"edge/bench/load"
+	"edge/internal/clickhouse"
 )
 
 // target is one of the programs that a stage compares.
@@ -20,10 +21,12 @@ type target struct {
 	server int            // pid of the program itself
 	others map[string]int // pids of what it works with: broker, engine
 	count  func() (int64, error)
-	where  string // what count looks at
-	beside string // not empty: no run of edge's ledger, and why; rivals: what it loses is its own affair
-	admin  string // of edge, which tells its allocations; empty: unknown
-	log    string // directory of its broker
+	where  string           // what count looks at
+	beside string           // not empty: no run of edge's ledger, and why; rivals: what it loses is its own affair
+	admin  string           // of edge, which tells its allocations; empty: unknown
+	log    string           // directory of its broker
+	pool   *clickhouse.Pool // to its engine, if it has one of its own
+	settle bool             // a run lasts until the merges it has caused have ended: they are part of its cost, and not of the next one's
 
 	// What the run before left: the next one starts its sum there, so that an
 	// event which turns up between two runs is in a ledger too.
@@ -82,6 +85,11 @@ func (t *target) measure(ctx context.Context, l load.Load) (sample, error) {
 		return sample{}, fmt.Errorf("count the %s after %s: %w", t.where, t.name, err)
 	}
 	elapsed := time.Since(res.Began)
+	if t.settle {
+		if err := settle(ctx, t.pool, 2*time.Minute); err != nil {
+			return sample{}, fmt.Errorf("after %s: %w", t.name, err)
+		}
+	}
 	after := t.usage()
 	after["generator"] = generator
 	s := sample{
@@ -136,6 +144,15 @@ func awaitCount(ctx context.Context, count func() (int64, error), want int64, pa
 		case <-time.After(5 * time.Millisecond):
 		}
 	}
+}
+
+// ranged is the median of a figure of the runs, and from where to where it went.
+func ranged(all []sample, get func(*sample) float64) string {
+	var v []float64
+	for i := range all {
+		v = append(v, get(&all[i]))
+	}
+	return fmt.Sprintf("%.2f (%.2f to %.2f)", median(v), slices.Min(v), slices.Max(v))
 }
 
 // median of values; 0 of none.

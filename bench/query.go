@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math"
 	"net/http"
@@ -52,32 +51,6 @@ func (q *queryData) grow(ctx context.Context, n int64) error {
 	return nil
 }
 
-// settle waits for the merges that filling has left behind: they are not what an
-// event costs, and not what a question does. Between two of them there may be none for
-// a second.
-func (q *queryData) settle(ctx context.Context) error {
-	const calm, patience = 3 * time.Second, 10 * time.Minute
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	settled, since := errors.New("settled"), time.Now()
-	err := poll(ctx, 100*time.Millisecond, func() error {
-		n, err := number(ctx, q.pool, "SELECT toInt64(count()) AS n FROM system.merges")
-		switch {
-		case err != nil:
-			return err
-		case n > 0:
-			since = time.Now()
-		case time.Since(since) >= calm:
-			return settled
-		}
-		return nil
-	})
-	if errors.Is(err, settled) {
-		return nil
-	}
-	return fmt.Errorf("wait until merges have ended: %w", errors.Join(err, ctx.Err()))
-}
-
 // merge puts the rollups into the state that time would, their parts merged.
 func (q *queryData) merge(ctx context.Context) error {
 	for _, t := range []string{"events_1m", "events_users"} {
@@ -85,7 +58,7 @@ func (q *queryData) merge(ctx context.Context) error {
 			return fmt.Errorf("merge %s: %w", t, err)
 		}
 	}
-	return q.settle(ctx)
+	return settle(ctx, q.pool, 10*time.Minute)
 }
 
 // newer is how many events after those laid down are stored and counted in every
@@ -151,7 +124,7 @@ func queryStage(b *bench, s *section, f *fleet) error {
 		if err := data.grow(b.ctx, n); err != nil {
 			return err
 		}
-		if err := data.settle(b.ctx); err != nil {
+		if err := settle(b.ctx, pool, 10*time.Minute); err != nil {
 			return err
 		}
 		// A moment in which the machine is busy must not look like growth.

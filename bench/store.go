@@ -93,7 +93,7 @@ func (f *fleet) everything(name string, s *server) (*target, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &target{name: name, addr: s.addr, server: s.Pid(), admin: s.admin, others: map[string]int{}, count: storedCount(pool), where: inTables}
+	t := &target{name: name, addr: s.addr, server: s.Pid(), admin: s.admin, others: map[string]int{}, pool: pool, count: storedCount(pool), where: inTables}
 	for _, pid := range child.Children(s.Pid()) {
 		t.others["engine"] = pid
 	}
@@ -142,6 +142,32 @@ func (s *server) verify(ctx context.Context) ([]string, error) {
 		problems = append(problems, fmt.Sprintf("rollups: %d rows and %d user cells differ", r.Mismatched, r.Users))
 	}
 	return problems, nil
+}
+
+// settle waits for the merges that inserts have left behind: they are not what an event
+// of the next run costs, and not what a question does. Between two of them there may be
+// none for a second.
+func settle(ctx context.Context, pool *clickhouse.Pool, patience time.Duration) error {
+	const calm = 3 * time.Second
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	settled, since := errors.New("settled"), time.Now()
+	err := poll(ctx, 250*time.Millisecond, func() error { // seldom: it is the engine that is asked
+		n, err := number(ctx, pool, "SELECT toInt64(count()) AS n FROM system.merges")
+		switch {
+		case err != nil:
+			return err
+		case n > 0:
+			since = time.Now()
+		case time.Since(since) >= calm:
+			return settled
+		}
+		return nil
+	})
+	if errors.Is(err, settled) {
+		return nil
+	}
+	return fmt.Errorf("wait until merges have ended: %w", errors.Join(err, ctx.Err()))
 }
 
 // number runs a query of one Int64 named n.
