@@ -142,6 +142,7 @@ func queryStage(b *bench, s *section, f *fleet) error {
 		}
 		s.timings(&answers, data.rows, "30 days", "", m, &byStored, float64(n))
 	}
+	s.note("the engine's share of an event includes the merges while the events come, and none after")
 	costs.finish(s, "stored", fmt.Sprintf("1 M to %s events stored", count(float64(b.o.events))))
 	final, err := a.compare(b.o.long, data, month, "channel")
 	if err != nil {
