@@ -8,6 +8,7 @@ import (
 	"math"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 
 	"edge/bench/chart"
@@ -120,6 +121,7 @@ func queryStage(b *bench, s *section, f *fleet) error {
 		return err
 	}
 	costs := newGrown("events stored")
+	var toBareByStored []string
 	for _, n := range levels(b.o.events) {
 		if err := data.grow(b.ctx, n); err != nil {
 			return err
@@ -141,6 +143,7 @@ func queryStage(b *bench, s *section, f *fleet) error {
 			return err
 		}
 		s.timings(&answers, data.rows, "30 days", "", m, &byStored, float64(n))
+		toBareByStored = append(toBareByStored, fmt.Sprintf("%s %.2fx", count(float64(n)), median(m.toBare)))
 	}
 	s.note("the engine's share of an event includes the merges while the events come, and none after")
 	costs.finish(s, "stored", fmt.Sprintf("1 M to %s events stored", count(float64(b.o.events))))
@@ -153,7 +156,7 @@ func queryStage(b *bench, s *section, f *fleet) error {
 	if err != nil {
 		return err
 	}
-	s.note("30 days by channel asked of edge alone: p50 %.2f ms, p99 %.2f ms of %d answers", median(alone), quantile(alone, 0.99), len(alone))
+	s.note("30 days of all channels beside the bare rollup query, by events stored: %s", strings.Join(toBareByStored, ", "))
 	queries := func(name string, more ...string) (*server, error) {
 		return f.edge(name, append(append((&engine{addr: srv.sql}).settings(database), "ROLES=query"), more...)...)
 	}
@@ -196,13 +199,20 @@ func queryStage(b *bench, s *section, f *fleet) error {
 	if err != nil {
 		return err
 	}
-	p50, p99, toBare := median(alone), quantile(alone, 0.99), median(final.toBare)
-	s.number("query_p50_ms", p50)
+	// The ratio is of the run in turns, where each answer has the bare query's beside it. The
+	// milliseconds are of the run in which edge is asked alone: no screen asks for the raw
+	// rows before each of its questions.
+	p99, toBare := quantile(alone, 0.99), median(final.toBare)
+	s.number("query_p50_ms", median(alone))
+	both := func(ms []float64) string {
+		return fmt.Sprintf("p50 %.2f ms, p99 %.2f ms", median(ms), quantile(ms, 0.99))
+	}
 	s.goal(goal{What: fmt.Sprintf("GET /metrics, %s events stored, 30 days by channel", count(float64(data.rows))),
-		Must: "p50 ≤ 1.4x the bare rollup query, p99 ≤ 10 ms; flat in the range", Stretch: "≤ 1.1x; > 70 k requests/s from a cache of ≤ 1 s",
-		Measured: fmt.Sprintf("p50 %.2f ms, p99 %.2f ms; beside the others %.2f and %.2f, where no bucket is kept %.2f and %.2f; %s requests/s with QUERY_KEEP=1s", p50, p99,
-			median(final.edge), quantile(final.edge, 0.99), median(cold.edge), quantile(cold.edge, 0.99), count(requests)),
-		Ratio:   fmt.Sprintf("%.2fx the bare rollup (%.2fx), %.3fx the raw rows; 3 years %.1fx a day", toBare, median(cold.toBare), median(final.toRaw), byRange[0][len(ranges)-1].Y/byRange[0][min(2, len(ranges)-2)].Y),
+		Must: "in turns p50 ≤ 1.4x the bare rollup query, alone p99 ≤ 10 ms; flat in the range", Stretch: "≤ 1.1x; > 70 k requests/s from a cache of ≤ 1 s",
+		Measured: fmt.Sprintf("alone %s (%d answers); in turns with the bare query and raw rows %s, with QUERY_STATES=0 %s; %s requests/s with QUERY_KEEP=1s",
+			both(alone), len(alone), both(final.edge), both(cold.edge), count(requests)),
+		Ratio: fmt.Sprintf("in turns %.2fx the bare rollup query (%.2fx with QUERY_STATES=0), %.3fx the raw rows; 3 years %.1fx a day",
+			toBare, median(cold.toBare), median(final.toRaw), byRange[0][len(ranges)-1].Y/byRange[0][min(2, len(ranges)-2)].Y),
 		Verdict: verdict(toBare <= 1.4 && p99 <= 10, toBare <= 1.1 && requests > 70_000)})
 	return nil
 }
