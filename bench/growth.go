@@ -126,7 +126,7 @@ func bulks(g *generated, d time.Duration) load.Load {
 	return load.Load{Conns: fewConns, Requests: g.lines(256, size), Events: size, Schedule: load.Constant(50_000/size, d)}
 }
 
-// growConnections is the ingesting side with ever more clients that say nothing.
+// growConnections is the ingesting side with ever more clients that say nothing more.
 func growConnections(b *bench, s *section, f *fleet) error {
 	t, err := f.ours("edge")
 	if err != nil {
@@ -138,16 +138,22 @@ func growConnections(b *bench, s *section, f *fleet) error {
 	}
 	g := newGrown("idle connections")
 	err = g.sweep(b, s, []int{1, 100, 1000, 10_000}, func(n int) (sample, error) {
-		closeAll, err := load.Idle(t.addr, n)
+		idle, err := load.OpenIdle(t.addr, n, l.Requests[0])
 		if err != nil {
 			return sample{}, err
 		}
-		defer closeAll()
-		return b.measure(t, l)
+		defer idle.Close()
+		t.found += int64(n) // the event that each has brought is none of the run's
+		m, err := b.measure(t, l)
+		if open := idle.Open(); err == nil && open < n {
+			err = fmt.Errorf("%d of %d idle connections are open at the end of the run", open, n)
+		}
+		return m, err
 	})
 	if err != nil {
 		return err
 	}
+	s.note("each idle connection has had an event, and was open at the end of its run")
 	g.finish(s, "connections", "1 to 10,000 idle connections")
 	return nil
 }

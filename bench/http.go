@@ -4,6 +4,7 @@ package main
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"io/fs"
 	"path/filepath"
@@ -240,9 +241,13 @@ func (b *bench) idleCores(t *target, d time.Duration) (float64, error) {
 	if _, err := load.Run(b.ctx, load.Load{Addr: t.addr, Conns: fewConns, Requests: newGenerated(2).singles(16), Events: 1, Schedule: load.Constant(1000, d/10)}); err != nil {
 		return 0, err
 	}
-	before := child.CPU(t.server)
+	before := child.Ran(t.server)
 	<-time.After(d)
-	return (child.CPU(t.server) - before).Seconds() / d.Seconds(), nil
+	used := child.Ran(t.server) - before
+	if used <= 0 { // a kernel without schedstat; threads wake for Go's own sake now and then
+		return 0, errors.New("no processor time of the threads of an idle edge in /proc")
+	}
+	return used.Seconds() / d.Seconds(), nil
 }
 
 // bulkStage is a hundred events a request, waiting for the broker.

@@ -50,7 +50,7 @@ func TestProcessStopsWhenAsked(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	if err := p.Await(ctx, func() error {
-		if p.Tail() != "hello" || CPU(p.Pid()) == 0 {
+		if p.Tail() != "hello" || CPU(p.Pid()) == 0 || Ran(p.Pid()) < tick/2 {
 			return errors.New("not yet")
 		}
 		return nil
@@ -63,7 +63,7 @@ func TestProcessStopsWhenAsked(t *testing.T) {
 	if err := p.Stop(); err != nil {
 		t.Error(err)
 	}
-	if CPU(p.Pid()) != 0 {
+	if CPU(p.Pid()) != 0 || Ran(p.Pid()) != 0 {
 		t.Error("a process that has ended uses processor time")
 	}
 }

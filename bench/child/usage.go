@@ -27,6 +27,20 @@ func CPU(pid int) time.Duration {
 	return statTime(text)
 }
 
+// Ran is the time for which the threads that pid has now were on a processor, to the
+// nanosecond, for what is less than CPU's ticks; 0 when there is no such process. The time
+// of threads that have ended is gone from it: a process that rests keeps its threads.
+func Ran(pid int) (d time.Duration) {
+	lists, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid))
+	for _, l := range lists {
+		text, _ := os.ReadFile(l)
+		ran, _, _ := strings.Cut(string(text), " ")
+		n, _ := strconv.ParseInt(ran, 10, 64)
+		d += time.Duration(n)
+	}
+	return d
+}
+
 // statTime adds fields 14 and 15 of a stat line. The name in field 2 may hold
 // anything, so fields are counted from the last parenthesis.
 func statTime(text []byte) time.Duration {

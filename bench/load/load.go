@@ -22,7 +22,6 @@ package load
 import (
 	"context"
 	"fmt"
-	"net"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -117,23 +116,4 @@ func Post(addr, path, contentType string, body []byte) []byte {
 // Get is a GET, as bytes for Load.Requests.
 func Get(addr, path string) []byte {
 	return []byte("GET " + path + " HTTP/1.1\r\nHost: " + addr + "\r\n\r\n")
-}
-
-// Idle opens n connections that say nothing and returns what closes them.
-func Idle(addr string, n int) (closeAll func(), err error) {
-	conns := make([]net.Conn, 0, n)
-	closeAll = func() {
-		for _, c := range conns {
-			_ = c.Close()
-		}
-	}
-	for range n {
-		c, err := net.Dial("tcp", addr)
-		if err != nil {
-			closeAll()
-			return nil, fmt.Errorf("idle connection %d of %d: %w", len(conns)+1, n, err)
-		}
-		conns = append(conns, c)
-	}
-	return closeAll, nil
 }

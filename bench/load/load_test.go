@@ -291,3 +291,35 @@ func TestLoadEndsWithItsContext(t *testing.T) {
 		t.Errorf("%v after %v, want %v at once", err, took, context.Canceled)
 	}
 }
+
+func TestIdleConnectionsAreCountedUntilTheServerClosesThem(t *testing.T) {
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		w.Header().Set("Content-Length", "2")
+		w.WriteHeader(http.StatusAccepted)
+		_, _ = io.WriteString(w, "{}")
+	}))
+	t.Cleanup(s.Close)
+	addr := s.Listener.Addr().String()
+	idle, err := OpenIdle(addr, 20, Post(addr, "/events", "application/json", []byte("{}")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer idle.Close()
+	if got := idle.Open(); got != 20 {
+		t.Errorf("%d open; want 20", got)
+	}
+	s.CloseClientConnections()
+	for deadline := time.Now().Add(10 * time.Second); idle.Open() > 0; {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d open 10 s after the server has closed them", idle.Open())
+		}
+	}
+}
+
+func TestIdleConnectionsMustBeAnswered(t *testing.T) {
+	addr := server(t, func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "full", http.StatusTooManyRequests) })
+	if _, err := OpenIdle(addr, 2, Post(addr, "/events", "application/json", []byte("{}"))); err == nil || !strings.Contains(err.Error(), "status 429") {
+		t.Errorf("got %v; want status 429", err)
+	}
+}
