@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"edge/bench/chart"
@@ -53,6 +54,35 @@ func TestPairComparesNeighbours(t *testing.T) {
 	pair(last, run("ours", 1, 1), ours, nil, &rates, &cpus)
 	if len(rates) != 2 {
 		t.Error("a pair without a limit")
+	}
+}
+
+func TestAwaitCountSaysSinceWhen(t *testing.T) {
+	f := func(want, reached int64, counts ...int64) {
+		t.Helper()
+		synctest.Test(t, func(t *testing.T) {
+			began, asked := time.Now(), 0
+			n, since, err := awaitCount(t.Context(), func() (int64, error) {
+				asked++
+				return counts[min(asked, len(counts))-1], nil
+			}, want, time.Minute)
+			if grew := time.Duration(len(counts)-1) * 5 * time.Millisecond; err != nil || n != reached || since.Sub(began) != grew {
+				t.Errorf("%v: got %d after %v, %v; want %d after %v", counts, n, since.Sub(began), err, reached, grew)
+			}
+		})
+	}
+	f(10, 10, 10)
+	f(10, 11, 3, 11)
+	f(10, 9, 3, 5, 9) // one is lost: a minute of waiting for it counts for nothing
+}
+
+func TestInsertRateIsBetweenFirstAndLast(t *testing.T) {
+	at := func(ms int64) sight { return sight{at: time.UnixMilli(ms)} }
+	if got := insertRate([]sight{at(70), at(170), at(270), at(370)}); math.Abs(got-10) > 1e-9 {
+		t.Errorf("an insert each 100 ms: got %v a second; want 10", got)
+	}
+	if got := insertRate([]sight{at(1)}); got != 0 {
+		t.Errorf("one insert: got %v a second; want 0", got)
 	}
 }
 

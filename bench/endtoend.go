@@ -127,10 +127,10 @@ func (b *bench) endToEnd(f *fleet, name string, l load.Load, lead int64) (*flow,
 	if err = errors.Join(err, <-watched); err != nil {
 		return nil, err
 	}
-	if _, err = awaitCount(b.ctx, t.count, res.Accepted, 2*time.Minute); err != nil {
+	_, last, err := awaitCount(b.ctx, t.count, res.Accepted, 2*time.Minute)
+	if err != nil {
 		return nil, err
 	}
-	last := time.Now()
 	after := t.usage()
 	after["generator"] = generator
 	e.accepted, e.acceptedPerSecond = res.Accepted, res.PerSecond()

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -37,10 +38,6 @@ func freshnessStage(b *bench, s *section, f *fleet) error {
 	if err != nil {
 		return err
 	}
-	before, err := srv.metrics()
-	if err != nil {
-		return err
-	}
 	g := newGenerated(6)
 	g.withID = true
 	requests := g.singles(256)
@@ -55,7 +52,7 @@ func freshnessStage(b *bench, s *section, f *fleet) error {
 		Stamp:    func(n int64, buf []byte) { copy(buf[len(buf)-14:], fmt.Sprintf("%012d", n)) },
 		Answered: func(n int64, intended time.Time, status int) { posted[n] = intended }})
 	if err == nil {
-		_, err = awaitCount(b.ctx, func() (int64, error) { return w.rows.Load(), nil }, res.Accepted, 30*time.Second)
+		_, _, err = awaitCount(b.ctx, func() (int64, error) { return w.rows.Load(), nil }, res.Accepted, 30*time.Second)
 	}
 	sights, ended := w.end()
 	if err = errors.Join(err, ended); err != nil {
@@ -74,17 +71,13 @@ func freshnessStage(b *bench, s *section, f *fleet) error {
 			}
 		}
 	}
-	after, err := srv.metrics()
-	if err != nil {
-		return err
-	}
 	e, err := storedEntry("freshness", pool, 0, res.Accepted, res.Doubtful)
 	e.Where = byID
 	if err == nil && seen.Count() != uint64(e.Found) {
 		object(&e, fmt.Sprintf("%d events were seen to appear", seen.Count()))
 	}
 	s.Book = append(s.Book, e)
-	inserts := (after["edge_sink_batches_total"] - before["edge_sink_batches_total"]) / res.Elapsed.Seconds()
+	inserts := math.Round(10*insertRate(sights)) / 10 // as it is printed: the first and the last are seen a few ms early or late
 	t := table{Header: []string{"events", "POST answered p50 ms", "p99", "visible p50 ms", "p99", "p99.9", "max", "inserts/s per table"}}
 	t.row(res.Accepted, millis(res.Latency.Quantile(0.5)), millis(res.Latency.Quantile(0.99)), millis(seen.Quantile(0.5)), millis(seen.Quantile(0.99)),
 		millis(seen.Quantile(0.999)), millis(seen.Max()), fmt.Sprintf("%.1f", inserts))
@@ -94,9 +87,17 @@ func freshnessStage(b *bench, s *section, f *fleet) error {
 	s.number("freshness_p99_ms", float64(p99)/1e6)
 	s.goal(goal{What: "freshness at 1,000 events/s", Must: "p50 ≤ 80 ms, p99 ≤ 250 ms, ≤ 10 inserts/s per table", Stretch: "p50 ≤ 30 ms, p99 ≤ 100 ms",
 		Measured: fmt.Sprintf("p50 %s ms, p99 %s ms, %.1f inserts/s", millis(p50), millis(p99), inserts),
-		Verdict: verdict(p50 <= 80*time.Millisecond && p99 <= 250*time.Millisecond && inserts <= 10.5,
+		Verdict: verdict(p50 <= 80*time.Millisecond && p99 <= 250*time.Millisecond && inserts <= 10,
 			p50 <= 30*time.Millisecond && p99 <= 100*time.Millisecond)})
 	return err
+}
+
+// insertRate is inserts per second: between the first and the last of n lie n-1 pauses.
+func insertRate(sights []sight) float64 {
+	if len(sights) < 2 {
+		return 0
+	}
+	return float64(len(sights)-1) / sights[len(sights)-1].at.Sub(sights[0].at).Seconds()
 }
 
 // partDirectories is where the parts of tables of pool's database lie, by table.

@@ -160,7 +160,7 @@ func (r *loadReport) k6Ledger(ctx context.Context, t *target) error {
 		}
 	}
 	promised, doubtful := int64(r.summary.value("events_promised", "count")), int64(r.summary.value("events_undecided", "count"))
-	found, err := awaitCount(ctx, t.count, promised, time.Minute)
+	found, _, err := awaitCount(ctx, t.count, promised, time.Minute)
 	r.Book = append(r.Book, ledger.Entry{What: "k6", Where: t.where, Promised: promised, Doubtful: doubtful, Found: found})
 	t.counted, t.found, t.doubtful = true, found, max(promised+doubtful-found, 0)
 	return err

@@ -80,11 +80,11 @@ func (t *target) measure(ctx context.Context, l load.Load) (sample, error) {
 	generator := child.Self()
 	// A server that took it into memory is not done: its rate counts until all of
 	// it is where it belongs, or buffers would pass for speed.
-	found, err := awaitCount(ctx, t.count, before+res.Accepted, 30*time.Second)
+	found, last, err := awaitCount(ctx, t.count, before+res.Accepted, 30*time.Second)
 	if err != nil {
 		return sample{}, fmt.Errorf("count the %s after %s: %w", t.where, t.name, err)
 	}
-	elapsed := time.Since(res.Began)
+	elapsed := last.Sub(res.Began)
 	if t.settle {
 		if err := settle(ctx, t.pool, 2*time.Minute); err != nil {
 			return sample{}, fmt.Errorf("after %s: %w", t.name, err)
@@ -130,17 +130,20 @@ func perEvent(d time.Duration, events int64) float64 {
 }
 
 // awaitCount waits until count has reached want, for as long as patience, and returns
-// what it has reached.
-func awaitCount(ctx context.Context, count func() (int64, error), want int64, patience time.Duration) (int64, error) {
+// what it has reached and since when: what never comes is no reason to call the rest slow.
+func awaitCount(ctx context.Context, count func() (int64, error), want int64, patience time.Duration) (reached int64, since time.Time, err error) {
 	deadline := time.Now().Add(patience)
 	for {
 		n, err := count()
+		if now := time.Now(); since.IsZero() || n > reached {
+			reached, since = n, now
+		}
 		if err != nil || n >= want || time.Now().After(deadline) {
-			return n, err
+			return reached, since, err
 		}
 		select {
 		case <-ctx.Done():
-			return n, ctx.Err()
+			return reached, since, ctx.Err()
 		case <-time.After(5 * time.Millisecond):
 		}
 	}
