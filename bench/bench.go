@@ -42,6 +42,7 @@ type machine struct {
 	Kernel string `json:"kernel"`
 	Go     string `json:"go"`
 	Commit string `json:"commit"`
+	Files  string `json:"file_system"` // that the servers write to
 	Pinned bool   `json:"pinned"`
 	Rounds int    `json:"rounds"`
 	One    string `json:"one_run"`
@@ -52,12 +53,16 @@ func (m machine) String() string {
 	if m.Pinned {
 		pin = "servers on core 0, generator on core 1"
 	}
-	return fmt.Sprintf("%s, %d cores, Linux %s, %s, commit %s, %s; %d rounds of %s, %s",
-		m.CPU, m.Cores, m.Kernel, m.Go, m.Commit, m.Time, m.Rounds, m.One, pin)
+	files := m.Files
+	if files == "tmpfs" {
+		files += ", which is memory: nothing waits for a disk here"
+	}
+	return fmt.Sprintf("%s, %d cores, Linux %s, %s, commit %s, %s; %d rounds of %s, %s; data on %s",
+		m.CPU, m.Cores, m.Kernel, m.Go, m.Commit, m.Time, m.Rounds, m.One, pin, files)
 }
 
 func thisMachine(o *options) machine {
-	m := machine{Time: time.Now().UTC().Format(time.RFC3339), Cores: runtime.NumCPU(), Go: runtime.Version(), Pinned: o.pinned, Rounds: o.rounds, One: o.one.String()}
+	m := machine{Files: fileSystem(o.dir), Time: time.Now().UTC().Format(time.RFC3339), Cores: runtime.NumCPU(), Go: runtime.Version(), Pinned: o.pinned, Rounds: o.rounds, One: o.one.String()}
 	if text, err := os.ReadFile("/proc/cpuinfo"); err == nil {
 		for line := range strings.Lines(string(text)) {
 			if k, v, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(k) == "model name" {
@@ -73,6 +78,22 @@ func thisMachine(o *options) machine {
 		m.Commit = strings.TrimSpace(string(text))
 	}
 	return m
+}
+
+// fileSystem is the type of the one that dir lies on: of the mounts above it the nearest.
+func fileSystem(dir string) string {
+	mounts, _ := os.ReadFile("/proc/self/mounts")
+	kind, nearest := "unknown", ""
+	for line := range strings.Lines(string(mounts)) {
+		f := strings.Fields(line)
+		if len(f) < 3 || len(f[1]) < len(nearest) {
+			continue
+		}
+		if inside, err := filepath.Rel(f[1], dir); err == nil && filepath.IsLocal(inside) {
+			kind, nearest = f[2], f[1]
+		}
+	}
+	return kind
 }
 
 // stages is what there is to run; a stage returns what it measured even when it

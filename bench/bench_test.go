@@ -37,6 +37,22 @@ func TestMedianAndQuantile(t *testing.T) {
 	}
 }
 
+func TestPeaksNameWhoseTheyAre(t *testing.T) {
+	s := sample{RSS: 34e6, OthersRSS: map[string]int64{"engine": 612e6, "broker": 50e6}}
+	if got, want := s.peaks(), "34 + broker 50 + engine 612"; got != want {
+		t.Errorf("got %q; want %q", got, want)
+	}
+}
+
+func TestFileSystemIsThatOfTheNearestMount(t *testing.T) {
+	if got := fileSystem("/proc/self"); got != "proc" {
+		t.Errorf("/proc/self lies on %q; want proc", got)
+	}
+	if got := fileSystem(t.TempDir()); got == "unknown" || got == "proc" {
+		t.Errorf("a directory for temporary files lies on %q", got)
+	}
+}
+
 func TestPairComparesNeighbours(t *testing.T) {
 	ours, limit := &target{name: "ours"}, &target{name: "limit"}
 	run := func(name string, rate, cpu float64) *sample {

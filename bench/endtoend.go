@@ -37,7 +37,7 @@ func endToEndStage(b *bench, s *section, f *fleet) error {
 				offered = count(l.Schedule[0].From * size)
 			}
 			t.row(name, offered, e.accepted, count(e.acceptedPerSecond), count(e.visiblePerSecond), micros(e.cpu, "server"), micros(e.cpu, "engine"),
-				micros(e.cpu, "generator"), e.lag, fmt.Sprintf("%.2f s", e.after.Seconds()), fmt.Sprintf("%.0f", float64(e.rss)/1e6))
+				micros(e.cpu, "generator"), e.lag, fmt.Sprintf("%.2f s", e.after.Seconds()), e.peaks)
 			s.Charts = append(s.Charts, e.chart(name))
 			s.number(name+"_per_second", e.visiblePerSecond)
 			s.number(name+"_cpu_us", e.cpu["server"])
@@ -74,7 +74,7 @@ type flow struct {
 	cpu               map[string]float64
 	lag               int64
 	after             time.Duration // from the last answer to the last event visible
-	rss               int64
+	peaks             string        // resident, of edge and its engine
 	bytesPerEvent     float64
 	entry             ledger.Entry
 	seen              []chart.Point // visible events over time
@@ -140,7 +140,11 @@ func (b *bench) endToEnd(f *fleet, name string, l load.Load, lead int64) (*flow,
 	for k := range after {
 		e.cpu[k] = perEvent(after[k]-used[k], res.Accepted)
 	}
-	_, e.rss = child.Memory(srv.Pid())
+	var m sample
+	_, m.RSS = child.Memory(srv.Pid())
+	_, engine := child.Memory(t.others["engine"])
+	m.OthersRSS = map[string]int64{"engine": engine}
+	e.peaks = m.peaks()
 	if e.entry, err = storedEntry("end to end, "+name, pool, 0, res.Accepted, res.Doubtful); err != nil {
 		return e, err
 	}

@@ -41,7 +41,7 @@ func newGrown(what string) *grown {
 }
 
 func (g *grown) add(x int, m sample) {
-	g.rows.row(x, count(m.PerSecond), micros(m.CPU, "server"), micros(m.CPU, "broker"), micros(m.CPU, "engine"), millis(m.P99), fmt.Sprintf("%.0f", float64(m.RSS)/1e6), m.Refused)
+	g.rows.row(x, count(m.PerSecond), micros(m.CPU, "server"), micros(m.CPU, "broker"), micros(m.CPU, "engine"), millis(m.P99), m.peaks(), m.Refused)
 	g.edge = append(g.edge, chart.Point{X: float64(x), Y: m.CPU["server"]})
 	g.p99 = append(g.p99, millis(m.P99))
 	for _, other := range []string{"broker", "engine"} {

@@ -220,7 +220,7 @@ func constantStage(b *bench, s *section, f *fleet) error {
 		what, engine := "20,000 single events/s, open loop", ""
 		if t == everything {
 			what += ", everything in one"
-			engine = fmt.Sprintf(", of its engine %.2f with the merges", m.CPU["engine"]*rate/1e6)
+			engine = fmt.Sprintf(", of its engine %.2f with the merges; %s MB peak", m.CPU["engine"]*rate/1e6, m.peaks())
 		}
 		s.goal(goal{What: what, Must: "p99 ≤ 20 ms, 0 errors, ≤ 1 core", Stretch: "p99 ≤ 5 ms", Ratio: beside,
 			Measured: fmt.Sprintf("p99 %s ms, %d errors, %s cores%s", ranged(runs[t], p99), m.Refused, ranged(runs[t], cores), engine),

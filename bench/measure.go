@@ -45,8 +45,9 @@ type sample struct {
 	P50       time.Duration      `json:"p50_ns"`
 	P99       time.Duration      `json:"p99_ns"`
 	P999      time.Duration      `json:"p999_ns"`
-	RSS       int64              `json:"rss_bytes"` // peak of the server in this run
-	Refused   int64              `json:"refused"`   // answers that were no 202, requests never answered or never sent
+	RSS       int64              `json:"rss_bytes"`                  // peak of the server in this run
+	OthersRSS map[string]int64   `json:"others_rss_bytes,omitempty"` // of the broker or the engine
+	Refused   int64              `json:"refused"`                    // answers that were no 202, requests never answered or never sent
 	Entry     ledger.Entry       `json:"ledger"`
 }
 
@@ -71,6 +72,9 @@ func (t *target) measure(ctx context.Context, l load.Load) (sample, error) {
 	}
 	mallocs := t.mallocs()
 	child.ForgetPeak(t.server)
+	for _, pid := range t.others {
+		child.ForgetPeak(pid)
+	}
 	used := t.usage()
 	l.Addr = t.addr
 	res, err := load.Run(ctx, l)
@@ -102,6 +106,10 @@ func (t *target) measure(ctx context.Context, l load.Load) (sample, error) {
 	t.counted, t.found = true, found
 	t.doubtful = max(s.Entry.Promised+s.Entry.Doubtful-s.Entry.Found, 0)
 	_, s.RSS = child.Memory(t.server)
+	s.OthersRSS = make(map[string]int64)
+	for name, pid := range t.others {
+		_, s.OthersRSS[name] = child.Memory(pid)
+	}
 	s.Allocs = -1
 	if mallocs > 0 {
 		s.Allocs = (t.mallocs() - mallocs) / float64(max(res.Accepted, 1))
@@ -262,6 +270,10 @@ func typical(all []sample) sample {
 	s.P99 = time.Duration(field(func(s *sample) float64 { return float64(s.P99) }))
 	s.P999 = time.Duration(field(func(s *sample) float64 { return float64(s.P999) }))
 	s.RSS = int64(field(func(s *sample) float64 { return float64(s.RSS) }))
+	s.OthersRSS = make(map[string]int64)
+	for name := range all[0].OthersRSS {
+		s.OthersRSS[name] = int64(field(func(s *sample) float64 { return float64(s.OthersRSS[name]) }))
+	}
 	for name := range all[0].CPU {
 		s.CPU[name] = field(func(s *sample) float64 { return s.CPU[name] })
 	}

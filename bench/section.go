@@ -4,6 +4,8 @@ package main
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -131,7 +133,7 @@ func httpTable(title string, samples []sample, ratios func(sample) (string, stri
 			rate, cpu = ratios(s)
 		}
 		t.row(s.Target, count(s.PerSecond), micros(s.CPU, "server"), micros(s.CPU, "broker"), micros(s.CPU, "engine"), micros(s.CPU, "generator"),
-			fmt.Sprintf("%.2f", s.Cores), allocs, millis(s.P50), millis(s.P99), millis(s.P999), fmt.Sprintf("%.0f", float64(s.RSS)/1e6), s.Refused, rate, cpu)
+			fmt.Sprintf("%.2f", s.Cores), allocs, millis(s.P50), millis(s.P99), millis(s.P999), s.peaks(), s.Refused, rate, cpu)
 	}
 	return t
 }
@@ -142,6 +144,15 @@ func micros(cpu map[string]float64, name string) string {
 		return ""
 	}
 	return fmt.Sprintf("%.2f", v)
+}
+
+// peaks is the peak of the server in MB, and of what it works with.
+func (s *sample) peaks() string {
+	text := fmt.Sprintf("%.0f", float64(s.RSS)/1e6)
+	for _, name := range slices.Sorted(maps.Keys(s.OthersRSS)) {
+		text += fmt.Sprintf(" + %s %.0f", name, float64(s.OthersRSS[name])/1e6)
+	}
+	return text
 }
 
 func millis(d time.Duration) string { return fmt.Sprintf("%.2f", float64(d)/1e6) }

@@ -95,7 +95,7 @@ func sinkStage(b *bench, s *section, f *fleet) error {
 		oursPacked: median(packedToLimit) / got, oursByID: median(byIDToLimit) / got, naiveSink: 1 / median(toPeer)}
 	for _, name := range []string{readyOne, readyTwo, oursPlain, oursSingle, oursPacked, oursByID, naiveSink} {
 		m := typical(samples[name])
-		t.row(name, count(m.PerSecond), micros(m.CPU, "server"), micros(m.CPU, "engine"), micros(m.CPU, "broker"), fmt.Sprintf("%.0f", float64(m.RSS)/1e6), ratio(rel[name]))
+		t.row(name, count(m.PerSecond), micros(m.CPU, "server"), micros(m.CPU, "engine"), micros(m.CPU, "broker"), m.peaks(), ratio(rel[name]))
 	}
 	s.Tables = append(s.Tables, t)
 	ours, packed, byID := typical(samples[oursPlain]), typical(samples[oursPacked]), typical(samples[oursByID])
@@ -206,12 +206,14 @@ func (r *sinkRuns) into(name string, from *broker, rows int64, work func(databas
 	if err != nil {
 		return sample{}, err
 	}
+	child.ForgetPeak(r.engine.Pid())
 	engineBefore, brokerBefore := child.CPU(r.engine.Pid()), child.CPU(from.Pid())
 	w, err := work(db)
 	if err != nil {
 		return sample{}, fmt.Errorf("%s: %w", name, err)
 	}
-	s := sample{Target: name, Events: rows, PerSecond: float64(rows) / w.took.Seconds(), RSS: w.rss, CPU: map[string]float64{
+	_, engine := child.Memory(r.engine.Pid())
+	s := sample{Target: name, Events: rows, PerSecond: float64(rows) / w.took.Seconds(), RSS: w.rss, OthersRSS: map[string]int64{"engine": engine}, CPU: map[string]float64{
 		"server": perEvent(w.used, rows), "engine": perEvent(child.CPU(r.engine.Pid())-engineBefore, rows), "broker": perEvent(child.CPU(from.Pid())-brokerBefore, rows)}}
 	var problems []string
 	if w.verify != nil {
