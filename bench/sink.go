@@ -6,8 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"log/slog"
 	"os"
 	"strings"
 	"time"
@@ -15,9 +13,6 @@ import (
 	"edge/bench/child"
 	"edge/bench/naive"
 	"edge/bench/rival"
-	"edge/internal/codec"
-	"edge/internal/kafka"
-	"edge/internal/producer"
 )
 
 const blockRows = 100_000
@@ -55,126 +50,89 @@ func sinkStage(b *bench, s *section, f *fleet) error {
 	}
 	// Full after half of the rows: from there each id that comes drives one out.
 	remembered := max(b.o.rows/2, 1)
-	var toLimit, toTwo, toPeer, cpuToPeer, packedToLimit, singleToLimit, byIDToLimit []float64
-	samples := map[string][]sample{}
+	limit := func() (sample, error) { return st.limit(readyOne, 1) }
+	two := func() (sample, error) { return st.limit(readyTwo, 2) }
+	plain := func() (sample, error) { return st.ours(oursPlain, st.plain) }
+	single := func() (sample, error) { return st.ours(oursSingle, st.plain, "FLUSH_INSERTS=1") }
+	packed := func() (sample, error) { return st.ours(oursPacked, st.plain, "CLICKHOUSE_COMPRESS=true") }
+	byID := func() (sample, error) {
+		return st.ours(oursByID, st.withIDs, fmt.Sprint("DEDUP_MAX_IDS=", remembered))
+	}
+	r := sinkRatios{toLimit: make(map[string][]float64), samples: make(map[string][]sample)}
 	for range b.o.rounds {
 		var before *sample
-		limit := func() (sample, error) { return st.limit(readyOne, 1) }
-		two := func() (sample, error) { return st.limit(readyTwo, 2) }
-		plain := func() (sample, error) { return st.ours(oursPlain, st.plain) }
-		single := func() (sample, error) { return st.ours(oursSingle, st.plain, "FLUSH_INSERTS=1") }
-		packed := func() (sample, error) { return st.ours(oursPacked, st.plain, "CLICKHOUSE_COMPRESS=true") }
-		byID := func() (sample, error) {
-			return st.ours(oursByID, st.withIDs, fmt.Sprint("DEDUP_MAX_IDS=", remembered))
-		}
 		for _, run := range []func() (sample, error){single, limit, byID, limit, plain, st.peer, plain, two, plain, limit, packed} {
 			m, err := run()
 			if err != nil {
 				return err
 			}
-			samples[m.Target] = append(samples[m.Target], m)
 			beside := ""
 			if !strings.HasPrefix(m.Target, "edge") {
 				beside = rivals
 			}
 			s.take(m, beside)
-			if before != nil {
-				pairNamed(*before, m, oursPlain, readyOne, &toLimit, nil)
-				pairNamed(*before, m, oursPlain, readyTwo, &toTwo, nil)
-				pairNamed(*before, m, oursPlain, naiveSink, &toPeer, &cpuToPeer)
-				pairNamed(*before, m, oursSingle, readyOne, &singleToLimit, nil)
-				pairNamed(*before, m, oursPacked, readyOne, &packedToLimit, nil)
-				pairNamed(*before, m, oursByID, readyOne, &byIDToLimit, nil)
-			}
+			r.add(before, m)
 			before = &m
 		}
 	}
+	s.sink(&r, remembered)
+	return nil
+}
+
+// sinkRatios are the runs by target, and the ratios of neighbours.
+type sinkRatios struct {
+	samples       map[string][]sample
+	toLimit       map[string][]float64 // ours to ready blocks one at a time, by target
+	toTwo, toPeer []float64            // of oursPlain
+}
+
+// add adds m, which ran after before.
+func (r *sinkRatios) add(before *sample, m sample) {
+	r.samples[m.Target] = append(r.samples[m.Target], m)
+	rate := func(to []float64, ours, theirs string) []float64 {
+		pair(before, &m, &target{name: ours}, &target{name: theirs}, &to, new([]float64))
+		return to
+	}
+	for _, ours := range []string{oursPlain, oursSingle, oursPacked, oursByID} {
+		r.toLimit[ours] = rate(r.toLimit[ours], ours, readyOne)
+	}
+	r.toTwo, r.toPeer = rate(r.toTwo, oursPlain, readyTwo), rate(r.toPeer, oursPlain, naiveSink)
+}
+
+// sink adds what the runs came to.
+func (s *section) sink(r *sinkRatios, remembered int64) {
 	t := table{Header: []string{"", "rows/s", "client µs/row", "engine µs/row", "broker µs/row", "peak RSS MB", "rows/s to ours"}}
-	got := median(toLimit)
-	rel := map[string]float64{readyOne: 1 / got, readyTwo: 1 / median(toTwo), oursPlain: 1, oursSingle: median(singleToLimit) / got,
-		oursPacked: median(packedToLimit) / got, oursByID: median(byIDToLimit) / got, naiveSink: 1 / median(toPeer)}
+	got, two, peer := median(r.toLimit[oursPlain]), median(r.toTwo), median(r.toPeer)
+	rel := map[string]float64{readyOne: 1 / got, readyTwo: 1 / two, naiveSink: 1 / peer}
+	for name, to := range r.toLimit {
+		rel[name] = median(to) / got
+	}
 	for _, name := range []string{readyOne, readyTwo, oursPlain, oursSingle, oursPacked, oursByID, naiveSink} {
-		m := typical(samples[name])
+		m := typical(r.samples[name])
 		t.row(name, count(m.PerSecond), micros(m.CPU, "server"), micros(m.CPU, "engine"), micros(m.CPU, "broker"), m.peaks(), ratio(rel[name]))
 	}
 	s.Tables = append(s.Tables, t)
-	ours, packed, byID := typical(samples[oursPlain]), typical(samples[oursPacked]), typical(samples[oursByID])
+	ours, packed, byID := typical(r.samples[oursPlain]), typical(r.samples[oursPacked]), typical(r.samples[oursByID])
 	s.number("sink_per_second", ours.PerSecond)
 	s.number("sink_cpu_us", ours.CPU["server"])
 	s.number("sink_engine_cpu_us", ours.CPU["engine"])
 	s.number("sink_broker_cpu_us", ours.CPU["broker"])
-	s.goal(goal{What: "sink", Must: "≥ 0.80 of ready blocks, ≤ 0.9 µs client CPU/row", Stretch: "≥ 0.95, ≤ 0.6 µs",
-		Measured: fmt.Sprintf("%s rows/s, %.2f µs", count(ours.PerSecond), ours.CPU["server"]),
-		Ratio: fmt.Sprintf("%.2f of ready blocks one at a time, %.2f of two at a time; one at a time itself %.2f; %.1fx naive sink",
-			got, median(toTwo), median(singleToLimit), median(toPeer)),
-		Verdict: verdict(got >= 0.8 && ours.CPU["server"] <= 0.9, got >= 0.95 && ours.CPU["server"] <= 0.6)})
 	s.number("sink_ids_cpu_us", byID.CPU["server"])
-	s.goal(goal{What: "sink, events with an event_id", Must: "≥ 0.80 of ready blocks, ≤ 0.9 µs client CPU/row", Stretch: "≥ 0.95, ≤ 0.6 µs",
-		Measured: fmt.Sprintf("%s rows/s, %.2f µs, %.0f MB peak with DEDUP_MAX_IDS=%d", count(byID.PerSecond), byID.CPU["server"], float64(byID.RSS)/1e6, remembered),
-		Ratio:    fmt.Sprintf("%.2f of ready blocks one at a time, %.2f of events without", median(byIDToLimit), median(byIDToLimit)/got),
-		Verdict:  verdict(median(byIDToLimit) >= 0.8 && byID.CPU["server"] <= 0.9, median(byIDToLimit) >= 0.95 && byID.CPU["server"] <= 0.6)})
+	const must, stretch = "≥ 0.80 of ready blocks, ≤ 0.9 µs client CPU/row", "≥ 0.95, ≤ 0.6 µs"
+	reached := func(to, cpu float64) string { return verdict(to >= 0.8 && cpu <= 0.9, to >= 0.95 && cpu <= 0.6) }
+	s.goal(goal{What: "sink", Must: must, Stretch: stretch, Measured: fmt.Sprintf("%s rows/s, %.2f µs", count(ours.PerSecond), ours.CPU["server"]),
+		Ratio: fmt.Sprintf("%.2f of ready blocks one at a time, %.2f of two at a time; one at a time itself %.2f; %.1fx naive sink",
+			got, two, median(r.toLimit[oursSingle]), peer),
+		Verdict: reached(got, ours.CPU["server"])})
+	ids := median(r.toLimit[oursByID])
+	s.goal(goal{What: "sink, events with an event_id", Must: must, Stretch: stretch,
+		Measured: fmt.Sprintf("%s rows/s, %.2f µs; %.0f MB peak, %.0f more than without", count(byID.PerSecond), byID.CPU["server"], float64(byID.RSS)/1e6, float64(byID.RSS-ours.RSS)/1e6),
+		Ratio:    fmt.Sprintf("%.2f of ready blocks one at a time, %.2f of events without", ids, ids/got),
+		Verdict:  reached(ids, byID.CPU["server"])})
 	s.goal(goal{What: "memory of the sink", Must: "≤ 192 MB at 100 k-row blocks", Stretch: "≤ 96 MB", Measured: fmt.Sprintf("%.0f MB peak, %.0f MB compressing", float64(ours.RSS)/1e6, float64(packed.RSS)/1e6),
 		Verdict: verdict(max(ours.RSS, packed.RSS) <= 192e6, max(ours.RSS, packed.RSS) <= 96e6)})
-	s.note("where no event has an event_id of its own, the deduplication window is not in play; where each has one, a window of %d is full from half of the rows on, and takes %.0f MB", remembered, float64(byID.RSS-ours.RSS)/1e6)
+	s.note("without an event_id of its own an event passes by the deduplication window; with one the window is full from half of the rows on (DEDUP_MAX_IDS=%d)", remembered)
 	s.note("peak RSS of the rivals is that of this program; on loopback compressing can only cost")
-	return nil
-}
-
-// pairNamed is pair for samples without targets.
-func pairNamed(a, b sample, ours, theirs string, rate, cpu *[]float64) {
-	var ignored []float64
-	if cpu == nil {
-		cpu = &ignored
-	}
-	pair(&a, &b, &target{name: ours}, &target{name: theirs}, rate, cpu)
-}
-
-// filledTopic is a broker with n records of g, produced as edge does, and the first of
-// them as a ready block.
-func (b *bench) filledTopic(f *fleet, g *generated, n int64) (*broker, *rival.Block, error) {
-	to, err := f.broker(1)
-	if err != nil {
-		return nil, nil, err
-	}
-	p, err := producer.New(producer.Config{
-		Kafka: kafka.Options{Brokers: []string{to.addr}, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))},
-		Topic: topic, Ack: producer.AckBroker, AckTimeout: 20 * time.Second, Shards: 2, RingBatches: 16384, RingBytes: 32 << 20,
-		MaxInflight: 200_000, MaxInflightBytes: 64 << 20,
-	})
-	if err != nil {
-		return nil, nil, err
-	}
-	pool := codec.NewPool(codec.Rules{})
-	ready := rival.NewBlock()
-	var d codec.Decoder
-	const size = 5000
-	err = nil
-	for done := int64(0); done < n && err == nil; done += size {
-		var body []byte
-		for range min(size, n-done) {
-			body = append(g.append(body), '\n')
-		}
-		batch := pool.Get()
-		if bad := batch.DecodeLines(body, time.Now()); bad != nil || len(batch.Rejected()) > 0 {
-			err = errors.New("a made-up event is no event")
-		}
-		for i := 0; i < batch.Len() && ready.Rows() < blockRows && err == nil; i++ {
-			err = ready.Append(batch.Record(i), &d)
-		}
-		if err == nil {
-			err = p.Publish(batch)
-		}
-		batch.Release()
-	}
-	ctx, cancel := context.WithTimeout(b.ctx, 20*time.Second)
-	defer cancel()
-	if err = errors.Join(err, p.Close(ctx)); err != nil {
-		return nil, nil, fmt.Errorf("fill the topic: %w", err)
-	}
-	if held, err := to.count(); err != nil || held != n {
-		return nil, nil, errors.Join(err, fmt.Errorf("the topic holds %d records, %d were put into it", held, n))
-	}
-	return to, ready, nil
 }
 
 // sinkRuns are the runs of a sink stage, each into a database of its own.

@@ -1,0 +1,109 @@
+//go:build linux
+
+package main
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"edge/bench/child"
+	"edge/bench/load"
+)
+
+// constantStage is the load the system was made for: 20,000 single events a
+// second, come what may, at the ingesting side alone and at everything in one
+// process.
+func constantStage(b *bench, s *section, f *fleet) error {
+	rate := 20_000.0
+	if b.o.quick {
+		rate = 2000
+	}
+	s.Title = fmt.Sprintf("%.0f single events/s, constant, open loop", rate)
+	ours, err := f.ours("edge, HTTP side")
+	if err != nil {
+		return err
+	}
+	idle, err := b.idleCores(ours, b.o.long/2)
+	if err != nil {
+		return err
+	}
+	s.goal(goal{What: "processor of an idle edge", Must: "< 0.5 % of a core", Measured: fmt.Sprintf("%.2f %%", 100*idle), Verdict: verdict(idle < 0.005, false)})
+	peer, err := f.naive("sync", 1)
+	if err != nil {
+		return err
+	}
+	whole, err := f.whole()
+	if err != nil {
+		return err
+	}
+	everything, err := f.everything("edge, all in one", whole)
+	if err != nil {
+		return err
+	}
+	everything.settle = true
+	l := load.Load{Conns: manyConns, Requests: newGenerated(2).singles(1024), Events: 1, Schedule: load.Constant(rate, b.o.long/2)}
+	warm := l
+	warm.Schedule = load.Ramp(rate/10, rate, min(b.o.one, b.o.long))
+	targets := []*target{ours, peer, everything}
+	for _, t := range targets {
+		if _, err := b.measure(t, warm); err != nil {
+			return err
+		}
+	}
+	runs := make(map[*target][]sample)
+	for range min(b.o.rounds, 3) {
+		for _, t := range targets {
+			m, err := b.measure(t, l)
+			if err != nil {
+				return err
+			}
+			runs[t] = append(runs[t], m)
+		}
+	}
+	s.constant(runs[ours], runs[everything], runs[peer], rate)
+	return nil
+}
+
+// constant adds what the runs of each came to.
+func (s *section) constant(ours, everything, peer []sample, rate float64) {
+	all := []sample{typical(ours), typical(everything), typical(peer)}
+	s.Tables = append(s.Tables, httpTable(fmt.Sprintf("medians of %d runs of each, in turns", len(ours)), all, nil))
+	p99 := func(m *sample) float64 { return float64(m.P99) / 1e6 }
+	cores := func(m *sample) float64 { return m.Cores }
+	beside := fmt.Sprintf("naive sync p99 %s ms, %s cores", ranged(peer, p99), ranged(peer, cores))
+	for i, runs := range [][]sample{ours, everything} {
+		m := all[i]
+		what, engine := "20,000 single events/s, open loop", ""
+		if i == 1 {
+			what += ", everything in one"
+			engine = fmt.Sprintf(", of its engine %.2f with the merges; %s MB peak", m.CPU["engine"]*rate/1e6, m.peaks())
+		}
+		s.goal(goal{What: what, Must: "p99 ≤ 20 ms, 0 errors, ≤ 1 core", Stretch: "p99 ≤ 5 ms", Ratio: beside,
+			Measured: fmt.Sprintf("p99 %s ms, %d errors, %s cores%s", ranged(runs, p99), m.Refused, ranged(runs, cores), engine),
+			Verdict:  verdict(m.P99 <= 20*time.Millisecond && m.Refused == 0 && m.Cores <= 1, m.P99 <= 5*time.Millisecond)})
+	}
+	rss := func(m *sample) float64 { return float64(m.RSS) / 1e6 }
+	s.number("constant_p99_ms", p99(&all[0]))
+	s.number("constant_rss_mb", rss(&all[0]))
+	highest := slices.MaxFunc(ours, func(a, b sample) int { return cmp.Compare(a.RSS, b.RSS) }).RSS
+	s.goal(goal{What: "memory of edge at 20,000/s", Must: "≤ 64 MB", Stretch: "≤ 24 MB", Measured: ranged(ours, rss) + " MB peak",
+		Verdict: verdict(highest <= 64e6, highest <= 24e6)})
+}
+
+// idleCores is what t uses while nobody asks it for anything: its rings park, they
+// do not poll. It has been used before, so that all its parts run.
+func (b *bench) idleCores(t *target, d time.Duration) (float64, error) {
+	if _, err := load.Run(b.ctx, load.Load{Addr: t.addr, Conns: fewConns, Requests: newGenerated(2).singles(16), Events: 1, Schedule: load.Constant(1000, d/10)}); err != nil {
+		return 0, err
+	}
+	before := child.Ran(t.server)
+	<-time.After(d)
+	used := child.Ran(t.server) - before
+	if used <= 0 { // a kernel without schedstat; threads wake for Go's own sake now and then
+		return 0, errors.New("no processor time of the threads of an idle edge in /proc")
+	}
+	return used.Seconds() / d.Seconds(), nil
+}
