@@ -47,7 +47,7 @@ type convoy struct {
 	mu      sync.Mutex
 	conns   map[string]*wireConn // by the letter in the rows that it held, or "INSERT" and the how manieth
 	inserts int
-	asked   int // KILL QUERY, with which recoveries begin
+	asked   int // KILL QUERY after the first insert, with which recoveries begin
 }
 
 const convoyRows = 40
@@ -77,7 +77,9 @@ func (l *lab) convoyOf(change func(*Config), hold ...string) *convoy {
 		}
 		v.mu.Lock()
 		defer v.mu.Unlock()
-		v.asked += bytes.Count(p, []byte("KILL QUERY"))
+		if v.inserts > 0 {
+			v.asked += bytes.Count(p, []byte("KILL QUERY"))
+		}
 		insert := ""
 		if bytes.Contains(p, []byte(`INSERT INTO "events"`)) {
 			v.inserts++
