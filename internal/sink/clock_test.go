@@ -1,6 +1,7 @@
 package sink
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -62,4 +63,35 @@ func TestClockJumps(t *testing.T) {
 		seen[string(ev.EventID)] = true
 		b.Release()
 	}
+}
+
+// TestClockAhead: the clock of one edge is ahead by more than the window is long. What it
+// received does not take the others' ids out of the window, neither live, nor after a
+// restart of the sink, nor in a recovery.
+func TestClockAhead(t *testing.T) {
+	l := newLab(t, 1) // the window is an hour long
+	s := l.start()
+	l.one(0, withID("a"))
+	l.one(0, withID("ahead"), func(_ int, ev *codec.Event) { ev.ReceivedAt += (2 * time.Hour).Milliseconds() })
+	l.repeat(0, withID("a"))
+	l.settled()
+	l.exact()
+	s.stop()
+
+	first := l.cluster.PartitionInfo(topic, 0).HighWatermark
+	l.repeat(0, withID("a"))
+	l.produce(5)
+	s = l.start()
+	l.settled()
+	l.exact()
+	s.stop()
+
+	last := l.cluster.PartitionInfo(topic, 0).HighWatermark - 1
+	l.commit(0, first, plans{{l.src(), first, last}}.String())
+	declared := fmt.Sprintf("_offset >= %d", first)
+	l.uncountAll(declared)
+	l.lose("events", declared)
+	l.start()
+	l.settled()
+	l.exact()
 }

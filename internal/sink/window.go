@@ -17,10 +17,11 @@ import (
 // Whether a record is a duplicate must not depend on what this process happened
 // to see: a successor that reads the same records again has to decide the same,
 // or a recovered batch would not be the declared one. So the rule speaks of the
-// log alone. A record is a duplicate when a stored record of its partition has
-// the same id, lies less than size offsets before it, and was received less
-// than age before it. Remembering more than that changes nothing, and what is
-// in events is enough to rebuild the window from.
+// log alone. A record is a duplicate when the last stored record of its partition
+// with the same id lies less than size offsets before it and was received less than
+// age before it. What is in events is enough to rebuild the window from: all of the
+// last size offsets, since nothing but the record that comes says how old is too old
+// for it, and receive times are in no order.
 //
 // Slot offset%size of the ring belongs to an offset; the table finds an id's
 // slot. Ring: 20 bytes an offset, allocated as far as it has been used. Table: 4
@@ -44,21 +45,35 @@ func newWindow(size int64, ageMs int64) *window { return &window{size: size, age
 // remembers it when it is not. Offsets must ascend.
 func (w *window) seen(id [16]byte, offset, receivedMs int64) bool {
 	w.advance(offset)
-	if w.table != nil {
-		for i := w.cell(id); w.table[i] != 0; i = (i + 1) & (len(w.table) - 1) {
-			slot := w.table[i] - 1
-			if w.ids[slot] != id {
-				continue
-			}
-			if receivedMs-int64(w.times[slot])*1000 < w.ageMs {
-				return true
-			}
-			w.remove(slot) // too old: the new one takes its place
-			break
+	if slot, ok := w.find(id); ok {
+		if receivedMs-int64(w.times[slot])*1000 < w.ageMs {
+			return true
 		}
+		w.remove(slot) // too old: the new one takes its place
 	}
 	w.add(id, offset, receivedMs)
 	return false
+}
+
+// store remembers a record that is a row, whatever the window says of it.
+func (w *window) store(id [16]byte, offset, receivedMs int64) {
+	w.advance(offset)
+	if slot, ok := w.find(id); ok {
+		w.remove(slot)
+	}
+	w.add(id, offset, receivedMs)
+}
+
+func (w *window) find(id [16]byte) (slot uint32, ok bool) {
+	if w.table == nil {
+		return 0, false
+	}
+	for i := w.cell(id); w.table[i] != 0; i = (i + 1) & (len(w.table) - 1) {
+		if slot = w.table[i] - 1; w.ids[slot] == id {
+			return slot, true
+		}
+	}
+	return 0, false
 }
 
 // advance forgets what lies size or more before offset.
@@ -208,16 +223,15 @@ func (t *session) loadWindow(ctx context.Context, id int32, first int64, w *wind
 		received proto.ColInt64
 	)
 	return t.cfg.ClickHouse.Do(ctx, ch.Query{
-		// Rows come in offset order: seen wants them ascending, and in that
+		// Rows come in offset order: store wants them ascending, and in that
 		// order the window forgets what it would have forgotten.
 		Body: fmt.Sprintf(`SELECT _offset, event_id, toUnixTimestamp64Milli(received_at) AS received FROM events
 			WHERE _src = %d AND _part = %d AND _offset >= %d AND _offset < %d
-			AND received_at >= (SELECT max(received_at) FROM events WHERE _src = %[1]d AND _part = %[2]d AND _offset >= %[3]d AND _offset < %[4]d) - toIntervalSecond(%[5]d)
-			ORDER BY _offset`, t.source.id, id, max(first-w.size, 0), first, int64(t.cfg.DedupAge.Seconds())+1),
+			ORDER BY _offset`, t.source.id, id, max(first-w.size, 0), first),
 		Result: proto.Results{{Name: "_offset", Data: &offset}, {Name: "event_id", Data: &eventID}, {Name: "received", Data: &received}},
 		OnResult: func(context.Context, proto.Block) error {
 			for i := range offset {
-				w.seen(eventID[i], int64(offset[i]), received[i])
+				w.store(eventID[i], int64(offset[i]), received[i])
 			}
 			return nil
 		},
