@@ -108,7 +108,12 @@ func (b *block) input() proto.Input {
 	}
 }
 
-// copyRow appends row i of from.
+// id is what a window remembers of row i.
+func (b *block) id(i int) (id [16]byte, offset, receivedMs int64) {
+	return b.eventID[i], int64(b.offset[i]), int64(b.receivedAt.Data[i])
+}
+
+// copyRow appends row i of from, as append does.
 func (b *block) copyRow(from *block, i int) {
 	b.ts.AppendRaw(from.ts.Data[i])
 	b.eventName.append(from.eventName.row(i))
@@ -119,14 +124,8 @@ func (b *block) copyRow(from *block, i int) {
 	b.metadata.copyRow(&from.metadata, i)
 	b.eventID = append(b.eventID, from.eventID[i])
 	b.receivedAt.AppendRaw(from.receivedAt.Data[i])
-	b.offset = append(b.offset, from.offset[i])
-	b.src.append(from.src.row(i), 1)
 	b.part.append(from.part.row(i), 1)
-	b.first.append(from.first.row(i), 1)
-	b.last.append(from.last.row(i), 1)
-	b.rowCount.append(from.rowCount.row(i), 1)
-	b.dup.append(from.dup.row(i), 1)
-	b.dead.append(from.dead.row(i), 1)
+	b.offset = append(b.offset, from.offset[i])
 }
 
 // reset empties the block and keeps its memory.

@@ -78,8 +78,12 @@ func oddBlock() *block {
 		ev.ID = codec.ID(ev.EventID)
 		b.append(&ev, 3, int64(i))
 	}
-	b.seal(7, map[int32]*batch{3: {first: 0, last: 9, rows: len(odd), duplicates: 1, dead: 2}})
+	sealOdd(b)
 	return b
+}
+
+func sealOdd(b *block) {
+	b.seal(7, map[int32]*batch{3: {first: 0, last: 9, rows: len(odd), duplicates: 1, dead: 2}})
 }
 
 // TestBlockCopiesRows copies rows one by one, as recovery does with what is
@@ -108,6 +112,7 @@ func TestBlockCopiesRows(t *testing.T) {
 		for i := range odd {
 			to.copyRow(from, len(odd)-1-i)
 		}
+		sealOdd(to)
 		for i := range odd {
 			k := len(odd) - 1 - i
 			show := func(b *block, i int) string {

@@ -31,15 +31,26 @@ func (t *session) recoverOpen() {
 		t.lost(fmt.Errorf("declared batches wait for the insert under way: %w", err))
 		return
 	}
+	next := make(map[int32]plan)
+	for id, p := range t.partitions {
+		if len(p.open) > 0 && p.asked { // if not, it was assigned while others landed: begin comes first
+			next[id] = p.open[0]
+		}
+	}
+	known, err := t.decided(ctx, next)
+	if err != nil {
+		t.lost(fmt.Errorf("read what is stored of declared batches: %w", err))
+		return
+	}
 	f := newFlight(newBlock())
 	f.recover, f.later = true, make(map[int32]plans)
-	for id, p := range t.partitions {
-		if len(p.open) == 0 || !p.asked || f.full(&t.cfg) { // assigned while others landed: begin comes first
-			continue
+	for id, first := range next {
+		if f.full(&t.cfg) {
+			break
 		}
-		next := p.open[0]
-		if err := t.reread(ctx, f, next, p); err != nil {
-			t.lost(fmt.Errorf("read declared batch %d:[%d,%d] again: %w", id, next.first, next.last, err))
+		p := t.partitions[id]
+		if err := t.retake(ctx, f, first, p, known[id]); err != nil {
+			t.lost(fmt.Errorf("read declared batch %d:[%d,%d] again: %w", id, first.first, first.last, err))
 			return
 		}
 		p.open = p.open[1:]
@@ -65,7 +76,8 @@ func (t *session) open() bool {
 // maxRereadBytes is half of what the columns of a block can count.
 const maxRereadBytes = 1 << 31
 
-// reread takes the offsets of plan p from the log into f.
+// reread takes the offsets of plan p from the log into f; the window of the partition
+// says which are duplicates.
 func (t *session) reread(ctx context.Context, f *flight, p plan, of *partition) error {
 	id, w := of.id, of.window
 	client, err := t.cfg.Kafka.Client(
@@ -284,6 +296,7 @@ func (t *session) missing(ctx context.Context, f *flight, oldest time.Time) (*fl
 	if expired > 0 {
 		t.cfg.Logger.Info("rows that a TTL has taken, or would, are not inserted again", "batches", f.ranges(), "rows", expired)
 	}
+	out.block.seal(t.source.id, f.batches)
 	return out, nil
 }
 
@@ -325,11 +338,16 @@ func (t *session) touches(f *flight) touched {
 // months lists the partitions of the table that b touches: "202401,202402".
 func (b *block) months() string {
 	seen := make(map[int]struct{})
-	for _, ms := range b.ts.Data {
-		y, m, _ := time.UnixMilli(int64(ms)).UTC().Date()
-		seen[y*100+int(m)] = struct{}{}
+	for i := range b.ts.Data {
+		seen[b.month(i)] = struct{}{}
 	}
 	return list(slices.Sorted(maps.Keys(seen)))
+}
+
+// month is that of row i: 202401.
+func (b *block) month(i int) int {
+	y, m, _ := time.UnixMilli(int64(b.ts.Data[i])).UTC().Date()
+	return y*100 + int(m)
 }
 
 // maxListed and maxNamed bound what a condition names one by one: values, and bytes of

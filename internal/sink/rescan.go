@@ -121,7 +121,11 @@ func (t *session) fill(ctx context.Context, id int32, hole plan, stands commitOf
 	}
 	f := newFlight(newBlock())
 	f.recover, f.stands = true, map[int32]commitOffset{id: stands}
-	if err := t.reread(ctx, f, hole, of); err != nil {
+	known, err := t.decided(ctx, map[int32]plan{id: hole})
+	if err != nil {
+		return err
+	}
+	if err := t.retake(ctx, f, hole, of, known[id]); err != nil {
 		return err
 	}
 	t.cfg.Logger.Warn("stored rows are missing, inserting them again", "batches", f.ranges(), "rows", f.block.rows())

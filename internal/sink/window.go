@@ -64,6 +64,16 @@ func (w *window) store(id [16]byte, offset, receivedMs int64) {
 	w.add(id, offset, receivedMs)
 }
 
+// last returns where the last record with id was, and when it was received.
+func (w *window) last(id [16]byte) (offset, receivedMs int64, ok bool) {
+	slot, ok := w.find(id)
+	if !ok {
+		return 0, 0, false
+	}
+	newest := w.next - 1
+	return newest - (newest-int64(slot))%w.size, int64(w.times[slot]) * 1000, true
+}
+
 func (w *window) find(id [16]byte) (slot uint32, ok bool) {
 	if w.table == nil {
 		return 0, false

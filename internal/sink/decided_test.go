@@ -1,0 +1,175 @@
+package sink
+
+import (
+	"fmt"
+	"math"
+	"testing"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+	"pgregory.net/rapid"
+
+	"edge/internal/codec"
+)
+
+// TestWindowChangesBeforeARecovery has a batch of two months declared under one
+// deduplication window and recovered under another, from every state that a crash leaves.
+func TestWindowChangesBeforeARecovery(t *testing.T) {
+	t.Parallel() // it waits more than it works
+	january := func(_ int, ev *codec.Event) { twoMonths(0, ev) }
+	february := func(_ int, ev *codec.Event) { twoMonths(1, ev) }
+	later := func(_ int, ev *codec.Event) { // in an hour of its own
+		twoMonths(1, ev)
+		ev.Timestamp += 5 * 86_400_000
+	}
+	lose := func(l *lab, where string) {
+		l.uncountAll(where)
+		l.lose("events", where)
+	}
+	const all, noRollups, noFebruary, noJanuary, noRows = "all", "no rollups", "no february", "no january", "no rows"
+	leave := map[string]func(l *lab, declared string){
+		all:        func(*lab, string) {},
+		noRollups:  func(l *lab, declared string) { l.uncountAll(declared) },
+		noFebruary: func(l *lab, declared string) { lose(l, declared+" AND toYYYYMM(ts) = 202402") },
+		noJanuary:  func(l *lab, declared string) { lose(l, declared+" AND toYYYYMM(ts) = 202401") },
+		noRows:     func(l *lab, declared string) { lose(l, declared) },
+	}
+	changes := []struct {
+		name          string
+		before, after int64 // DedupIDs
+		partitions    int   // added
+		states        []string
+	}{
+		{name: "off", before: 1000, after: 0, states: []string{all, noFebruary}},
+		{name: "smaller", before: 1000, after: 10, states: []string{noFebruary, noRows}},
+		{name: "larger", before: 10, after: 1000, states: []string{noRollups, noJanuary}},
+		{name: "partitions added", before: 100, after: 100, partitions: 7, states: []string{all, noFebruary, noJanuary}},
+	}
+	for _, c := range changes {
+		// again is an event with the id of one that is 10 to 100 records back.
+		again := func(l *lab, change ...func(int, *codec.Event)) {
+			if c.before > 10 {
+				l.repeat(0, change...)
+			} else {
+				l.one(0, change...)
+			}
+		}
+		for _, state := range c.states {
+			t.Run(c.name+", "+state, func(t *testing.T) {
+				l := newLab(t, 1)
+				l.one(0, withID("old"))
+				l.one(0, withID("older"))
+				l.produce(20)
+				window := func(ids int64) func(*Config) { return func(c *Config) { c.DedupIDs = ids } }
+				s := l.start(window(c.before))
+				l.settled()
+				s.stop()
+
+				first := l.cluster.PartitionInfo(topic, 0).HighWatermark
+				l.one(0, withID("a"), january)
+				l.produce(15, twoMonths)
+				again(l, withID("old"), january)
+				again(l, withID("a"), later)
+				if c.partitions > 0 {
+					again(l, withID("older"), february)
+				}
+				l.one(0, withID("b"), february)
+				l.repeat(0, withID("b"), february)
+				l.append([]*kgo.Record{{Value: []byte("poison")}})
+				l.produce(5, twoMonths)
+				s = l.start(window(c.before))
+				l.settled()
+				l.exact()
+				s.stop()
+				last := l.cluster.PartitionInfo(topic, 0).HighWatermark - 1
+				l.commit(0, first, plans{{l.src(), first, last}}.String())
+				leave[state](l, fmt.Sprintf("_offset >= %d", first))
+				if c.partitions > 0 {
+					if _, err := l.admin.CreatePartitions(t.Context(), c.partitions, topic); err != nil {
+						t.Fatal(err)
+					}
+				}
+
+				s = l.start(window(c.after))
+				l.settled()
+				if state == noRows { // what is a duplicate is decided anew
+					l.rollupsAreRaw()
+					l.batchesAddUp()
+				} else {
+					l.exact()
+				}
+				s.stop()
+			})
+		}
+	}
+}
+
+// TestDecided draws a batch, takes months of its rows away, and decides it again. Under
+// the same window every record is what it was. Under any other there are as many
+// duplicates as there were, what is stored is a row, and every id has one.
+func TestDecided(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		const history = 50
+		size, age := rapid.Int64Range(1, 60).Draw(t, "size"), rapid.Int64Range(1000, 60_000).Draw(t, "age")
+		w, far := newWindow(size, age), newWindow(200, math.MaxInt64)
+		b, d := newBlock(), &decided{stored: make(map[int64]struct{})}
+		var was []bool
+		ids := make(map[[16]byte]bool) // of rows
+		lost := rapid.SampledFrom([]int{202401, 202402, 0}).Draw(t, "lost")
+		now := int64(1_700_000_000_000)
+		for offset := range rapid.Int64Range(history+1, history+60).Draw(t, "records") {
+			now += rapid.Int64Range(-3000, 5000).Draw(t, "ms")
+			ev := codec.Event{ID: testID(rapid.IntRange(0, 40).Draw(t, "id")), ReceivedAt: now}
+			duplicate := w.seen(ev.ID, offset, now)
+			if offset < history {
+				if !duplicate {
+					ids[ev.ID] = true
+					far.store(ev.ID, offset, now)
+				}
+				continue
+			}
+			twoMonths(rapid.IntRange(0, 1).Draw(t, "month"), &ev)
+			b.append(&ev, 0, offset)
+			was = append(was, duplicate)
+			switch {
+			case duplicate:
+				d.batch.duplicates++
+			case b.month(b.rows()-1) != lost:
+				d.stored[offset] = struct{}{}
+				d.batch.rows++
+			default:
+				d.batch.rows++
+			}
+		}
+		if len(d.stored) == 0 {
+			return // nothing is known of it
+		}
+		today := newWindow(size, age)
+		same := rapid.Bool().Draw(t, "same window")
+		if !same {
+			today = newWindow(rapid.Int64Range(1, 100).Draw(t, "size today"), rapid.Int64Range(1000, 60_000).Draw(t, "age today"))
+		}
+		got, n := d.duplicates(b, today, far), 0
+		for i, duplicate := range got {
+			id, offset, _ := b.id(i)
+			if _, stored := d.stored[offset]; stored && duplicate {
+				t.Fatalf("offset %d is stored, and a duplicate", offset)
+			}
+			if same && duplicate != was[i] {
+				t.Fatalf("offset %d: duplicate %t; was %t", offset, duplicate, was[i])
+			}
+			if duplicate {
+				n++
+			} else {
+				ids[id] = true
+			}
+		}
+		if n != d.batch.duplicates {
+			t.Fatalf("%d duplicates; there were %d", n, d.batch.duplicates)
+		}
+		for i := range got {
+			if id, offset, _ := b.id(i); !ids[id] {
+				t.Fatalf("no row has the id of offset %d", offset)
+			}
+		}
+	})
+}
