@@ -283,6 +283,7 @@ func checkGoQueries(t *testing.T, conn chgo.Conn) {
 	} else if s != "hello" || n != 77 {
 		t.Errorf("got settings %q, %d", s, n)
 	}
+	checkGoListings(t, conn)
 	err := conn.Exec(t.Context(), "SELECT * FROM nothing")
 	if e, ok := err.(*chgo.Exception); !ok || e.Code != 60 {
 		t.Errorf("got %v; want code 60", err)
@@ -299,6 +300,37 @@ func checkGoQueries(t *testing.T, conn chgo.Conn) {
 	}
 	if rows.Err() != nil || count != 1_000_000 {
 		t.Errorf("got %d rows, %v; want 1000000", count, rows.Err())
+	}
+}
+
+func checkGoListings(t *testing.T, conn chgo.Conn) {
+	t.Helper()
+	f := func(sql, want string) {
+		t.Helper()
+		var got string
+		if err := conn.QueryRow(t.Context(), sql).Scan(&got); err != nil || !strings.HasPrefix(got, want) {
+			t.Errorf("%s: got %q, %v; want %q", sql, got, err, want)
+		}
+	}
+	f("SHOW TABLES", "types")
+	f("SHOW DATABASES LIKE 'default'", "default")
+	f("SHOW CREATE TABLE types", "CREATE TABLE default.types")
+	var exists uint8
+	if err := conn.QueryRow(t.Context(), "EXISTS TABLE types").Scan(&exists); err != nil || exists != 1 {
+		t.Errorf("EXISTS TABLE types: got %d, %v; want 1", exists, err)
+	}
+	rows, err := conn.Query(t.Context(), "DESCRIBE TABLE types")
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	defer func() { _ = rows.Close() }()
+	described := 0
+	for rows.Next() {
+		described++
+	}
+	if want := len(newChTypes().columns()); rows.Err() != nil || described < want {
+		t.Errorf("DESCRIBE TABLE types: got %d rows, %v; want %d", described, rows.Err(), want)
 	}
 }
 

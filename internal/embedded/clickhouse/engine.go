@@ -147,18 +147,19 @@ func (c *engineConn) settle() {
 
 // exec runs a statement to its end and drops its rows.
 func (c *engineConn) exec(sql string, params []parameter) error {
-	r, err := c.call(c.lib.query, sql, "Null", params)
-	if err != nil {
-		return err
-	}
-	c.lib.destroy(r)
-	return nil
+	_, err := c.rows(sql, "Null", params)
+	return err
 }
 
-// query runs a statement and returns its rows in RowBinary. For small answers:
-// all of it is in memory.
+// query runs a statement and returns its rows in RowBinary.
 func (c *engineConn) query(sql string, params []parameter) ([]byte, error) {
-	r, err := c.call(c.lib.query, sql, "RowBinary", params)
+	return c.rows(sql, "RowBinary", params)
+}
+
+// rows runs a statement and returns its rows in a format. For small answers: all
+// of it is in memory, twice for a moment.
+func (c *engineConn) rows(sql, format string, params []parameter) ([]byte, error) {
+	r, err := c.call(c.lib.query, sql, format, params)
 	if err != nil {
 		return nil, err
 	}

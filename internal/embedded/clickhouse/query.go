@@ -144,17 +144,23 @@ func (s *session) execute(q *clientQuery) error {
 		defer s.srv.schema.Add(1) // whatever became of it
 	}
 	switch {
-	case st.returns:
+	case st.returns && !st.lists: // the stream interface takes no listing
 		return s.rows(q, &st)
 	default:
 		return s.command(q, &st)
 	}
 }
 
-// command runs a statement without rows.
+// command runs a statement that the stream interface refuses. Rows are only asked
+// for when it lists something: no more of them than the schema has names, and a
+// client that sends KILL as a command takes none.
 func (s *session) command(q *clientQuery, st *statement) error {
+	format := "Null"
+	if st.lists {
+		format = "Native"
+	}
 	w := s.watch(true)
-	err := s.eng.exec(st.text, q.params)
+	blocks, err := s.eng.rows(st.text, format, q.params)
 	if err == nil {
 		err = s.srv.written()
 	}
@@ -170,7 +176,40 @@ func (s *session) command(q *clientQuery, st *statement) error {
 	if err != nil && !(w.cancelled.Load() && exceptionCode(err) == codeQueryCancelled) {
 		return err
 	}
+	if err := s.sendBlocks(q, blocks); err != nil {
+		return err
+	}
 	return s.finish(q, proto.Progress{})
+}
+
+// sendBlocks sends a header and the blocks that stand one behind the other in p.
+func (s *session) sendBlocks(q *clientQuery, p []byte) error {
+	flag := s.added()
+	for first := true; len(p) > 0; first = false {
+		c := &cursor{keep: discard}
+		c.over(p)
+		if _, err := s.walker.block(c, flagNone); err != nil {
+			return err
+		}
+		if first {
+			if err := s.sendBlock(q, encodeHeader(s.walker.columns), flag); err != nil {
+				return err
+			}
+		}
+		if err := s.sendBlock(q, p[:c.r], flag); err != nil {
+			return err
+		}
+		p = p[c.r:]
+	}
+	return nil
+}
+
+// added is what the library's columns lack for this client.
+func (s *session) added() serialization {
+	if proto.FeatureCustomSerialization.In(s.version) {
+		return flagAdd
+	}
+	return flagNone
 }
 
 // finish closes a successful answer.
@@ -226,10 +265,7 @@ func (s *session) sendRows(q *clientQuery, st *statement, w *watch) (sent int, p
 		return 0, p, err
 	}
 	defer rows.close()
-	flag := flagNone
-	if proto.FeatureCustomSerialization.In(s.version) {
-		flag = flagAdd
-	}
+	flag := s.added()
 	for !w.cancelled.Load() && !w.gone.Load() {
 		block, err := rows.next()
 		if err != nil {
@@ -260,8 +296,8 @@ func (s *session) sendRows(q *clientQuery, st *statement, w *watch) (sent int, p
 }
 
 // emptyHeader names the columns of an empty result, of which the library says
-// nothing at all. Only what fits into a subquery can be asked; for the rest (an
-// empty SHOW TABLES) the client gets a result without columns.
+// nothing at all. Only what fits into a subquery can be asked; for the rest
+// the client gets a result without columns, as for an empty SHOW TABLES.
 func (s *session) emptyHeader(q *clientQuery, st *statement) error {
 	columns, err := s.describe("DESCRIBE ("+st.text+"\n)", q.params)
 	var e *exception
@@ -271,11 +307,7 @@ func (s *session) emptyHeader(q *clientQuery, st *statement) error {
 	if err != nil {
 		return err
 	}
-	flag := flagNone
-	if proto.FeatureCustomSerialization.In(s.version) {
-		flag = flagAdd
-	}
-	return s.sendBlock(q, encodeHeader(columns), flag)
+	return s.sendBlock(q, encodeHeader(columns), s.added())
 }
 
 // describe runs a DESCRIBE and returns the names and types it lists, at least one.

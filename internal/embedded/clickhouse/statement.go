@@ -10,6 +10,7 @@ import (
 type statement struct {
 	text    string // for the engine
 	returns bool   // may answer with rows: goes to the stream interface first
+	lists   bool   // SHOW, DESCRIBE, EXISTS: answers with rows, which do not stream
 	changes bool   // SET: what is remembered about session settings is stale
 	moves   bool   // USE: the current database is another
 	reads   bool   // SELECT: what is remembered about tables stays right
@@ -95,6 +96,7 @@ func parseStatement(q string) (statement, error) {
 		// KILL and CHECK answer with rows too.
 		st.returns = true
 		st.reads = s.isOneOf(0, "SELECT", "WITH")
+		st.lists = s.isOneOf(0, "SHOW", "DESCRIBE", "DESC", "EXISTS")
 		st.kills = s.killCondition()
 		st.text = s.withoutFormat()
 		if s.is(0, "EXPLAIN") {

@@ -33,6 +33,8 @@ func TestParseStatement(t *testing.T) {
 	f("  (SELECT 1) ; ;", statement{text: "  (SELECT 1)", returns: true})
 	f("EXPLAIN SELECT 1 -- c\nFORMAT TSV", rows("SELECT * FROM (EXPLAIN SELECT 1 -- c\n\n)"))
 	f("REPLACE TABLE t (a UInt8) ENGINE = Memory", statement{text: "REPLACE TABLE t (a UInt8) ENGINE = Memory", returns: true})
+	f("SHOW TABLES FROM d FORMAT TSV", statement{text: "SHOW TABLES FROM d ", returns: true, lists: true})
+	f("desc t", statement{text: "desc t", returns: true, lists: true})
 	kill := func(text, kills string) statement { return statement{text: text, returns: true, kills: kills} }
 	f("KILL QUERY WHERE a = 'SYNC' AND (b) ASYNC", kill("KILL QUERY WHERE a = 'SYNC' AND (b) ASYNC", "a = 'SYNC' AND (b)"))
 	f("kill query where a -- b\n", kill("kill query where a", "a"))
