@@ -36,6 +36,7 @@ func TestBadConfig(t *testing.T) {
 	f("FLUSH_ROWS", "10000000")
 	f("LOG_LEVEL", "chatty")
 	f("KAFKA_TOPIC", "my events")
+	f("KAFKA_RETENTION", "10ms")
 	f("WRITE_KEYS", secret+",,"+secret)
 	f("READ_KEYS", "sha256:"+secret)
 }

@@ -72,7 +72,7 @@ type config struct {
 	KafkaTopic       string        `env:"KAFKA_TOPIC" envDefault:"events" doc:"topic of the events; its dead letters go to <topic>.dead"`
 	KafkaPartitions  int32         `env:"KAFKA_PARTITIONS" envDefault:"0" doc:"partitions when the topic is created, fixed from then on; 0 is 8, and 1 embedded, where each costs two fsyncs"`
 	KafkaReplication int16         `env:"KAFKA_REPLICATION" envDefault:"-1" doc:"replicas when the topic is created; -1 is the broker's default"`
-	KafkaRetention   time.Duration `env:"KAFKA_RETENTION" envDefault:"168h" doc:"how long the topic keeps events that are stored"`
+	KafkaRetention   time.Duration `env:"KAFKA_RETENTION" envDefault:"168h" doc:"how long the topic keeps events, stored or not, when it is created; 0 is for ever"`
 	KafkaGroup       string        `env:"KAFKA_GROUP" envDefault:"edge-sink" doc:"consumer group of the sink"`
 
 	KafkaTLS      bool   `env:"KAFKA_TLS" envDefault:"false" doc:"speak TLS to the brokers"`
@@ -151,8 +151,16 @@ func (c *config) partitions() int32 {
 	return 8
 }
 
-// sinkRetention is how long an event waits in the log for the sink: the embedded
-// broker keeps it until it is stored.
+// topicRetention is KAFKA_RETENTION as a topic has it, where 0 would be no time.
+func (c *config) topicRetention() string {
+	if c.KafkaRetention == 0 {
+		return "-1"
+	}
+	return strconv.FormatInt(c.KafkaRetention.Milliseconds(), 10)
+}
+
+// sinkRetention is how long an event waits in the log for the sink, 0 for ever: the
+// embedded broker keeps it until it is stored.
 func (c *config) sinkRetention() time.Duration {
 	if c.Embedded {
 		return 0
@@ -267,6 +275,9 @@ func (c *config) validate() error {
 	if c.InsertTimeout < time.Second {
 		bad("INSERT_TIMEOUT is %s; ClickHouse counts whole seconds, so it needs at least 1s", c.InsertTimeout)
 	}
+	if c.KafkaRetention > 0 && c.KafkaRetention < time.Second {
+		bad("KAFKA_RETENTION is %s; it needs at least 1s, or 0 to keep events for ever", c.KafkaRetention)
+	}
 	if c.FlushRows > sink.MaxFlushRows {
 		bad("FLUSH_ROWS is %d; more than %d rows would no longer be one block, which recovery relies on", c.FlushRows, sink.MaxFlushRows)
 	}
@@ -343,6 +354,9 @@ func (c *config) validateAges() (errs []error) {
 	}
 	if c.MaxAge == 0 {
 		return append(errs, errors.New("TABLE_TTL needs MAX_AGE: an event older than the TTL would be counted and not kept"))
+	}
+	if c.KafkaRetention == 0 {
+		return append(errs, errors.New("TABLE_TTL needs a KAFKA_RETENTION: an event that waits for ever in Kafka could be counted and not kept"))
 	}
 	if need := c.MaxAge + c.KafkaRetention + 48*time.Hour; c.TableTTL < need {
 		errs = append(errs, fmt.Errorf("TABLE_TTL is %s; it must be at least MAX_AGE + KAFKA_RETENTION + 48h = %s", c.TableTTL, need))

@@ -50,6 +50,7 @@ func TestConfigRefusesBadValues(t *testing.T) {
 	f("QUERY_KEEP", "2m", "at most 1m")
 	f("FLUSH_BYTES", "1GiB", "one block")
 	f("INSERT_TIMEOUT", "10ms", "1s")
+	f("KAFKA_RETENTION", "999ms", "for ever")
 	f("EMBEDDED_KAFKA_LISTEN", "0.0.0.0:19092", "loopback")
 	f("EMBEDDED_CLICKHOUSE_LISTEN", "9000", "loopback")
 	f("CORS_ORIGINS", "example.com", "scheme://host")
@@ -102,6 +103,7 @@ func TestConfigDependentAges(t *testing.T) {
 	f("0s", "0s", "168h", true)
 	f("240h", "24h", "168h", true)
 	f("239h", "24h", "168h", false)
+	f("9000h", "24h", "0s", false)
 }
 
 func TestConfigNeverShowsSecrets(t *testing.T) {

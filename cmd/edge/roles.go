@@ -137,7 +137,7 @@ func (a *app) ensureTopics(ctx context.Context) error {
 		return err
 	}
 	defer client.Close()
-	config := map[string]string{"retention.ms": fmt.Sprint(a.cfg.KafkaRetention.Milliseconds())}
+	config := map[string]string{"retention.ms": a.cfg.topicRetention()}
 	_, err = kafka.EnsureTopics(ctx, client,
 		kafka.Topic{Name: a.cfg.KafkaTopic, Partitions: a.cfg.partitions(), Replicas: a.cfg.KafkaReplication, Config: config},
 		kafka.Topic{Name: a.cfg.deadLetterTopic(), Partitions: 1, Replicas: a.cfg.KafkaReplication, Config: map[string]string{"retention.ms": "-1"}})
