@@ -17,7 +17,12 @@ import (
 	"edge/internal/server"
 )
 
+// migrate is for a ClickHouse that is a server: the engine's directory belongs to
+// the process that runs it.
 func migrate(in *invocation) error {
+	if in.cfg.Embedded {
+		return &usageError{"migrate has nothing to do with EMBEDDED=true: every start of edge lays down the schema"}
+	}
 	o, _, err := in.cfg.clickHouseOptions()
 	if err != nil {
 		return err

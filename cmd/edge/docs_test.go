@@ -115,7 +115,8 @@ func TestDocsCommands(t *testing.T) {
 					t.Fatal("the page's edge takes no event")
 				}
 			}
-			ports := strings.NewReplacer("localhost:8080", n.public, "localhost:9091", n.admin)
+			// To migrate, the page's engine is a server like any other.
+			ports := strings.NewReplacer("localhost:8080", n.public, "localhost:9091", n.admin, "edge migrate", "EMBEDDED=false edge migrate")
 			for _, b := range scripts {
 				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 				defer cancel()

@@ -29,3 +29,15 @@ func TestArguments(t *testing.T) {
 	f("replay-dlq -", exitUsage, "", "edge: replay-dlq wants --list, a file")
 	f("replay-dlq ./-", exitFailed, "", "edge: open ./-: no such file")
 }
+
+// Embedded, the ClickHouse at CLICKHOUSE_HOST is somebody else's.
+func TestMigrateIsNotForTheEmbeddedEngine(t *testing.T) {
+	t.Setenv("EMBEDDED", "true")
+	t.Setenv("CLICKHOUSE_HOST", "127.0.0.1")
+	t.Setenv("CLICKHOUSE_PORT", "1") // where nobody listens
+	var out, errOut bytes.Buffer
+	status := command([]string{"migrate"}, &out, &errOut)
+	if said := errOut.String(); status != exitUsage || strings.Count(said, "\n") != 1 || !strings.Contains(said, "EMBEDDED") {
+		t.Errorf("status %d, %q; want %d and one sentence that names EMBEDDED", status, said, exitUsage)
+	}
+}
