@@ -347,7 +347,8 @@ var topicName = regexp.MustCompile(`^[a-zA-Z0-9._-]{1,244}$`)
 // validateAges checks the settings that depend on each other: a row older than
 // the table's TTL vanishes when it is inserted while the rollups count it, so
 // the oldest event that can reach the insert must be younger, with two days to
-// spare.
+// spare. And the deduplication window is rebuilt from the rows: one that expires
+// within it would count again after a restart, and not before.
 func (c *config) validateAges() (errs []error) {
 	if c.TableTTL <= 0 {
 		return nil
@@ -358,8 +359,12 @@ func (c *config) validateAges() (errs []error) {
 	if c.KafkaRetention == 0 {
 		return append(errs, errors.New("TABLE_TTL needs a KAFKA_RETENTION: an event that waits for ever in Kafka could be counted and not kept"))
 	}
-	if need := c.MaxAge + c.KafkaRetention + 48*time.Hour; c.TableTTL < need {
-		errs = append(errs, fmt.Errorf("TABLE_TTL is %s; it must be at least MAX_AGE + KAFKA_RETENTION + 48h = %s", c.TableTTL, need))
+	wait, name := c.KafkaRetention, "KAFKA_RETENTION"
+	if c.DedupIDs > 0 && c.DedupWindow > wait {
+		wait, name = c.DedupWindow, "DEDUP_WINDOW"
+	}
+	if need := c.MaxAge + wait + 48*time.Hour; c.TableTTL < need {
+		errs = append(errs, fmt.Errorf("TABLE_TTL is %s; it must be at least MAX_AGE + %s + 48h = %s", c.TableTTL, name, need))
 	}
 	return errs
 }

@@ -93,17 +93,20 @@ func TestConfigReportsEveryProblemAtOnce(t *testing.T) {
 }
 
 func TestConfigDependentAges(t *testing.T) {
-	f := func(ttl, maxAge, retention string, ok bool) {
+	f := func(ttl, maxAge, retention, window, ids string, ok bool) {
 		t.Helper()
-		_, err := loadConfig(map[string]string{"TABLE_TTL": ttl, "MAX_AGE": maxAge, "KAFKA_RETENTION": retention})
-		if (err == nil) != ok {
-			t.Errorf("TABLE_TTL=%s MAX_AGE=%s KAFKA_RETENTION=%s: got %v; want ok=%v", ttl, maxAge, retention, err, ok)
+		set := map[string]string{"TABLE_TTL": ttl, "MAX_AGE": maxAge, "KAFKA_RETENTION": retention, "DEDUP_WINDOW": window, "DEDUP_MAX_IDS": ids}
+		if _, err := loadConfig(set); (err == nil) != ok {
+			t.Errorf("%v: got %v; want ok=%v", set, err, ok)
 		}
 	}
-	f("0s", "0s", "168h", true)
-	f("240h", "24h", "168h", true)
-	f("239h", "24h", "168h", false)
-	f("9000h", "24h", "0s", false)
+	f("0s", "0s", "168h", "240h", "1", true)
+	f("240h", "24h", "168h", "168h", "1", true)
+	f("239h", "24h", "168h", "24h", "1", false)
+	f("9000h", "24h", "0s", "24h", "1", false)
+	f("264h", "24h", "168h", "192h", "1", true)
+	f("263h", "24h", "168h", "192h", "1", false)
+	f("263h", "24h", "168h", "192h", "0", true) // the window is off
 }
 
 func TestConfigNeverShowsSecrets(t *testing.T) {
