@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"edge/internal/embedded"
 	"edge/internal/server"
 	"edge/internal/sink"
 
@@ -203,6 +204,11 @@ func parseConfig(environ map[string]string) (config, error) {
 	if err != nil {
 		return c, err
 	}
+	for _, list := range [][]string{c.Roles, c.KafkaBrokers, c.CORSOrigins} {
+		for i, item := range list {
+			list[i] = strings.TrimSpace(item)
+		}
+	}
 	if c.DataDir, err = filepath.Abs(c.DataDir); err != nil {
 		return c, fmt.Errorf("DATA_DIR: %w", err)
 	}
@@ -261,7 +267,7 @@ func (c *config) validate() error {
 	for _, p := range []struct {
 		name string
 		d    time.Duration
-	}{{"MAX_AGE", c.MaxAge}, {"LINGER", c.Linger}, {"TABLE_TTL", c.TableTTL}, {"QUERY_KEEP", c.QueryKeep}, {"KAFKA_RETENTION", c.KafkaRetention}, {"EMBEDDED_RETENTION", c.EmbeddedRetention}, {"KAFKA_PARTITIONS", time.Duration(c.KafkaPartitions)}, {"PRESTOP_DELAY", c.PrestopDelay}, {"KEY_RATE", time.Duration(c.KeyRate)}, {"SHARDS", time.Duration(c.Shards)}, {"DEDUP_MAX_IDS", time.Duration(c.DedupIDs)}, {"DEDUP_WINDOW", c.DedupWindow}} {
+	}{{"MAX_AGE", c.MaxAge}, {"LINGER", c.Linger}, {"TABLE_TTL", c.TableTTL}, {"QUERY_KEEP", c.QueryKeep}, {"KAFKA_RETENTION", c.KafkaRetention}, {"EMBEDDED_RETENTION", c.EmbeddedRetention}, {"KAFKA_PARTITIONS", time.Duration(c.KafkaPartitions)}, {"PRESTOP_DELAY", c.PrestopDelay}, {"KEY_RATE", time.Duration(c.KeyRate)}, {"MAX_CONNS_PER_IP", time.Duration(c.MaxConnsPerIP)}, {"SHARDS", time.Duration(c.Shards)}, {"DEDUP_MAX_IDS", time.Duration(c.DedupIDs)}, {"DEDUP_WINDOW", c.DedupWindow}} {
 		if p.d < 0 {
 			bad("%s must not be negative", p.name)
 		}
@@ -311,9 +317,8 @@ func (c *config) validate() error {
 	if need := server.MinInflightBytes(int(c.MaxBodyBytes), int(c.MaxInflatedBytes)) + server.MaxAnswerBytes(c.MaxEvents); int64(c.MaxInflightBytes) < need {
 		bad("MAX_INFLIGHT_BYTES is %s; MAX_BODY_BYTES, MAX_INFLATED_BYTES and MAX_EVENTS need at least %s", c.MaxInflightBytes, size(need))
 	}
-	if !topicName.MatchString(c.KafkaTopic) {
-		bad("KAFKA_TOPIC is %q; a topic has up to 244 letters, digits, dots, underscores and hyphens", c.KafkaTopic)
-	}
+	errs = append(errs, c.validateKafka()...)
+	errs = append(errs, c.validateClickHouse()...)
 	errs = append(errs, c.validateAges()...)
 	errs = append(errs, c.validateKeys()...)
 	errs = append(errs, c.validateTLS()...)
@@ -321,8 +326,8 @@ func (c *config) validate() error {
 		if l.addr == "" {
 			continue
 		}
-		host, _, err := net.SplitHostPort(l.addr)
-		if ip := net.ParseIP(host); err != nil || ip == nil || !ip.IsLoopback() {
+		host, ok := splitHostPort(l.addr)
+		if ip := net.ParseIP(host); !ok || ip == nil || !ip.IsLoopback() {
 			bad("%s is %q; it must be a loopback IP and port, such as 127.0.0.1:19092", l.name, l.addr)
 		}
 	}
@@ -341,8 +346,61 @@ const (
 	maxRingRequests = 1 << 20
 )
 
+// splitHostPort returns the host of an address with a port to connect to.
+func splitHostPort(addr string) (host string, ok bool) {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return "", false
+	}
+	n, err := strconv.ParseUint(port, 10, 16)
+	return host, err == nil && n > 0 && host != ""
+}
+
 // topicName is what Kafka takes, with room for ".dead" behind it.
 var topicName = regexp.MustCompile(`^[a-zA-Z0-9._-]{1,244}$`)
+
+func (c *config) validateKafka() (errs []error) {
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	for _, b := range c.KafkaBrokers {
+		if _, ok := splitHostPort(b); !ok {
+			bad("KAFKA_BROKERS has %q; a broker is host:port", b)
+			break
+		}
+	}
+	if !topicName.MatchString(c.KafkaTopic) {
+		bad("KAFKA_TOPIC is %q; a topic has up to 244 letters, digits, dots, underscores and hyphens", c.KafkaTopic)
+	}
+	if c.KafkaTopic == "." || c.KafkaTopic == ".." {
+		bad("KAFKA_TOPIC is %q; that is a directory to Kafka, and no topic", c.KafkaTopic)
+	}
+	if c.KafkaReplication != -1 && c.KafkaReplication < 1 {
+		bad("KAFKA_REPLICATION is %d; it must be at least 1, or -1 for the broker's default", c.KafkaReplication)
+	}
+	if c.Embedded && c.KafkaPartitions > embedded.MaxPartitions {
+		bad("KAFKA_PARTITIONS is %d; the embedded broker takes at most %d", c.KafkaPartitions, embedded.MaxPartitions)
+	}
+	return errs
+}
+
+// databaseName is less than ClickHouse takes: each byte that is no letter, digit or
+// underscore is three in the names of its files.
+var databaseName = regexp.MustCompile(`^[a-zA-Z0-9_. -]{1,64}$`)
+
+// notOurs are databases of ClickHouse's own.
+var notOurs = []string{"system", "information_schema", "_temporary_and_external_tables"}
+
+func (c *config) validateClickHouse() (errs []error) {
+	if c.ClickHousePort == 0 {
+		errs = append(errs, errors.New("CLICKHOUSE_PORT is 0; it must be a port to connect to"))
+	}
+	if !databaseName.MatchString(c.ClickHouseDatabase) {
+		errs = append(errs, fmt.Errorf("CLICKHOUSE_DATABASE is %q; it has up to 64 letters, digits, underscores, dots, hyphens and spaces", c.ClickHouseDatabase))
+	}
+	if slices.Contains(notOurs, strings.ToLower(c.ClickHouseDatabase)) {
+		errs = append(errs, fmt.Errorf("CLICKHOUSE_DATABASE is %q; that database is ClickHouse's own", c.ClickHouseDatabase))
+	}
+	return errs
+}
 
 // validateAges checks the settings that depend on each other: a row older than
 // the table's TTL vanishes when it is inserted while the rollups count it, so

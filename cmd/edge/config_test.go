@@ -83,6 +83,16 @@ func TestConfigCORSOrigins(t *testing.T) {
 	f("https://a.example,https://b.example", "https://a.example,https://b.example")
 }
 
+func TestConfigListsMayHaveBlanks(t *testing.T) {
+	c, err := loadConfig(map[string]string{"ROLES": "ingest, sink", "KAFKA_BROKERS": " a:1 ,[::1]:65535", "CORS_ORIGINS": "https://a.example, https://b.example"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := fmt.Sprint(c.Roles, c.KafkaBrokers, c.origins()); got != "[ingest sink] [a:1 [::1]:65535] [https://a.example https://b.example]" {
+		t.Errorf("got %s", got)
+	}
+}
+
 func TestConfigReportsEveryProblemAtOnce(t *testing.T) {
 	_, err := loadConfig(map[string]string{"ACK": "x", "ROLES": "y", "FLUSH_ROWS": "0"})
 	for _, name := range []string{"ACK", "ROLES", "FLUSH_ROWS"} {

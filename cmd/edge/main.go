@@ -200,11 +200,11 @@ func isTerminal(w io.Writer) bool {
 func serve(in *invocation) error {
 	public, err := net.Listen("tcp", net.JoinHostPort(in.cfg.ServerHost, strconv.Itoa(int(in.cfg.ServerPort))))
 	if err != nil {
-		return fmt.Errorf("SERVER_PORT: %w", err)
+		return fmt.Errorf("SERVER_HOST, SERVER_PORT: %w", err)
 	}
 	admin, err := net.Listen("tcp", net.JoinHostPort(in.cfg.AdminHost, strconv.Itoa(int(in.cfg.AdminPort))))
 	if err != nil {
-		return fmt.Errorf("ADMIN_PORT: %w", errors.Join(err, public.Close()))
+		return fmt.Errorf("ADMIN_HOST, ADMIN_PORT: %w", errors.Join(err, public.Close()))
 	}
 	return run(in.ctx, in.cfg, listeners{public, admin}, in.log, &in.level)
 }

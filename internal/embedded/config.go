@@ -59,8 +59,8 @@ func (c BrokerConfig) withDefaults() (BrokerConfig, error) {
 		return c, fmt.Errorf("data directory %q must be an absolute path", c.Dir)
 	}
 	for topic, n := range c.Topics {
-		if n < 1 || n > maxPartitions {
-			return c, fmt.Errorf("topic %q: %d partitions, need 1 to %d", topic, n, maxPartitions)
+		if n < 1 || n > MaxPartitions {
+			return c, fmt.Errorf("topic %q: %d partitions, need 1 to %d", topic, n, MaxPartitions)
 		}
 	}
 	for topic, r := range c.Retention {

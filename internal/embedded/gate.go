@@ -49,9 +49,9 @@ func versions() *kversion.Versions {
 	return v
 }
 
-// maxPartitions is the most partitions one request may ask for: kfake makes
+// MaxPartitions is the most partitions one request may ask for: kfake makes
 // them one by one until memory ends, and a request may ask for two billion.
-const maxPartitions = 1024
+const MaxPartitions = 1024
 
 // badTopics turns away what the gate cannot see without decoding: topics that
 // would end the process, or that kfake's own retention would empty.
@@ -67,7 +67,7 @@ func badTopics() kfake.Fault {
 }
 
 func badTopic(t kmsg.CreateTopicsRequestTopic) bool {
-	return t.Topic == "" || t.NumPartitions > maxPartitions || len(t.ReplicaAssignment) > maxPartitions ||
+	return t.Topic == "" || t.NumPartitions > MaxPartitions || len(t.ReplicaAssignment) > MaxPartitions ||
 		slices.ContainsFunc(t.Configs, func(c kmsg.CreateTopicsRequestTopicConfig) bool {
 			return strings.HasPrefix(c.Name, "retention.")
 		})

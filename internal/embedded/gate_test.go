@@ -142,7 +142,7 @@ func TestTopicsTurnedAway(t *testing.T) {
 		}
 	}
 	f("two-billion", 1<<31-1, nil, kerr.PolicyViolation)
-	f("one-too-many", maxPartitions+1, nil, kerr.PolicyViolation)
+	f("one-too-many", MaxPartitions+1, nil, kerr.PolicyViolation)
 	f("with-retention", 1, map[string]*string{"retention.ms": &day}, kerr.PolicyViolation)
 	f("fine", 3, nil, nil)
 	if n := len(b.Partitions("fine")); n != 3 {
