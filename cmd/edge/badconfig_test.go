@@ -60,6 +60,7 @@ func TestBadConfig(t *testing.T) {
 	f("EMBEDDED_KAFKA_LISTEN", "127.0.0.1:http")
 	f("EMBEDDED_CLICKHOUSE_LISTEN", "127.0.0.1:70000")
 	f("MAX_CONNS_PER_IP", "-1")
+	f("QUERY_TIMEOUT", "100ms")
 	f("WRITE_KEYS", secret+",,"+secret)
 	f("READ_KEYS", "sha256:"+secret)
 }

@@ -258,7 +258,7 @@ func (c *config) validate() error {
 		{"FLUSH_ROWS", int64(c.FlushRows)}, {"FLUSH_BYTES", int64(c.FlushBytes)}, {"FLUSH_INSERTS", int64(c.FlushInserts)},
 		{"SERVER_READ_TIMEOUT", int64(c.ServerReadTimeout)}, {"SERVER_WRITE_TIMEOUT", int64(c.ServerWriteTimeout)},
 		{"SERVER_IDLE_TIMEOUT", int64(c.ServerIdleTimeout)}, {"ACK_TIMEOUT", int64(c.AckTimeout)}, {"FLUSH_INTERVAL", int64(c.FlushInterval)},
-		{"MAX_AHEAD", int64(c.MaxAhead)}, {"STUCK_AFTER", int64(c.StuckAfter)}, {"RETRY_AFTER", int64(c.RetryAfter)}, {"QUERY_TIMEOUT", int64(c.QueryTimeout)}, {"SHUTDOWN_TIMEOUT", int64(c.ShutdownTimeout)},
+		{"MAX_AHEAD", int64(c.MaxAhead)}, {"STUCK_AFTER", int64(c.StuckAfter)}, {"RETRY_AFTER", int64(c.RetryAfter)}, {"SHUTDOWN_TIMEOUT", int64(c.ShutdownTimeout)},
 	} {
 		if p.n <= 0 {
 			bad("%s must be positive", p.name)
@@ -278,8 +278,13 @@ func (c *config) validate() error {
 	if c.QueryKeep > time.Minute {
 		bad("QUERY_KEEP is %s; it may be at most 1m: what is kept has a bound, and old answers would keep new ones out", c.QueryKeep)
 	}
-	if c.InsertTimeout < time.Second {
-		bad("INSERT_TIMEOUT is %s; ClickHouse counts whole seconds, so it needs at least 1s", c.InsertTimeout)
+	for _, p := range []struct {
+		name string
+		d    time.Duration
+	}{{"INSERT_TIMEOUT", c.InsertTimeout}, {"QUERY_TIMEOUT", c.QueryTimeout}} {
+		if p.d < time.Second {
+			bad("%s is %s; ClickHouse counts whole seconds, so it needs at least 1s", p.name, p.d)
+		}
 	}
 	if c.KafkaRetention > 0 && c.KafkaRetention < time.Second {
 		bad("KAFKA_RETENTION is %s; it needs at least 1s, or 0 to keep events for ever", c.KafkaRetention)

@@ -50,6 +50,8 @@ func TestConfigRefusesBadValues(t *testing.T) {
 	f("QUERY_KEEP", "2m", "at most 1m")
 	f("FLUSH_BYTES", "1GiB", "one block")
 	f("INSERT_TIMEOUT", "10ms", "1s")
+	f("QUERY_TIMEOUT", "999ms", "1s")
+	f("QUERY_TIMEOUT", "0s", "1s")
 	f("KAFKA_RETENTION", "999ms", "for ever")
 	f("EMBEDDED_KAFKA_LISTEN", "0.0.0.0:19092", "loopback")
 	f("EMBEDDED_CLICKHOUSE_LISTEN", "9000", "loopback")
