@@ -38,20 +38,31 @@ type deadLetters struct {
 // letter is one dead letter as edge replay-dlq --list shows it, and as it comes
 // back repaired.
 type letter struct {
-	Partition int32  `json:"partition"` // where the record was, not where the letter is
-	Offset    int64  `json:"offset"`
-	Reason    string `json:"reason"`
-	Error     string `json:"error"`
-	Value     string `json:"value,omitempty"`
-	Bytes     []byte `json:"value_base64,omitempty"` // instead of Value, when that is no text
+	Partition int32   `json:"partition"` // where the record was, not where the letter is
+	Offset    int64   `json:"offset"`
+	Reason    string  `json:"reason"`
+	Error     string  `json:"error"`
+	Value     *string `json:"value,omitempty"`
+	Bytes     []byte  `json:"value_base64,omitempty"` // instead of Value, when that is no text
 }
 
 func (l *letter) value() []byte {
 	if l.Bytes != nil {
 		return l.Bytes
 	}
-	return []byte(l.Value)
+	return []byte(*l.Value)
 }
+
+// A lettersError says that it is the file of repaired letters that is wrong.
+type lettersError struct {
+	line int
+	err  error
+}
+
+func (e *lettersError) Error() string { return fmt.Sprintf("line %d: %v", e.line, e.err) }
+
+// errNoValue: some other JSON, most likely the event itself without its letter.
+var errNoValue = errors.New("the object has no value; a letter is one as edge replay-dlq --list writes it")
 
 // replayed is what putting letters back came to.
 type replayed struct {
@@ -122,9 +133,11 @@ func (d *deadLetters) list(ctx context.Context, w io.Writer) error {
 }
 
 func readLetter(r *kgo.Record) letter {
-	l := letter{Value: string(r.Value)}
-	if !utf8.Valid(r.Value) {
-		l.Value, l.Bytes = "", r.Value
+	var l letter
+	if text := string(r.Value); utf8.ValidString(text) {
+		l.Value = &text
+	} else {
+		l.Bytes = r.Value
 	}
 	for _, h := range r.Headers {
 		switch h.Key {
@@ -198,13 +211,17 @@ func (d *deadLetters) replayRepaired(ctx context.Context, r io.Reader) (out repl
 	var decoder codec.Decoder
 	lines := bufio.NewScanner(r)
 	lines.Buffer(nil, 16<<20)
-	for n := 1; lines.Scan(); n++ {
+	n := 1
+	for ; lines.Scan(); n++ {
 		if len(bytes.TrimSpace(lines.Bytes())) == 0 {
 			continue
 		}
 		var l letter
 		if err := json.Unmarshal(lines.Bytes(), &l); err != nil {
-			return out, fmt.Errorf("line %d: %w", n, err)
+			return out, &lettersError{n, err}
+		}
+		if l.Value == nil && l.Bytes == nil {
+			return out, &lettersError{n, errNoValue}
 		}
 		record, ok := revive(&decoder, l, d.cfg.KafkaTopic)
 		if !ok {
@@ -215,6 +232,9 @@ func (d *deadLetters) replayRepaired(ctx context.Context, r io.Reader) (out repl
 			return out, fmt.Errorf("line %d: put a letter back: %w", n, err)
 		}
 		out.Replayed++
+	}
+	if err := lines.Err(); errors.Is(err, bufio.ErrTooLong) {
+		return out, &lettersError{n, err}
 	}
 	return out, lines.Err()
 }
@@ -326,7 +346,11 @@ func (a *app) deadLettersHandler(w http.ResponseWriter, r *http.Request) {
 		out, err = d.replay(r.Context())
 	}
 	if err != nil {
-		http.Error(w, fmt.Sprintf("%v (after %d were put back)", err, out.Replayed), http.StatusServiceUnavailable)
+		status := http.StatusServiceUnavailable
+		if wrong := new(lettersError); errors.As(err, &wrong) {
+			status = http.StatusBadRequest
+		}
+		http.Error(w, fmt.Sprintf("%v (after %d were put back)", err, out.Replayed), status)
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")

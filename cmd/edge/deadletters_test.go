@@ -5,12 +5,18 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"edge/internal/kafka"
 )
 
 // deadLetterCommand runs edge replay-dlq against in and returns what it printed.
@@ -92,7 +98,8 @@ func TestDeadLettersGoBackOnce(t *testing.T) {
 	in.total("revived", 1)
 	f(replayed{}) // each letter is looked at once
 
-	letters[0].Value = strings.Replace(letters[0].Value, ",}", "}", 1)
+	value := strings.Replace(*letters[0].Value, ",}", "}", 1)
+	letters[0].Value = &value
 	repaired := filepath.Join(t.TempDir(), "repaired.ndjson")
 	text, err := json.Marshal(letters[0])
 	if err != nil {
@@ -129,4 +136,42 @@ func TestReplayDLQRefuses(t *testing.T) {
 	f("start it first", "--list")
 	f("no such file", "/nonexistent.ndjson")
 	f("wants", "a", "b")
+}
+
+// What is wrong with the file is not told as something that may be there later.
+func TestRepairedLettersAreRefused(t *testing.T) {
+	cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.SeedTopics(1, "events"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cluster.Close()
+	a := &app{kafka: kafka.Options{Brokers: cluster.ListenAddrs(), Logger: slog.New(slog.DiscardHandler)}}
+	if a.cfg, err = loadConfig(nil); err != nil {
+		t.Fatal(err)
+	}
+	const good = `{"value":"{\"event_name\":\"e\",\"user_id\":\"u\",\"timestamp\":1708732800000}"}` + "\n"
+	f := func(file string, status int, want string) {
+		t.Helper()
+		w := httptest.NewRecorder()
+		a.deadLettersHandler(w, httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/dead-letters", strings.NewReader(file)))
+		if w.Code != status || !strings.HasPrefix(w.Body.String(), want) {
+			t.Errorf("%.40q: got %d %q; want %d %q", file, w.Code, w.Body.String(), status, want)
+		}
+	}
+	f(good+"\n"+good, http.StatusOK, `{"replayed":2,"still_dead":0}`)
+	f(`{"value":""}`, http.StatusOK, `{"replayed":0,"still_dead":1}`)
+	f(`{"value_base64":"//4="}`, http.StatusOK, `{"replayed":0,"still_dead":1}`)
+	f(good+"{\n", http.StatusBadRequest, "line 2: ")
+	f(`{"event_name":"e","user_id":"u","timestamp":1708732800000}`, http.StatusBadRequest, "line 1: the object has no value")
+	f("null", http.StatusBadRequest, "line 1: the object has no value")
+	f(good+strings.Repeat("x", 17<<20), http.StatusBadRequest, "line 2: ")
+	cluster.Close()
+	a.kafka.Brokers = []string{"127.0.0.1:1"}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	w := httptest.NewRecorder()
+	a.deadLettersHandler(w, httptest.NewRequestWithContext(ctx, http.MethodPost, "/dead-letters", strings.NewReader(good)))
+	if w.Code != http.StatusServiceUnavailable {
+		t.Errorf("without a broker: got %d %q; want 503", w.Code, w.Body.String())
+	}
 }
