@@ -24,20 +24,29 @@ import (
 // for it, and receive times are in no order.
 //
 // Slot offset%size of the ring belongs to an offset; the table finds an id's
-// slot. Ring: 20 bytes an offset, allocated as far as it has been used. Table: 4
-// bytes a cell, at most half of the cells taken.
+// slot. Ring: 20 bytes an offset, allocated as far as it has been used. Table: 8
+// bytes a cell, at most three quarters of the cells taken. Half of a cell is of the id's
+// hash, so that a search and the closing of a gap touch the table, which a few lines of
+// cache hold, and not the ids in it, which are anywhere.
 type window struct {
 	size  int64 // offsets remembered
 	ageMs int64
-	ids   [][16]byte
-	times []uint32 // receive time in seconds; 0: no row at this offset
-	next  int64    // offset after the newest
+	ring  []*stretch
+	next  int64 // offset after the newest; 0 before the first
 	// oldest is an offset not above the oldest one held; newest is the latest
 	// receive time in seconds.
 	oldest, newest int64
 	used           int      // ids in the table
-	table          []uint32 // slot+1, 0 empty; linear probing
+	table          []uint64 // the id's hash and slot+1, 0 empty; linear probing
 }
+
+// stretch is a piece of the ring.
+type stretch struct {
+	ids   [stretchSlots][16]byte
+	times [stretchSlots]uint32 // of receipt, in seconds; 0: no row at this offset
+}
+
+const stretchSlots = 1024
 
 func newWindow(size int64, ageMs int64) *window { return &window{size: size, ageMs: ageMs} }
 
@@ -45,42 +54,47 @@ func newWindow(size int64, ageMs int64) *window { return &window{size: size, age
 // remembers it when it is not. Offsets must ascend.
 func (w *window) seen(id [16]byte, offset, receivedMs int64) bool {
 	w.advance(offset)
-	if slot, ok := w.find(id); ok {
-		if receivedMs-int64(w.times[slot])*1000 < w.ageMs {
+	h := hash(id)
+	if slot, ok := w.find(id, h); ok {
+		if receivedMs-int64(*w.time(slot))*1000 < w.ageMs {
 			return true
 		}
-		w.remove(slot) // too old: the new one takes its place
+		w.remove(slot, h) // too old: the new one takes its place
 	}
-	w.add(id, offset, receivedMs)
+	w.add(id, h, offset, receivedMs)
 	return false
 }
 
 // store remembers a record that is a row, whatever the window says of it.
 func (w *window) store(id [16]byte, offset, receivedMs int64) {
 	w.advance(offset)
-	if slot, ok := w.find(id); ok {
-		w.remove(slot)
+	h := hash(id)
+	if slot, ok := w.find(id, h); ok {
+		w.remove(slot, h)
 	}
-	w.add(id, offset, receivedMs)
+	w.add(id, h, offset, receivedMs)
 }
 
 // last returns where the last record with id was, and when it was received.
 func (w *window) last(id [16]byte) (offset, receivedMs int64, ok bool) {
-	slot, ok := w.find(id)
+	slot, ok := w.find(id, hash(id))
 	if !ok {
 		return 0, 0, false
 	}
 	newest := w.next - 1
-	return newest - (newest-int64(slot))%w.size, int64(w.times[slot]) * 1000, true
+	return newest - (newest-int64(slot))%w.size, int64(*w.time(slot)) * 1000, true
 }
 
-func (w *window) find(id [16]byte) (slot uint32, ok bool) {
+func (w *window) find(id [16]byte, h uint32) (slot uint32, ok bool) {
 	if w.table == nil {
 		return 0, false
 	}
-	for i := w.cell(id); w.table[i] != 0; i = (i + 1) & (len(w.table) - 1) {
-		if slot = w.table[i] - 1; w.ids[slot] == id {
-			return slot, true
+	mask := len(w.table) - 1
+	for i := int(h) & mask; w.table[i] != 0; i = (i + 1) & mask {
+		if c := w.table[i]; uint32(c>>32) == h {
+			if slot = uint32(c) - 1; *w.id(slot) == id {
+				return slot, true
+			}
 		}
 	}
 	return 0, false
@@ -88,7 +102,8 @@ func (w *window) find(id [16]byte) (slot uint32, ok bool) {
 
 // advance forgets what lies size or more before offset.
 func (w *window) advance(offset int64) {
-	if w.ids == nil {
+	if w.ring == nil {
+		w.ring = make([]*stretch, (w.size+stretchSlots-1)/stretchSlots)
 		w.next, w.oldest = offset, offset
 	}
 	if offset-w.next >= w.size {
@@ -96,64 +111,65 @@ func (w *window) advance(offset int64) {
 		w.next = offset
 	}
 	for ; w.next <= offset; w.next++ {
-		if w.time(w.next) != 0 {
-			w.remove(uint32(w.next % w.size))
+		if slot := uint32(w.next % w.size); w.received(slot) != 0 {
+			w.remove(slot, hash(*w.id(slot)))
 		}
 	}
 }
 
 func (w *window) clear() {
-	clear(w.times)
+	for _, s := range w.ring {
+		if s != nil {
+			clear(s.times[:])
+		}
+	}
 	clear(w.table)
 	w.used = 0
 }
 
-func (w *window) add(id [16]byte, offset, receivedMs int64) {
-	slot := int(offset % w.size)
-	for slot >= len(w.ids) {
-		n := int(min(w.size, max(1024, 2*int64(slot))))
-		ids, times := make([][16]byte, n), make([]uint32, n)
-		copy(ids, w.ids)
-		copy(times, w.times)
-		w.ids, w.times = ids, times
+func (w *window) add(id [16]byte, h uint32, offset, receivedMs int64) {
+	slot := uint32(offset % w.size)
+	if s := &w.ring[slot/stretchSlots]; *s == nil {
+		*s = new(stretch)
 	}
-	if 2*(w.used+1) > len(w.table) {
+	if 4*(w.used+1) > 3*len(w.table) {
 		w.grow()
 	}
-	w.ids[slot] = id
+	*w.id(slot) = id
 	// Rounded up, so that a record is never taken for older than it is, and
 	// never 0.
-	w.times[slot] = uint32((receivedMs + 999) / 1000)
-	w.times[slot] = max(w.times[slot], 1)
-	w.newest = max(w.newest, int64(w.times[slot]))
-	w.insert(uint32(slot))
+	seconds := max(uint32((receivedMs+999)/1000), 1)
+	*w.time(slot) = seconds
+	w.newest = max(w.newest, int64(seconds))
+	w.insert(uint64(h)<<32 | uint64(slot+1))
+	w.used++
 }
 
 func (w *window) grow() {
-	w.table = make([]uint32, max(2048, 2*len(w.table)))
-	w.used = 0
-	for slot := range w.times {
-		if w.times[slot] != 0 {
-			w.insert(uint32(slot))
+	old := w.table
+	w.table = make([]uint64, max(2048, 2*len(old)))
+	for _, c := range old {
+		if c != 0 {
+			w.insert(c)
 		}
 	}
 }
 
-func (w *window) insert(slot uint32) {
-	i := w.cell(w.ids[slot])
+func (w *window) insert(cell uint64) {
+	mask := len(w.table) - 1
+	i := int(cell>>32) & mask
 	for w.table[i] != 0 {
-		i = (i + 1) & (len(w.table) - 1)
+		i = (i + 1) & mask
 	}
-	w.table[i] = slot + 1
-	w.used++
+	w.table[i] = cell
 }
 
-// remove takes slot out of the table and closes the gap, so that a probe never
-// stops short of an id behind it.
-func (w *window) remove(slot uint32) {
+// remove takes slot, of an id with this hash, out of the table and closes the gap, so that
+// a search never stops short of an id behind it.
+func (w *window) remove(slot, h uint32) {
 	mask := len(w.table) - 1
-	i := w.cell(w.ids[slot])
-	for w.table[i] != slot+1 {
+	i := int(h) & mask
+	for uint32(w.table[i]) != slot+1 {
 		i = (i + 1) & mask
 	}
 	for j := i; ; {
@@ -161,22 +177,40 @@ func (w *window) remove(slot uint32) {
 		if w.table[j] == 0 {
 			break
 		}
-		home := w.cell(w.ids[w.table[j]-1])
+		home := int(w.table[j]>>32) & mask
 		if (j-home)&mask >= (j-i)&mask {
 			w.table[i] = w.table[j]
 			i = j
 		}
 	}
 	w.table[i] = 0
-	w.times[slot] = 0
+	*w.time(slot) = 0
 	w.used--
 }
 
-// cell is where id's search starts. Ids are hashes, random, or ordered by time;
+// hash says where an id's search starts. Ids are hashes, random, or ordered by time;
 // folding both halves with a multiplication spreads all three.
-func (w *window) cell(id [16]byte) int {
+func hash(id [16]byte) uint32 {
 	hi, lo := bits.Mul64(binary.LittleEndian.Uint64(id[:8])^0x9e3779b97f4a7c15, binary.LittleEndian.Uint64(id[8:])^0xe7037ed1a0b428db)
-	return int((hi ^ lo) & uint64(len(w.table)-1))
+	return uint32(hi ^ lo)
+}
+
+// id and time are those of a slot whose stretch there is.
+func (w *window) id(slot uint32) *[16]byte {
+	return &w.ring[slot/stretchSlots].ids[slot%stretchSlots]
+}
+
+func (w *window) time(slot uint32) *uint32 {
+	return &w.ring[slot/stretchSlots].times[slot%stretchSlots]
+}
+
+// received is the time of the row at a slot, 0 when there is none. Its stretch may not be
+// there: records without a row pass over it.
+func (w *window) received(slot uint32) uint32 {
+	if w.ring[slot/stretchSlots] == nil {
+		return 0
+	}
+	return *w.time(slot)
 }
 
 // span returns how many ids the window holds and how far back the oldest was
@@ -185,18 +219,10 @@ func (w *window) span() (ids int, seconds int64) {
 	if w.used == 0 {
 		return 0, 0
 	}
-	for w.oldest = max(w.oldest, w.next-w.size); w.time(w.oldest) == 0; w.oldest++ {
+	at := func(offset int64) uint32 { return w.received(uint32(offset % w.size)) }
+	for w.oldest = max(w.oldest, w.next-w.size); at(w.oldest) == 0; w.oldest++ {
 	}
-	return w.used, max(w.newest-int64(w.time(w.oldest)), 0)
-}
-
-// time is when the row at offset was received; 0 when there is none. The ring
-// may not be allocated that far: records without a row pass over it.
-func (w *window) time(offset int64) uint32 {
-	if slot := offset % w.size; slot < int64(len(w.times)) {
-		return w.times[slot]
-	}
-	return 0
+	return w.used, max(w.newest-int64(at(w.oldest)), 0)
 }
 
 func (t *session) newWindow() *window {

@@ -50,7 +50,7 @@ func testID(n int) (id [16]byte) {
 // what is stored on the way: the decisions are the same ever after.
 func TestWindowIsItsRule(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		size := rapid.Int64Range(1, 40).Draw(t, "size")
+		size := rapid.OneOf(rapid.Int64Range(1, 40), rapid.SampledFrom([]int64{stretchSlots - 1, stretchSlots, stretchSlots + 1, 5 * stretchSlots / 2})).Draw(t, "size")
 		m := &model{size: size, ageMs: rapid.Int64Range(1, 60_000).Draw(t, "age")}
 		w := newWindow(m.size, m.ageMs)
 		offset, now := rapid.Int64Range(0, 100).Draw(t, "start"), int64(1_700_000_000_000)
