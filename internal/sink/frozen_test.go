@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -85,6 +86,46 @@ func TestOwnerFrozenBeforeItsRows(t *testing.T) {
 	first.click.thaw()
 	first.kafka.thaw()
 	first.told(first.sink.stats.disowned.Load)
+}
+
+// TestRecoveryBesideAnotherDatabase has two groups store one topic in two databases of one
+// server. A recovery in one does not touch the insert of the other that is under way.
+func TestRecoveryBesideAnotherDatabase(t *testing.T) {
+	l, other := newLab(t, 1), newLab(t, 1)
+	s := l.start()
+	l.produce(20)
+	s.settled()
+	frozen := make(chan struct{})
+	freeze := sync.OnceFunc(func() {
+		s.click.freeze() // the server has the INSERT, and its rows are on the way
+		close(frozen)
+	})
+	l.cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.OffsetCommit}, Observe: true, Count: -1, When: func(req kmsg.Request) bool {
+		if isPlan(req) {
+			freeze()
+		}
+		return true
+	}})
+	l.produce(20)
+	<-frozen
+	var offsets kadm.Offsets
+	offsets.Add(kadm.Offset{Topic: topic, At: 0, LeaderEpoch: -1, Metadata: plans{{l.src(), 0, 9}}.String()})
+	if err := l.admin.CommitAllOffsets(t.Context(), "other", offsets); err != nil {
+		t.Fatal(err)
+	}
+	beside := other.start(func(c *Config) { c.Kafka.Brokers, c.Group = l.kafka.Brokers, "other" })
+	eventually(t, "the plan is recovered in the other database", func() error {
+		if beside.sink.stats.recovered.Load() == 0 {
+			return errCut
+		}
+		return nil
+	})
+	s.click.thaw()
+	s.settled()
+	l.exact()
+	if got := s.sink.outcomes(); s.sink.stats.retried.Load() > 0 || s.sink.stats.recovered.Load() > 0 {
+		t.Errorf("%s, %d tries failed: its insert was killed", got, s.sink.stats.retried.Load())
+	}
 }
 
 // TestOwnerFrozenBeforeItsRecoveryInsert freezes a sink that has seen which rows

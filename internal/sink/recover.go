@@ -229,7 +229,8 @@ func (t *session) recoverOnce(ctx context.Context, f *flight) error {
 	return nil
 }
 
-// quiesce returns when no insert that names one of the partitions runs. The KILL
+// quiesce returns when no insert into this database that names one of the partitions runs:
+// another group may store the same log in another one. The KILL
 // comes first: the embedded engine lists an insert only when it has all rows, and
 // has KILL QUERY reach the others.
 func (t *session) quiesce(ctx context.Context, ids []int32) error {
@@ -237,7 +238,7 @@ func (t *session) quiesce(ctx context.Context, ids []int32) error {
 	for _, id := range slices.Sorted(slices.Values(ids)) {
 		named = append(named, fmt.Sprint(id))
 	}
-	where := fmt.Sprintf("match(Settings['log_comment'], '^edge/%d/.*,(%s),')", t.source.id, strings.Join(named, "|"))
+	where := fmt.Sprintf("match(Settings['log_comment'], '^edge/%d/.*,(%s),') AND current_database = currentDatabase()", t.source.id, strings.Join(named, "|"))
 	for try := 0; ; try++ {
 		if err := t.cfg.ClickHouse.Exec(ctx, "KILL QUERY WHERE "+where+" ASYNC"); err != nil {
 			return err
