@@ -3,10 +3,14 @@ package sink
 import (
 	"bytes"
 	"fmt"
+	"maps"
+	"math/rand/v2"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -175,6 +179,83 @@ func TestLargeDeadLetter(t *testing.T) {
 	}
 	if !bytes.Equal(r.Value, value[:keptLetterBytes]) {
 		t.Errorf("value of %d bytes; want the first %d", len(r.Value), keptLetterBytes)
+	}
+}
+
+// TestLettersThatDoNotFit has letters of which the key, the value or all together are
+// more than the dead-letter topic takes in a batch. What fits alone is not cut.
+func TestLettersThatDoNotFit(t *testing.T) {
+	random := rand.NewChaCha8([32]byte{}) // nothing that a codec makes smaller
+	bytesOf := func(n int) []byte {
+		b := make([]byte, n)
+		_, _ = random.Read(b)
+		return b
+	}
+	few := make([]*kgo.Record, 40)
+	for i := range few {
+		few[i] = &kgo.Record{Value: bytesOf(50_000)}
+	}
+	for _, c := range []struct {
+		name       string
+		limit      int // of the dead-letter topic
+		poison     []*kgo.Record
+		key, value int // what is left
+	}{
+		{"key", 1 << 20, []*kgo.Record{{Key: bytesOf(2 << 20), Value: []byte("poison")}}, keptLetterBytes, 6},
+		{"key and value", 1 << 20, []*kgo.Record{{Key: bytesOf(1 << 20), Value: bytesOf(1 << 20)}}, keptLetterBytes, keptLetterBytes},
+		{"small topic", 20_000, []*kgo.Record{{Key: bytesOf(2 << 20), Value: bytesOf(5000)}}, keptLetterBytes / 8, 5000},
+		{"together", 1 << 20, few, 0, 50_000},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			l := newLab(t, 1)
+			for name, limit := range map[string]int{topic: 16 << 20, letter: c.limit} {
+				value := strconv.Itoa(limit)
+				if _, err := l.admin.AlterTopicConfigs(t.Context(), []kadm.AlterConfig{{Op: kadm.SetConfig, Name: "max.message.bytes", Value: &value}}, name); err != nil {
+					t.Fatal(err)
+				}
+			}
+			client, err := l.kafka.Client(kgo.DefaultProduceTopic(topic), kgo.ProducerBatchMaxBytes(16<<20), kgo.ProducerLinger(time.Minute))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer client.Close()
+			for _, r := range c.poison {
+				client.Produce(t.Context(), r, nil)
+			}
+			if err := client.Flush(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			l.produce(10)
+			l.start(func(c *Config) { c.FlushBytes = 16 << 20 })
+			l.settled()
+			l.exact()
+			letters := l.letters()
+			for i, r := range c.poison {
+				got := letters[place{0, int64(i)}]
+				if len(got) != 1 {
+					t.Fatalf("%d letters of record %d; want 1", len(got), i)
+				}
+				if !bytes.Equal(got[0].Key, r.Key[:c.key]) || !bytes.Equal(got[0].Value, r.Value[:c.value]) {
+					t.Errorf("a key of %d bytes and a value of %d; want the first %d and %d", len(got[0].Key), len(got[0].Value), c.key, c.value)
+				}
+				said := make(map[string]string)
+				for _, h := range got[0].Headers {
+					if h.Key == HeaderKeyTruncated || h.Key == HeaderTruncated {
+						said[h.Key] += string(h.Value)
+					}
+				}
+				want := make(map[string]string)
+				if c.key < len(r.Key) {
+					want[HeaderKeyTruncated] = strconv.Itoa(len(r.Key))
+				}
+				if c.value < len(r.Value) {
+					want[HeaderTruncated] = strconv.Itoa(len(r.Value))
+				}
+				if !maps.Equal(said, want) {
+					t.Errorf("headers say %v; want %v", said, want)
+				}
+			}
+		})
 	}
 }
 
