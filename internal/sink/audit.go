@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"time"
 
@@ -32,8 +33,8 @@ type Audit struct {
 	ClickHouse *clickhouse.Pool
 	// Since limits the audit to what was received from then on; zero: all.
 	Since time.Time
-	// Log, when not nil, is the log that what is stored is compared with: its
-	// group must not be past what is stored, and what it has more is pending.
+	// Log, when not nil, is the log that what is stored is compared with: what its
+	// group is past must be stored, and what it has more is pending.
 	Log *Log
 	// MaxAge is how old an event may be on arrival: with the table's TTL it says which rows
 	// may have expired. An audit of all needs it if there is a TTL.
@@ -156,8 +157,10 @@ func (a *Audit) readTTL(ctx context.Context) error {
 // logPosition is where a partition of the log stood.
 type logPosition struct {
 	src                   uint32
-	start, end, committed int64 // committed -1: the group has stored nothing
-	young                 int64 // the first offset that no row of can have expired
+	earlier               []uint32 // numbers the same log had, see embedded.Broker.Check
+	start, end, committed int64    // committed -1: the group has stored nothing
+	first                 int64    // the first record, beyond start if nothing is left there
+	young                 int64    // the first offset that no row of can have expired
 }
 
 func (a *Audit) positions(ctx context.Context) (map[int32]logPosition, error) {
@@ -189,6 +192,11 @@ func (a *Audit) positions(ctx context.Context) (map[int32]logPosition, error) {
 	if err = cmp.Or(err, ends.Error()); err != nil {
 		return nil, fmt.Errorf("read the end of topic %s: %w", a.Log.Topic, err)
 	}
+	// Compaction leaves the start where it was.
+	firsts, err := adm.ListOffsetsAfterMilli(ctx, 0, a.Log.Topic)
+	if err = cmp.Or(err, firsts.Error()); err != nil {
+		return nil, fmt.Errorf("read the first records of topic %s: %w", a.Log.Topic, err)
+	}
 	young := starts // without a TTL
 	if !a.expiring.IsZero() {
 		young, err = adm.ListOffsetsAfterMilli(ctx, a.expiring.UnixMilli(), a.Log.Topic)
@@ -196,12 +204,20 @@ func (a *Audit) positions(ctx context.Context) (map[int32]logPosition, error) {
 			return nil, fmt.Errorf("read the times of topic %s: %w", a.Log.Topic, err)
 		}
 	}
-	src := SourceID(meta.Cluster, meta.Topics[a.Log.Topic].ID, a.Log.Incarnation)
+	number := func(life uint32) uint32 { return SourceID(meta.Cluster, meta.Topics[a.Log.Topic].ID, life) }
+	src := number(a.Log.Incarnation)
+	var earlier []uint32
+	for life := range a.Log.Incarnation {
+		earlier = append(earlier, number(life))
+	}
 	out := make(map[int32]logPosition)
 	ends.Each(func(o kadm.ListedOffset) {
-		p := logPosition{src: src, end: o.Offset, committed: -1}
+		p := logPosition{src: src, earlier: earlier, end: o.Offset, committed: -1}
 		if s, ok := starts.Lookup(a.Log.Topic, o.Partition); ok {
 			p.start = s.Offset
+		}
+		if f, ok := firsts.Lookup(a.Log.Topic, o.Partition); ok {
+			p.first = max(f.Offset, p.start)
 		}
 		if y, ok := young.Lookup(a.Log.Topic, o.Partition); ok {
 			p.young = y.Offset
@@ -214,23 +230,42 @@ func (a *Audit) positions(ctx context.Context) (map[int32]logPosition, error) {
 	return out, nil
 }
 
-// compare holds what is stored against where the log stood before.
+// compare holds what is stored against where the log stood before: what the group is past
+// and no batch has, before the first of them and after the last.
 func (r *Report) compare(log map[int32]logPosition) {
 	for id, at := range log {
-		next := int64(-1) // the offset after the last one covered
+		first, next := int64(-1), int64(-1) // the offsets covered: [first,next)
+		before := int64(-1)                 // up to which those were that are another number's
 		for _, c := range r.Partitions {
-			if c.Source == at.src && c.Partition == id {
-				next = c.Last + 1
-			}
-		}
-		if from := max(next, at.start); at.committed > from {
-			young := min(max(from, at.young), at.committed)
-			c := Coverage{Source: at.src, Partition: id, First: from, Last: at.committed - 1, Expired: young - from, Missing: at.committed - young}
-			if r.Partitions = append(r.Partitions, c); c.Missing > 0 {
-				r.problem("source %d, partition %d: the group is at offset %d, and what is stored ends at %d", at.src, id, at.committed, next)
+			switch {
+			case c.Partition != id:
+			case c.Source == at.src:
+				first, next = c.First, c.Last+1
+			case slices.Contains(at.earlier, c.Source):
+				before = max(before, c.Last+1)
 			}
 		}
 		r.Pending += max(at.end-max(next, at.start, at.committed), 0)
+		if next < 0 {
+			r.absent(id, at, max(at.start, before), at.committed, "nothing is stored")
+			continue
+		}
+		r.absent(id, at, max(next, at.start), at.committed, fmt.Sprintf("what is stored ends at %d", next))
+		head := max(at.first, before)
+		r.absent(id, at, head, min(first, at.committed), fmt.Sprintf("what is stored begins at %d", first))
+		r.Pending += max(first-max(head, at.young, at.committed), 0)
+	}
+}
+
+// absent adds the offsets [from,to) of the log, which the group is past and no batch has.
+func (r *Report) absent(id int32, at logPosition, from, to int64, but string) {
+	if from >= to {
+		return
+	}
+	young := min(max(from, at.young), to)
+	c := Coverage{Source: at.src, Partition: id, First: from, Last: to - 1, Expired: young - from, Missing: to - young}
+	if r.Partitions = append(r.Partitions, c); c.Missing > 0 {
+		r.problem("source %d, partition %d: the group is at offset %d, and %s", at.src, id, at.committed, but)
 	}
 }
 

@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kadm"
+
 	"edge/internal/clickhouse"
 	"edge/internal/codec"
 )
@@ -146,6 +148,96 @@ func TestAuditOfExpiredRows(t *testing.T) {
 	if _, err := (&Audit{ClickHouse: l.pool}).Run(t.Context()); err == nil {
 		t.Error("nothing says how old events may be, and the audit has a result")
 	}
+}
+
+// TestAuditOfTheHead loses what was stored first, with the log and the group as they were:
+// by halves, then all. The group moved back to the start is what mends it.
+func TestAuditOfTheHead(t *testing.T) {
+	l := newLab(t, 1)
+	s := l.start()
+	for range 3 {
+		l.produce(20)
+		l.settled()
+	}
+	s.stop()
+	audited := func(missing, pending int64) {
+		t.Helper()
+		r, err := (&Audit{ClickHouse: l.pool, Log: &Log{Kafka: l.kafka, Topic: topic, Group: group}}).Run(t.Context())
+		if err != nil || r.Missing() != missing || r.OK() != (missing == 0) || r.Pending != pending {
+			t.Errorf("%v, got\n%swant %d missing and %d pending", err, r, missing, pending)
+		}
+	}
+	audited(0, 0)
+	for _, table := range []string{"events", "events_1m", "events_users"} {
+		l.exec("TRUNCATE TABLE " + table)
+	}
+	audited(60, 0)
+	s = l.start() // goes on behind the gap
+	l.produce(20)
+	l.settled()
+	s.stop()
+	audited(60, 0)
+	l.exec(fmt.Sprintf("INSERT INTO empty_batches VALUES (%d, 0, 20, 59, 40, 0, now())", l.src()))
+	audited(20, 0)
+	l.lose("empty_batches", "1")
+	if _, err := l.admin.DeleteRecords(t.Context(), offsetsAt(10)); err != nil {
+		t.Fatal(err)
+	}
+	audited(50, 0) // what is not in the log any more, nobody knows
+	l.commit(0, 30, "")
+	audited(20, 30)
+	l.commit(0, 10, "")
+	audited(0, 50)
+	l.forget(func(p place) bool { return p.offset < 10 })
+	l.start()
+	l.settled()
+	l.exact()
+	audited(0, 0)
+}
+
+func offsetsAt(at int64) (o kadm.Offsets) {
+	o.Add(kadm.Offset{Topic: topic, At: at})
+	return o
+}
+
+// TestWhatTheLogHasBefore has what is stored begin behind the start of the log, with and
+// without a reason.
+func TestWhatTheLogHasBefore(t *testing.T) {
+	const now, old = 7, 6 // numbers of the log
+	own := Coverage{Source: now, First: 100, Last: 199}
+	at := logPosition{src: now, earlier: []uint32{old}, end: 200, committed: 200}
+	f := func(name string, change func(*logPosition), expired, missing, pending int64, stored ...Coverage) {
+		t.Helper()
+		r, at := &Report{Partitions: stored}, at
+		change(&at)
+		r.compare(map[int32]logPosition{0: at})
+		var gotExpired int64
+		for _, c := range r.Partitions {
+			gotExpired += c.Expired
+		}
+		if gotExpired != expired || r.Missing() != missing || r.Pending != pending || (len(r.Problems) > 0) != (missing > 0) {
+			t.Errorf("%s: %d expired, %d missing, %d pending, %q; want %d, %d and %d", name, gotExpired, r.Missing(), r.Pending, r.Problems, expired, missing, pending)
+		}
+	}
+	same := func(*logPosition) {}
+	f("nothing before", func(at *logPosition) { at.start, at.first, at.young = 100, 100, 100 }, 0, 0, 0, own)
+	f("all of it", same, 0, 100, 0, own)
+	f("nothing stored", same, 0, 200, 0)
+	f("nothing stored, of a group without offsets", func(at *logPosition) { at.committed = -1 }, 0, 0, 200)
+	f("the group has no offsets", func(at *logPosition) { at.committed = -1 }, 0, 0, 100, own)
+	f("the group was moved back", func(at *logPosition) { at.committed = 40 }, 0, 40, 60, own)
+	f("retention", func(at *logPosition) { at.start, at.first, at.young = 150, 150, 150 }, 0, 0, 0, own)
+	f("compacted", func(at *logPosition) { at.first = 90 }, 0, 10, 0, own)
+	f("without times", func(at *logPosition) { at.first = 200 }, 0, 0, 0, own)
+	f("expired", func(at *logPosition) { at.young = 130 }, 100, 0, 0, own)
+	f("half expired", func(at *logPosition) { at.young = 30 }, 30, 70, 0, own)
+	f("expired and moved back", func(at *logPosition) { at.young, at.committed = 130, 40 }, 40, 0, 0, own)
+	f("stored before the log lost its tail", same, 0, 0, 0, Coverage{Source: old, Last: 120}, own)
+	f("half of it stored before", same, 0, 50, 0, Coverage{Source: old, Last: 49}, own)
+	f("nothing stored since", func(at *logPosition) { at.end, at.committed = 110, 100 }, 0, 0, 10, Coverage{Source: old, Last: 120})
+	f("of another topic", same, 0, 100, 0, Coverage{Source: 5, Last: 99}, own)
+	f("of another partition", same, 0, 100, 0, Coverage{Source: old, Partition: 1, Last: 99}, own)
+	f("the tail, too", func(at *logPosition) { at.end, at.committed = 300, 250 }, 0, 150, 50, own)
 }
 
 // TestWhatMayHaveExpired has batches that lack rows and batches, before and after the time
