@@ -71,7 +71,7 @@ func (a *app) startSink(ctx context.Context) error {
 		SessionTimeout: c.SessionTimeout, Retention: c.sinkRetention(), Rescan: rescan,
 		DedupIDs: c.DedupIDs, DedupAge: c.DedupWindow,
 	})
-	auditor := &sink.Auditor{ClickHouse: a.pool, Logger: log, Every: time.Minute, Look: time.Hour}
+	auditor := &sink.Auditor{ClickHouse: a.pool, Log: a.audit().Log, Logger: log, Every: time.Minute, Look: time.Hour}
 	a.describe(a.sink, auditor)
 	a.background.Go(func() { auditor.Run(ctx) })
 	a.checks = append(a.checks, server.Check{Name: "sink", Func: func() error { return a.sink.Ready(c.StuckAfter) }})

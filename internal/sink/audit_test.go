@@ -2,6 +2,7 @@ package sink
 
 import (
 	"fmt"
+	"math"
 	"strconv"
 	"testing"
 	"time"
@@ -256,7 +257,7 @@ func TestWhatMayHaveExpired(t *testing.T) {
 		{"batches after an old one, half of them young by the log", []auditBatch{{20, 29, 10, 10, 10, 0, 0, 50}, {60, 69, 10, 10, 10, 0, 0, 150}}, 20, 10},
 		{"rows of one that is young by the log", []auditBatch{{50, 59, 7, 10, 7, 0, 0, 50}}, 0, 3},
 	} {
-		r, p := new(Report), &coverage{expiring: 100, young: 50, next: c.batches[0].first}
+		r, p := new(Report), &coverage{expiring: 100, young: 50, committed: math.MaxInt64, next: c.batches[0].first}
 		for _, b := range c.batches {
 			r.batch(p, b)
 		}
@@ -264,4 +265,29 @@ func TestWhatMayHaveExpired(t *testing.T) {
 			t.Errorf("%s: %d expired, %d missing, %q; want %d and %d", c.name, p.Expired, p.Missing, r.Problems, c.expired, c.missing)
 		}
 	}
+}
+
+// TestWhatMayBeUnderWay has batches that lack rows and batches, around the group's offset.
+func TestWhatMayBeUnderWay(t *testing.T) {
+	f := func(missing, pending int64, batches ...auditBatch) {
+		t.Helper()
+		r, c := new(Report), &coverage{committed: 100}
+		for _, b := range batches {
+			r.batch(c, b)
+		}
+		if c.Missing != missing || r.Pending != pending || (len(r.Problems) > 0) != (missing > 0) {
+			t.Errorf("%d missing, %d pending, %q; want %d and %d", c.Missing, r.Pending, r.Problems, missing, pending)
+		}
+	}
+	whole := func(first, last int64) auditBatch {
+		n := last - first + 1
+		return auditBatch{first: first, last: last, rows: n, said: n, offsets: n}
+	}
+	f(0, 0, whole(0, 99), whole(100, 109))
+	f(0, 10, whole(0, 99), whole(110, 119))
+	f(10, 0, whole(0, 89), whole(100, 119))
+	f(10, 20, whole(0, 89), whole(120, 129))
+	f(0, 15, whole(0, 99), whole(110, 119), whole(125, 129))
+	f(0, 3, whole(0, 99), auditBatch{first: 100, last: 109, rows: 7, said: 10, offsets: 7})
+	f(3, 0, whole(0, 89), auditBatch{first: 90, last: 99, rows: 7, said: 10, offsets: 7})
 }

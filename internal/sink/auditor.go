@@ -13,6 +13,7 @@ import (
 // found, so that an alert can say "it does not add up" before anybody asks.
 type Auditor struct {
 	ClickHouse *clickhouse.Pool
+	Log        *Log // asked only when something seems to be missing
 	Logger     *slog.Logger
 	Every      time.Duration // between two audits
 	Look       time.Duration // how far back each looks
@@ -37,6 +38,10 @@ func (a *Auditor) once(ctx context.Context) {
 	defer cancel()
 	audit := Audit{ClickHouse: a.ClickHouse, Since: time.Now().Add(-a.Look)}
 	r, err := audit.Run(ctx)
+	if err == nil && r.Missing() > 0 {
+		audit.Log = a.Log // it may be under way, which the group's offsets tell
+		r, err = audit.Run(ctx)
+	}
 	if err != nil {
 		if ctx.Err() == nil {
 			a.Logger.Warn("audit not finished", "err", err)

@@ -108,6 +108,43 @@ func TestFlightsSideBySide(t *testing.T) {
 	}
 }
 
+// TestAuditBesideFlights holds the first of two flights while the second is stored: what is
+// under way is pending, for the sink's own audit, too. Passed and not there is missing.
+func TestAuditBesideFlights(t *testing.T) {
+	l := newLab(t, 1)
+	v := l.convoy("a")
+	const before = 5 * convoyRows
+	l.produce(before, twoMonths)
+	v.settled()
+	l.produce(convoyRows, lettered("a"))
+	v.holds("a")
+	l.produce(convoyRows, lettered("b"))
+	l.has(convoyRows, before+40)
+	log := &Log{Kafka: l.kafka, Topic: topic, Group: group}
+	auditor := &Auditor{ClickHouse: l.pool, Log: log, Logger: l.log("audit"), Every: time.Minute, Look: time.Hour}
+	audited := func(missing, pending int64) {
+		t.Helper()
+		r, err := (&Audit{ClickHouse: l.pool, Log: log}).Run(t.Context())
+		if err != nil || r.Missing() != missing || r.OK() != (missing == 0) || r.Pending != pending {
+			t.Errorf("%v, got\n%swant %d missing and %d pending", err, r, missing, pending)
+		}
+		auditor.lastSuccess.Set(0)
+		auditor.once(t.Context())
+		if got := auditor.missing.Load(); got != missing || auditor.lastSuccess.Load() == 0 {
+			t.Errorf("the sink's audit found %d missing; want %d", got, missing)
+		}
+	}
+	audited(0, convoyRows)
+	v.let("a")
+	v.settled()
+	audited(0, 0)
+	v.stop()
+	lost := fmt.Sprintf("_first = %d", before)
+	l.uncountAll(lost)
+	l.lose("events", lost)
+	audited(convoyRows, 0)
+}
+
 // TestStopLandsAllFlights ends a sink in good order with three flights under way.
 func TestStopLandsAllFlights(t *testing.T) {
 	l := newLab(t, 1)
