@@ -71,7 +71,7 @@ func (f *flight) take(r *kgo.Record, w *window) {
 	}
 	b.last = r.Offset
 	f.records++
-	f.block.bytes += len(r.Value)
+	f.block.bytes += len(r.Key) + len(r.Value)
 	if err := f.decoder.DecodeRecord(r.Value, &f.event); err != nil {
 		f.dead = append(f.dead, deadLetter(r, err))
 		b.dead++
