@@ -2,9 +2,6 @@ package codec
 
 import (
 	"bytes"
-	crand "crypto/rand"
-	"encoding/binary"
-	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -24,19 +21,21 @@ const (
 type Pool struct {
 	rules   Rules
 	batches sync.Pool
+	ids     ids
 }
 
 // NewPool returns a pool with the rules, their zero fields replaced by defaults.
-func NewPool(rules Rules) *Pool { return &Pool{rules: rules.withDefaults()} }
+func NewPool(rules Rules) *Pool {
+	p := &Pool{rules: rules.withDefaults()}
+	p.ids.seed()
+	return p
+}
 
 // Get returns an empty batch holding one reference, the caller's.
 func (p *Pool) Get() *Batch {
 	b, _ := p.batches.Get().(*Batch)
 	if b == nil {
 		b = &Batch{pool: p}
-		var seed [32]byte
-		crand.Read(seed[:]) // never fails: it ends the process instead
-		b.random = rand.NewChaCha8(seed)
 	}
 	b.refs.Store(1)
 	return b
@@ -59,7 +58,8 @@ type Batch struct {
 	now      int64 // Unix ms
 	nowText  []byte
 	err      Error
-	random   *rand.ChaCha8
+	idNext   uint64   // ids from here on are the batch's own,
+	idEnd    uint64   // up to here
 	id       [36]byte // text of the id assigned last
 }
 
@@ -310,16 +310,4 @@ func (b *Batch) keep() {
 	start := len(b.arena)
 	b.arena = appendRecord(b.arena, &b.ev, !b.dec.rough, b.nowText)
 	b.records = append(b.records, span{start, len(b.arena), PartitionHash(id), assigned})
-}
-
-// newID returns a version 7 UUID (RFC 9562, section 5.7): 48 bits of Unix
-// milliseconds and 74 random bits. Each batch draws from its own generator,
-// seeded by the operating system, so two ids of one millisecond meet with
-// probability 2^-74 whatever process they come from.
-func (b *Batch) newID() (id [16]byte) {
-	hi := uint64(b.now)<<16 | 0x7000 | b.random.Uint64()&0x0FFF
-	lo := b.random.Uint64()>>2 | 1<<63
-	binary.BigEndian.PutUint64(id[:8], hi)
-	binary.BigEndian.PutUint64(id[8:], lo)
-	return id
 }

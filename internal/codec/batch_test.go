@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/google/uuid"
 )
 
 var now = time.UnixMilli(1_800_000_000_000)
@@ -199,40 +198,6 @@ func TestRules(t *testing.T) {
 	// The size is the event's own text, not the white space around it.
 	f(Rules{MaxEventBytes: 64}, `,"x":1`, "n")
 	f(Rules{MaxEventBytes: 64}, `,"x":12`, "too_large: the event is larger than the limit in bytes, 64 (byte 0)")
-}
-
-func TestAssignedIDs(t *testing.T) {
-	pool := NewPool(Rules{})
-	var d Decoder
-	var ev Event
-	seen := map[string]bool{}
-	for range 50 {
-		b := pool.Get()
-		body := strings.Repeat(one("a")+"\n", 100)
-		if err := b.DecodeLines([]byte(body), now); err != nil {
-			t.Fatal(err)
-		}
-		for i := range b.Len() {
-			if err := d.DecodeRecord(b.Record(i), &ev); err != nil {
-				t.Fatal(err)
-			}
-			id, err := uuid.ParseBytes(ev.EventID)
-			if err != nil || id.Version() != 7 || id.Variant() != uuid.RFC4122 {
-				t.Fatalf("%s: version %d, variant %s, %v", ev.EventID, id.Version(), id.Variant(), err)
-			}
-			if sec, nsec := id.Time().UnixTime(); sec*1000+nsec/1e6 != now.UnixMilli() || ev.ReceivedAt != now.UnixMilli() {
-				t.Fatalf("%s: time %d.%d, received_at %d; want %d", id, sec, nsec, ev.ReceivedAt, now.UnixMilli())
-			}
-			if seen[id.String()] {
-				t.Fatalf("%s assigned twice", id)
-			}
-			seen[id.String()] = true
-			if b.Hash(i) != PartitionHash(id) {
-				t.Fatalf("record %d: hash %x; want that of %s", i, b.Hash(i), id)
-			}
-		}
-		b.Release()
-	}
 }
 
 func TestClientIDIsKept(t *testing.T) {
