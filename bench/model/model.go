@@ -14,21 +14,25 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"slices"
+	"strconv"
 	"strings"
 )
 
 // Costs are what was measured, per event.
 type Costs struct {
-	Edge      float64 // µs of processor time, HTTP to broker, bulks of 100
-	Single    float64 // µs, one event a request
-	Broker    float64 // µs
-	Sink      float64 // µs, Kafka to columns
-	Engine    float64 // µs, the insert with all views and its merges
-	Body      float64 // bytes as the SDK sends them
-	Topic     float64 // bytes in the log, compressed
-	Stored    float64 // bytes on ClickHouse's disk, rollups included
-	Partition float64 // events/s that one partition has carried
-	SinkRate  float64 // events/s that one sink process has carried
+	Edge   float64 // µs of processor time, HTTP to broker, bulks of 100
+	Single float64 // µs, one event a request, at half of what one edge carries
+	Sink   float64 // µs, Kafka to columns
+	Engine float64 // µs, the insert with all views and the merges that fell into the run
+	// µs of each copy of the log, bulks and singles at half load, of the embedded broker:
+	// one node that replicates to nobody and has an fsync a batch.
+	Broker, BrokerSingle float64
+	Body                 float64 // bytes as the SDK sends them
+	Topic                float64 // bytes in the log, compressed
+	Stored               float64 // bytes on ClickHouse's disk, rollups included
+	Partition            float64 // events/s that one partition has carried
+	SinkRate             float64 // events/s that one sink process has carried
 }
 
 // Shape is what one would rent and how full one would run it.
@@ -71,11 +75,12 @@ type Plan struct {
 // For is the plan of rate events a second.
 func (c Costs) For(rate float64, s Shape) Plan {
 	p := Plan{Rate: rate}
-	edge := s.Singles*c.Single + (1-s.Singles)*c.Edge
+	mixed := func(single, bulk float64) float64 { return s.Singles*single + (1-s.Singles)*bulk }
+	edge := mixed(c.Single, c.Edge)
 	cores := func(us float64) float64 { return rate * us / 1e6 }
 	machines := func(used float64, size int) int { return max(int(math.Ceil(used/(float64(size)*s.Load)-1e-9)), 1) }
 	p.EdgeUsed, p.SinkUsed = cores(edge), cores(c.Sink)
-	p.BrokerUsed = cores(c.Broker) * float64(s.LogCopies)
+	p.BrokerUsed = cores(mixed(c.BrokerSingle, c.Broker)) * float64(s.LogCopies)
 	p.ShardUsed = cores(c.Engine)
 	p.In = rate * c.Body * 8
 	p.Log = rate * c.Topic
@@ -87,10 +92,8 @@ func (c Costs) For(rate float64, s Shape) Plan {
 	p.Sinks = ceil(rate / p.SinkLimit)
 	// At least twice as many partitions as sinks, so that one more sink helps.
 	p.Partitions = max(ceil(rate/p.PartLimit), 2*p.Sinks)
-	p.Brokers = max(machines(p.BrokerUsed, s.BrokerCores), ceil(p.Log*float64(s.LogCopies)/s.BrokerDisk), 1)
-	if p.Brokers > 1 || rate > p.PartLimit {
-		p.Brokers = max(p.Brokers, s.LogCopies)
-	}
+	// No two copies of the log lie on one broker.
+	p.Brokers = max(machines(p.BrokerUsed, s.BrokerCores), ceil(p.Log*float64(s.LogCopies)/s.BrokerDisk), s.LogCopies)
 	p.Shards = machines(p.ShardUsed, s.ShardCores)
 	p.TopicDay = p.Log * 86400 * float64(s.LogCopies)
 	p.DiskDay = rate * c.Stored * 86400 * float64(s.TableCopies)
@@ -125,11 +128,23 @@ func (p Plan) PerMillion() float64 {
 	return (p.CoresMonth + p.LogMonth + p.TablesMonth) / (p.Rate * 730 * 3600 / 1e6)
 }
 
+// halfLoad is the row of singles near the load that machines run at. Saturated they
+// cost edge three fifths of it and the broker a third, because more of them share a
+// wake-up and a batch.
+const halfLoad = "edge at half load"
+
+// table is one of a report's, as text.
+type table struct {
+	Header []string   `json:"header"`
+	Rows   [][]string `json:"rows"`
+}
+
 // Read takes the costs out of a benchmark report; what it lacks stays as it is.
 func (c Costs) Read(r io.Reader) (Costs, error) {
 	var report struct {
 		Sections []struct {
 			Numbers map[string]float64 `json:"numbers"`
+			Tables  []table            `json:"tables"`
 		} `json:"sections"`
 	}
 	if err := json.NewDecoder(r).Decode(&report); err != nil {
@@ -137,7 +152,7 @@ func (c Costs) Read(r io.Reader) (Costs, error) {
 	}
 	for _, s := range report.Sections {
 		for name, to := range map[string]*float64{
-			"bulk_NDJSON_cpu_us": &c.Edge, "bulk_NDJSON_broker_cpu_us": &c.Broker, "http_broker_cpu_us": &c.Single,
+			"bulk_NDJSON_cpu_us": &c.Edge, "bulk_NDJSON_broker_cpu_us": &c.Broker,
 			"bulk_NDJSON_per_second": &c.Partition, "body_bytes": &c.Body, "topic_bytes": &c.Topic,
 			"sink_cpu_us": &c.Sink, "steady_engine_cpu_us": &c.Engine, "sink_per_second": &c.SinkRate, "steady_stored_bytes": &c.Stored,
 		} {
@@ -145,8 +160,37 @@ func (c Costs) Read(r io.Reader) (Costs, error) {
 				*to = v
 			}
 		}
+		for _, t := range s.Tables {
+			if err := c.readSingles(t); err != nil {
+				return c, fmt.Errorf("read the report: %w", err)
+			}
+		}
 	}
 	return c, nil
+}
+
+// readSingles takes the costs of singles out of the table that has them.
+func (c *Costs) readSingles(t table) error {
+	for _, row := range t.Rows {
+		if len(row) == 0 || row[0] != halfLoad {
+			continue
+		}
+		for _, cell := range []struct {
+			column string
+			to     *float64
+		}{{"server µs/event", &c.Single}, {"broker", &c.BrokerSingle}} {
+			i := slices.Index(t.Header, cell.column)
+			if i < 0 || i >= len(row) {
+				return fmt.Errorf("the row %q has no column %q", halfLoad, cell.column)
+			}
+			v, err := strconv.ParseFloat(row[i], 64)
+			if err != nil {
+				return fmt.Errorf("%q of the row %q: %w", cell.column, halfLoad, err)
+			}
+			*cell.to = v
+		}
+	}
+	return nil
 }
 
 // Table is the plans as Markdown.
