@@ -3,6 +3,7 @@ package rival
 import (
 	"context"
 	"encoding/json"
+	"math/rand/v2"
 	"net"
 	"strings"
 	"testing"
@@ -63,12 +64,7 @@ func BenchmarkInsert(b *testing.B) {
 
 // made are records as they lie on the topic, and the same as a block.
 func made(b *testing.B) (records [][]byte, block *Block) {
-	pool := codec.NewPool(codec.Rules{})
-	batch := pool.Get()
-	body := strings.Repeat(sample+"\n", insertRows)
-	if err := batch.DecodeLines([]byte(body), time.Now()); err != nil || batch.Len() != insertRows {
-		b.Fatal(err, batch.Len())
-	}
+	batch := batchOf(b, codec.NewPool(codec.Rules{}), rand.New(rand.NewPCG(1, 2)), insertRows)
 	b.Cleanup(batch.Release)
 	block = NewBlock()
 	var d codec.Decoder

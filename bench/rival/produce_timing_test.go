@@ -1,17 +1,21 @@
 package rival
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"runtime"
-	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"edge/internal/codec"
@@ -86,12 +90,14 @@ func plainKgo(b *testing.B, addr string) func(*codec.Batch) error {
 }
 
 func produce(b *testing.B, events int, publish func(*codec.Batch) error) {
-	batch := codec.NewPool(codec.Rules{}).Get()
-	defer batch.Release()
-	if err := batch.DecodeLines([]byte(strings.Repeat(sample+"\n", events)), time.Now()); err != nil || batch.Len() != events {
-		b.Fatal(err, batch.Len())
+	// As many as do not look alike to a compressor.
+	batches := make([]*codec.Batch, 1+10_000/events)
+	pool, random := codec.NewPool(codec.Rules{}), rand.New(rand.NewPCG(1, 2))
+	for i := range batches {
+		batches[i] = batchOf(b, pool, random, events)
+		defer batches[i].Release()
 	}
-	if err := publish(batch); err != nil { // the client learns the topic
+	if err := publish(batches[0]); err != nil { // the client learns the topic
 		b.Fatal(err)
 	}
 	var before, after runtime.MemStats
@@ -99,9 +105,10 @@ func produce(b *testing.B, events int, publish func(*codec.Batch) error) {
 	b.SetParallelism(64) // requests that wait at once, per core
 	used := processorTime(b)
 	b.ResetTimer()
+	var turn atomic.Int64
 	b.RunParallel(func(pb *testing.PB) {
-		for pb.Next() {
-			if err := publish(batch); err != nil {
+		for i := int(turn.Add(1)) * 37; pb.Next(); i++ {
+			if err := publish(batches[i%len(batches)]); err != nil {
 				b.Error(err)
 				return
 			}
@@ -114,4 +121,22 @@ func produce(b *testing.B, events int, publish func(*codec.Batch) error) {
 	b.ReportMetric(float64(used.Nanoseconds())/records, "cpu-ns/record")
 	b.ReportMetric(records/b.Elapsed().Seconds(), "records/s")
 	b.ReportMetric(float64(after.Mallocs-before.Mallocs)/records, "allocs/record")
+}
+
+// batchOf is a request of n events as a shop's SDKs send them: each with an id of its
+// own, of a hundred thousand users, five thousand products and twenty names in an hour.
+func batchOf(b *testing.B, pool *codec.Pool, random *rand.Rand, n int) *codec.Batch {
+	b.Helper()
+	now := time.Now()
+	var body bytes.Buffer
+	for range n {
+		fmt.Fprintf(&body, `{"event_name":"event_%d","channel":"web","campaign_id":"summer_sale_2024","user_id":"user_%d","timestamp":%d,`+
+			`"tags":["electronics","featured"],"metadata":{"page_url":"/products/%d","session":"%016x"},"event_id":"%s"}`+"\n",
+			random.IntN(20), random.IntN(100_000), now.UnixMilli()-random.Int64N(3_600_000), random.IntN(5000), random.Uint64(), uuid.Must(uuid.NewV7()))
+	}
+	batch := pool.Get()
+	if err := batch.DecodeLines(body.Bytes(), now); err != nil || batch.Len() != n {
+		b.Fatal(err, batch.Len(), batch.Rejected())
+	}
+	return batch
 }
