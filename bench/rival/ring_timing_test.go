@@ -1,6 +1,7 @@
 package rival
 
 import (
+	"fmt"
 	"runtime"
 	"sync"
 	"syscall"
@@ -15,7 +16,8 @@ import (
 // request stands for a batch of events: queues carry pointers to whole requests.
 type request struct{ events int }
 
-const capacity = 1024
+// capacity is RING_REQUESTS of cmd/edge; of cached a core keeps every slot at hand.
+const capacity, cached = 16384, 1024
 
 // queue is what a benchmark needs of each: a push that says no, a close, and a
 // loop that takes until the queue is closed and empty.
@@ -29,7 +31,7 @@ type queue struct {
 // items; only the ring also bounds bytes.
 var queues = []struct {
 	name string
-	make func() queue
+	make func(capacity int) queue
 }{{"edge", edgeRing}, {"channel", channel}, {"xsync-mpmc", mpmc}, {"mutex-swap", swap}}
 
 // BenchmarkHandOver moves items from eight producers to one reader. A producer
@@ -39,7 +41,10 @@ func BenchmarkHandOver(b *testing.B) {
 	for _, events := range []int{1, 100} {
 		name := map[int]string{1: "1-event", 100: "100-events"}[events]
 		for _, q := range queues {
-			b.Run(q.name+"/"+name, func(b *testing.B) { handOver(b, events, q.make()) })
+			b.Run(q.name+"/"+name, func(b *testing.B) { handOver(b, events, q.make(capacity)) })
+		}
+		for _, q := range queues {
+			b.Run(fmt.Sprintf("%s/%s/%d-slots", q.name, name, cached), func(b *testing.B) { handOver(b, events, q.make(cached)) })
 		}
 	}
 }
@@ -88,7 +93,7 @@ func processorTime(b *testing.B) time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-func edgeRing() queue {
+func edgeRing(capacity int) queue {
 	r := ring.New[*request](capacity, 1<<30)
 	return queue{
 		push:  func(v *request) bool { return r.Push(v, 250) == nil },
@@ -104,7 +109,7 @@ func edgeRing() queue {
 	}
 }
 
-func channel() queue {
+func channel(capacity int) queue {
 	c := make(chan *request, capacity)
 	return queue{
 		push: func(v *request) bool {
@@ -125,7 +130,7 @@ func channel() queue {
 }
 
 // mpmc has no way to wait for an item: its reader polls.
-func mpmc() queue {
+func mpmc(capacity int) queue {
 	q := xsync.NewMPMCQueue[*request](capacity)
 	done := make(chan struct{})
 	return queue{
@@ -152,7 +157,7 @@ func mpmc() queue {
 }
 
 // swap is a slice under a mutex that the reader swaps for an empty one.
-func swap() queue {
+func swap(capacity int) queue {
 	var (
 		mu     sync.Mutex
 		ready  = sync.NewCond(&mu)

@@ -1,14 +1,18 @@
 package server
 
 import (
+	"bytes"
 	"encoding/base64"
 	"io"
 	"net"
+	"runtime"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"edge/internal/codec"
+	"edge/internal/loop"
 	"edge/internal/producer"
 
 	"github.com/valyala/fasthttp"
@@ -195,8 +199,110 @@ func bench(b *testing.B, srv *fasthttp.Server, req []byte) {
 	}
 }
 
-// BenchmarkEvent is one event per request, without sockets, next to the least
-// fasthttp can do: a handler that sets 202 and looks at nothing.
+// BenchmarkServe is posts over loopback, read by loops and by a goroutine a
+// connection. The clients are of this process: each has many connections, writes to
+// all and then reads from all, so that it costs a write and a read and hardly ever waits.
+// cpu-ns/request is both sides'.
+func BenchmarkServe(b *testing.B) {
+	serve := func(name string, loops, events int, post []byte) {
+		b.Run(name, func(b *testing.B) {
+			if loops > 0 && !loop.Supported {
+				b.Skip("no loops on this platform")
+			}
+			e := start(b, func(c *Config) {
+				c.Loops = loops
+				c.Publish = func(*codec.Batch) error { return nil }
+				c.Start = func(*codec.Batch, producer.Waiter) (bool, error) { return false, nil }
+			})
+			crowds := make(chan *crowd, runtime.GOMAXPROCS(0))
+			for range cap(crowds) {
+				crowds <- newCrowd(b, e.addr, post)
+			}
+			before := e.Stats().Accepted.Load()
+			b.ReportAllocs()
+			b.SetBytes(int64(len(post)))
+			used := processorTime(b)
+			b.ResetTimer()
+			b.RunParallel(func(pb *testing.PB) { (<-crowds).run(pb) })
+			b.StopTimer()
+			used = processorTime(b) - used
+			if got, want := e.Stats().Accepted.Load()-before, uint64(b.N*events); got != want {
+				b.Fatalf("%d events were accepted; want %d", got, want)
+			}
+			b.ReportMetric(float64(used.Nanoseconds())/float64(b.N), "cpu-ns/request")
+		})
+	}
+	for _, read := range []struct {
+		by    string
+		loops int
+	}{{"loops", runtime.GOMAXPROCS(0)}, {"goroutines", 0}} {
+		serve(read.by+"/event", read.loops, 1, request("/events", "application/json", sample))
+		serve(read.by+"/bulk", read.loops, 100, request("/events/bulk", "application/x-ndjson", strings.Repeat(sample+"\n", 100)))
+	}
+}
+
+// crowd is the connections of one client.
+type crowd struct {
+	b            *testing.B
+	post, answer []byte
+	conns        [32]net.Conn
+}
+
+// newCrowd dials, and learns on each connection how long an answer is.
+func newCrowd(b *testing.B, addr string, post []byte) *crowd {
+	c := &crowd{b: b, post: post}
+	for i := range c.conns {
+		conn, err := net.Dial("tcp", addr)
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.Cleanup(func() { conn.Close() })
+		if _, err := conn.Write(post); err != nil {
+			b.Fatal(err)
+		}
+		c.conns[i], c.answer = conn, make([]byte, 1<<10)
+		n, err := conn.Read(c.answer)
+		if err != nil {
+			b.Fatal(err)
+		}
+		c.answer = c.answer[:n]
+	}
+	return c
+}
+
+func (c *crowd) run(pb *testing.PB) {
+	for more := true; more; {
+		sent := 0
+		for ; sent < len(c.conns); sent++ {
+			if more = pb.Next(); !more {
+				break
+			}
+			if _, err := c.conns[sent].Write(c.post); err != nil {
+				c.b.Error(err)
+				return
+			}
+		}
+		for _, conn := range c.conns[:sent] {
+			if _, err := io.ReadFull(conn, c.answer); err != nil || !bytes.HasPrefix(c.answer, []byte("HTTP/1.1 202")) {
+				c.b.Errorf("answered: %s, %v", c.answer, err)
+				return
+			}
+		}
+	}
+}
+
+// processorTime is what this process has used so far.
+func processorTime(b *testing.B) time.Duration {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// BenchmarkEvent is one event per request without sockets, as fasthttp serves what
+// loops lend to it, next to the least it can do: a handler that sets 202 and looks at
+// nothing.
 func BenchmarkEvent(b *testing.B) {
 	req := request("/events", "application/json", sample)
 	b.Run("bare", func(b *testing.B) {
@@ -242,7 +348,7 @@ func BenchmarkEvent(b *testing.B) {
 	})
 }
 
-// BenchmarkBulk is a hundred events per request.
+// BenchmarkBulk is the same with a hundred events per request.
 func BenchmarkBulk(b *testing.B) {
 	f := func(name, typ, body string) {
 		b.Run(name, func(b *testing.B) {

@@ -1,6 +1,8 @@
 package sink
 
 import (
+	"bytes"
+	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
 	"syscall"
@@ -44,35 +46,62 @@ func cpu() time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-// BenchmarkTake is a record on its way into the columns.
+// BenchmarkTake is a record on its way into the columns: with an id that edge made,
+// which no window is asked for, and with one of a client's that has never been seen, by
+// a window of the default size that fills, and by one that forgets an id for each.
 func BenchmarkTake(b *testing.B) {
-	f := func(name string, assigned bool, w *window) {
+	const size, ageMs = 4_000_000, 86_400_000
+	f := func(name string, assigned, full bool) {
 		b.Run(name, func(b *testing.B) {
 			records := benchRecords(benchRows)
-			if !assigned {
-				for _, r := range records {
+			fl := newFlight(newBlock())
+			for _, r := range records { // the columns grow
+				fl.take(r, nil)
+				if !assigned {
 					r.Headers = nil
 				}
 			}
-			fl := newFlight(newBlock())
-			b.ReportAllocs()
-			offset := int64(0)
-			for b.Loop() {
-				fl.block.reset()
-				for _, r := range records {
-					r.Offset = offset
-					offset++
-					fl.take(r, w)
+			random := rand.New(rand.NewPCG(3, 4))
+			w, offset := newWindow(size, ageMs), int64(0)
+			if full {
+				for ; offset < size; offset++ {
+					w.seen(randomID(random), offset, fl.event.ReceivedAt)
 				}
 			}
-			if fl.block.rows() != benchRows && assigned {
-				b.Fatalf("%d rows", fl.block.rows())
+			b.ReportAllocs()
+			for b.Loop() {
+				b.StopTimer()
+				for _, r := range records {
+					if r.Offset = offset; !assigned {
+						id := randomID(random)
+						copy(r.Value[bytes.Index(r.Value, []byte(`"event_id":"`))+12:], uuid.UUID(id).String())
+					}
+					offset++
+				}
+				if !full && offset > size {
+					w = newWindow(size, ageMs)
+				}
+				fl.block.reset()
+				b.StartTimer()
+				for _, r := range records {
+					fl.take(r, w)
+				}
+				if fl.block.rows() != benchRows {
+					b.Fatalf("%d rows", fl.block.rows())
+				}
 			}
 			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/benchRows, "ns/row")
 		})
 	}
-	f("assigned", true, newWindow(4_000_000, 86_400_000))
-	f("window", false, newWindow(4_000_000, 0))
+	f("assigned", true, false)
+	f("filling", false, false)
+	f("full", false, true)
+}
+
+func randomID(random *rand.Rand) (id [16]byte) {
+	binary.BigEndian.PutUint64(id[:8], random.Uint64())
+	binary.BigEndian.PutUint64(id[8:], random.Uint64())
+	return id
 }
 
 // BenchmarkSink moves a million records from the log into events and the
