@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"edge/internal/codec"
+	"edge/internal/producer"
 	"edge/internal/server"
 	"edge/internal/stat"
 )
@@ -30,6 +31,7 @@ func BenchmarkScraped(b *testing.B) {
 			cfg := server.Defaults()
 			cfg.Events = codec.NewPool(codec.Rules{MaxEvents: 1, MaxEventBytes: 1 << 16, MaxFieldBytes: 1 << 10, MaxAhead: time.Hour})
 			cfg.Publish = func(*codec.Batch) error { return nil }
+			cfg.Start = func(*codec.Batch, producer.Waiter) (bool, error) { return false, nil }
 			s := server.New(cfg)
 			ln, err := net.Listen("tcp", "127.0.0.1:0")
 			if err != nil {
