@@ -184,9 +184,10 @@ func (r *loadReport) ownSpike(b *bench, t *target) (err error) {
 func (r *loadReport) table() table {
 	t := table{Header: []string{"", "requests", "p50 ms", "p95", "p99", "failed", "dropped_iterations"}}
 	for _, s := range []struct{ name, scenario string }{{fmt.Sprintf("k6, 2,000/s, spike of %d/s", r.Rate), "single"}, {"k6, bodies of 100, 20,000 events/s", "bulk"}} {
-		m, d := "http_req_duration{scenario:"+s.scenario+"}", "dropped_iterations{scenario:"+s.scenario+"}"
-		t.row(s.name, "", fmt.Sprintf("%.2f", r.summary.value(m, "med")), fmt.Sprintf("%.2f", r.summary.value(m, "p(95)")),
-			fmt.Sprintf("%.2f", r.summary.value(m, "p(99)")), "", r.summary.value(d, "count"))
+		of := func(metric, key string) float64 { return r.summary.value(metric+"{scenario:"+s.scenario+"}", key) }
+		sent, dropped := of("iterations", "count"), of("dropped_iterations", "count")
+		took := func(key string) string { return fmt.Sprintf("%.2f", of("http_req_duration", key)) }
+		t.row(s.name, sent, took("med"), took("p(95)"), took("p(99)"), "", fmt.Sprintf("%.0f, %.3f %%", dropped, 100*dropped/max(sent+dropped, 1)))
 	}
 	t.row("k6, all", r.summary.value("http_reqs", "count"), "", "", "", fmt.Sprintf("%.3f %%", 100*r.summary.value("http_req_failed", "rate")), r.summary.value("dropped_iterations", "count"))
 	t.row("our generator, 2,000/s, spike of 20,000/s", r.Own.Events+r.Own.Refused, millis(r.Own.P50), "", millis(r.Own.P99), r.Own.Refused, "none: it is late instead, and counts it")
