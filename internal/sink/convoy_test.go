@@ -121,8 +121,8 @@ func (v *convoy) let(letter string) {
 	c.held = nil
 }
 
-// breaks ends the connection that has the rows of a letter.
-func (v *convoy) breaks(letter string) { v.holds(letter).Conn.Close() }
+// breaks ends the connection that has the rows of a letter, and the write that is held.
+func (v *convoy) breaks(letter string) { v.holds(letter).Close() }
 
 // passes waits until the first flight is passed.
 func (v *convoy) passes() {
