@@ -327,12 +327,18 @@ func (c *config) validate() error {
 	errs = append(errs, c.validateAges()...)
 	errs = append(errs, c.validateKeys()...)
 	errs = append(errs, c.validateTLS()...)
+	if c.DedupIDs > 1<<31 {
+		bad("DEDUP_MAX_IDS is %d; it must be at most %d", c.DedupIDs, 1<<31)
+	}
 	for _, l := range []struct{ name, addr string }{{"EMBEDDED_KAFKA_LISTEN", c.EmbeddedKafkaListen}, {"EMBEDDED_CLICKHOUSE_LISTEN", c.EmbeddedClickHouseListen}} {
 		if l.addr == "" {
 			continue
 		}
-		host, ok := splitHostPort(l.addr)
-		if ip := net.ParseIP(host); !ok || ip == nil || !ip.IsLoopback() {
+		host, port, err := net.SplitHostPort(l.addr)
+		if _, bad := strconv.ParseUint(port, 10, 16); bad != nil {
+			err = bad
+		}
+		if ip := net.ParseIP(host); err != nil || ip == nil || !ip.IsLoopback() {
 			bad("%s is %q; it must be a loopback IP and port, such as 127.0.0.1:19092", l.name, l.addr)
 		}
 	}
@@ -367,7 +373,7 @@ var topicName = regexp.MustCompile(`^[a-zA-Z0-9._-]{1,244}$`)
 func (c *config) validateKafka() (errs []error) {
 	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 	for _, b := range c.KafkaBrokers {
-		if _, ok := splitHostPort(b); !ok {
+		if _, ok := splitHostPort(b); !ok && (b == "" || strings.Contains(b, ":")) { // the client takes 9092
 			bad("KAFKA_BROKERS has %q; a broker is host:port", b)
 			break
 		}
@@ -419,7 +425,7 @@ func (c *config) validateAges() (errs []error) {
 	if c.MaxAge == 0 {
 		return append(errs, errors.New("TABLE_TTL needs MAX_AGE: an event older than the TTL would be counted and not kept"))
 	}
-	if c.KafkaRetention == 0 {
+	if c.KafkaRetention == 0 && !c.Embedded {
 		return append(errs, errors.New("TABLE_TTL needs a KAFKA_RETENTION: an event that waits for ever in Kafka could be counted and not kept"))
 	}
 	wait, name := c.KafkaRetention, "KAFKA_RETENTION"

@@ -2,6 +2,7 @@ package sink
 
 import (
 	"fmt"
+	"log/slog"
 	"math"
 	"strconv"
 	"testing"
@@ -290,4 +291,24 @@ func TestWhatMayBeUnderWay(t *testing.T) {
 	f(0, 15, whole(0, 99), whole(110, 119), whole(125, 129))
 	f(0, 3, whole(0, 99), auditBatch{first: 100, last: 109, rows: 7, said: 10, offsets: 7})
 	f(3, 0, whole(0, 89), auditBatch{first: 90, last: 99, rows: 7, said: 10, offsets: 7})
+}
+
+// TestAuditorWithoutTheLog: what is missing is said, also when the log does not tell
+// whether it is under way.
+func TestAuditorWithoutTheLog(t *testing.T) {
+	l := newLab(t, 1)
+	s := l.start()
+	for range 3 {
+		l.produce(20)
+		l.settled()
+	}
+	s.stop()
+	l.lose("events", "_offset = 25")
+	for _, topic := range []string{topic, "gone"} {
+		a := &Auditor{ClickHouse: l.pool, Logger: slog.New(slog.DiscardHandler), Every: time.Minute, Look: time.Hour, Log: &Log{Kafka: l.kafka, Topic: topic, Group: group}}
+		a.once(t.Context())
+		if got := a.missing.Load(); got != 1 {
+			t.Errorf("topic %s: %d missing; want 1", topic, got)
+		}
+	}
 }

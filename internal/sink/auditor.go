@@ -34,18 +34,21 @@ func (a *Auditor) Run(ctx context.Context) {
 }
 
 func (a *Auditor) once(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, max(a.Every, time.Minute))
-	defer cancel()
 	audit := Audit{ClickHouse: a.ClickHouse, Since: time.Now().Add(-a.Look)}
-	r, err := audit.Run(ctx)
-	if err == nil && r.Missing() > 0 {
+	r, err := a.run(ctx, &audit)
+	if err == nil && r.Missing() > 0 && a.Log != nil {
 		audit.Log = a.Log // it may be under way, which the group's offsets tell
-		r, err = audit.Run(ctx)
+		if again, failed := a.run(ctx, &audit); failed == nil {
+			r = again
+		} else if ctx.Err() == nil {
+			a.Logger.Warn("audit: what is missing may be under way, and Kafka does not tell", "err", failed)
+		}
+	}
+	if ctx.Err() != nil {
+		return
 	}
 	if err != nil {
-		if ctx.Err() == nil {
-			a.Logger.Warn("audit not finished", "err", err)
-		}
+		a.Logger.Warn("audit not finished", "err", err)
 		return
 	}
 	a.missing.Set(r.Missing())
@@ -56,6 +59,12 @@ func (a *Auditor) once(ctx context.Context) {
 		a.Logger.Error("audit: it does not add up", "missing", r.Missing(), "extra", r.Extra(),
 			"mismatched", r.Mismatched, "users", r.Users, "problems", r.Problems)
 	}
+}
+
+func (a *Auditor) run(ctx context.Context, audit *Audit) (*Report, error) {
+	ctx, cancel := context.WithTimeout(ctx, max(a.Every, time.Minute))
+	defer cancel()
+	return audit.Run(ctx)
 }
 
 // Describe adds the audit's metrics to set.

@@ -9,7 +9,6 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -100,10 +99,11 @@ func (t *session) offsetsFetched(_ context.Context, _ *kgo.Client, resp *kmsg.Of
 				t.cfg.Logger.Error("open plan belongs to another log, ignored",
 					"partition", id, "first", offset, "last", open[len(open)-1].last, "src", open[0].src, "want_src", t.source.id)
 				if slices.Contains(t.source.before, fmt.Sprint(open[0].src)) {
-					p.next, p.known = 0, false // and so does the offset
+					p.next, p.known, offset = 0, false, -1 // and so does the offset
 				}
 			}
 		}
+		p.start = !p.known
 		t.partitions[id] = p
 		t.state.assigned(id, offset)
 		return nil
@@ -133,7 +133,7 @@ func (t *session) adjustOffsets(_ context.Context, offsets map[string]map[int32]
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for id := range offsets[t.cfg.Topic] {
-		if p := t.partitions[id]; p != nil && !p.known {
+		if p := t.partitions[id]; p != nil && p.start {
 			offsets[t.cfg.Topic][id] = kgo.NewOffset().AtStart()
 		}
 	}
@@ -244,15 +244,22 @@ func (t *session) commit(ctx context.Context, offsets map[int32]commitOffset) er
 // Kafka 4.1 a commit says the name only, and would be taken for the next log of that name,
 // of which it would pass what nobody has stored.
 func (t *session) sameLog(ctx context.Context) error {
-	topics, err := kadm.NewClient(t.client).ListTopics(ctx, t.cfg.Topic)
+	req := kmsg.NewPtrMetadataRequest() // and not what the client remembers
+	topic := kmsg.NewMetadataRequestTopic()
+	topic.Topic = kmsg.StringPtr(t.cfg.Topic)
+	req.Topics = append(req.Topics, topic)
+	resp, err := req.RequestWith(ctx, t.client)
+	switch {
+	case err != nil:
+	case len(resp.Topics) != 1:
+		err = fmt.Errorf("asked for one topic, got %d", len(resp.Topics))
+	default:
+		err = kerr.ErrorForCode(resp.Topics[0].ErrorCode)
+	}
 	if err != nil {
 		return fmt.Errorf("read the topic's id: %w", err)
 	}
-	topic := topics[t.cfg.Topic]
-	if topic.Err != nil {
-		return fmt.Errorf("read the topic's id: %w", topic.Err)
-	}
-	if topic.ID != t.source.topic {
+	if resp.Topics[0].TopicID != t.source.topic {
 		return kerr.UnknownTopicID
 	}
 	return nil

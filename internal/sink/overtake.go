@@ -75,7 +75,7 @@ func (t *session) overtakePartition(ctx context.Context, p *partition, first, en
 		return err
 	}
 	for _, h := range holes {
-		if err := t.fill(ctx, p.id, h, stands); err != nil {
+		if err := t.fill(ctx, p, h, stands); err != nil {
 			return err
 		}
 	}

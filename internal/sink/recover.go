@@ -25,12 +25,16 @@ func (t *session) recoverOpen() {
 	if !t.open() || t.runway.recovers() {
 		return
 	}
-	ctx, cancel := context.WithTimeout(t.ctx, t.cfg.RevokeTimeout)
-	defer cancel()
-	if err := t.land(ctx); err != nil {
+	landing, landed := context.WithTimeout(t.ctx, t.cfg.RevokeTimeout)
+	defer landed()
+	if err := t.land(landing); err != nil {
 		t.lost(fmt.Errorf("declared batches wait for the insert under way: %w", err))
 		return
 	}
+	// One batch may take its time; more are taken while a rebalance would not have to wait.
+	ctx, cancel := context.WithTimeout(t.ctx, 10*t.cfg.InsertTimeout)
+	defer cancel()
+	soon := time.Now().Add(t.cfg.RevokeTimeout / 2)
 	next := make(map[int32]plan)
 	for id, p := range t.partitions {
 		if len(p.open) > 0 && p.asked { // if not, it was assigned while others landed: begin comes first
@@ -45,7 +49,7 @@ func (t *session) recoverOpen() {
 	f := newFlight(newBlock())
 	f.recover, f.later = true, make(map[int32]plans)
 	for id, first := range next {
-		if f.full(&t.cfg) {
+		if f.full(&t.cfg) || !f.empty() && time.Now().After(soon) {
 			break
 		}
 		p := t.partitions[id]

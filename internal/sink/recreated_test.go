@@ -1,11 +1,15 @@
 package sink
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kversion"
 )
 
@@ -78,6 +82,49 @@ func TestTopicRecreatedBesideAPlan(t *testing.T) {
 	l.commit(0, 30, plans{{before, 30, 49}}.String())
 	l.start()
 	l.logs("150 events of 2 logs, 150 counted")
+}
+
+// A commit that comes right after the topic was made anew, which the client has not heard.
+func TestCommitAfterTheTopicWasRecreated(t *testing.T) {
+	l := newLabOn(t, needEngine(t), 1, kfake.MaxVersions(kversion.V3_9_0()))
+	const other = "other"
+	client, err := l.kafka.Client(kgo.ConsumerGroup(other), kgo.ConsumeTopics(topic), kgo.DisableAutoCommit())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	meta, err := l.admin.Metadata(t.Context(), topic)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := l.config()
+	cfg.Kafka, cfg.Logger = l.kafka, l.log("sink")
+	s := &session{Sink: New(cfg), client: client, source: source{topic: meta.Topics[topic].ID}, ctx: t.Context()}
+	if err := s.sameLog(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	l.recreate()
+	if err := s.commit(t.Context(), map[int32]commitOffset{0: {at: 1000}}); !errors.Is(err, kerr.UnknownTopicID) {
+		t.Errorf("the commit: %v; want %v", err, kerr.UnknownTopicID)
+	}
+	if info := l.cluster.GroupInfo(other); info != nil && len(info.Commits[topic]) > 0 {
+		t.Errorf("the group stands at %v", info.Commits[topic])
+	}
+}
+
+// A session that has lost its partitions begins nothing more for them.
+func TestNothingBeginsForALostSession(t *testing.T) {
+	l := newLab(t, 1)
+	cfg := l.config()
+	cfg.ClickHouse, cfg.Kafka, cfg.Logger = l.pool, l.kafka, l.log("sink")
+	work, lost := context.WithCancelCause(t.Context())
+	s := &session{Sink: New(cfg), source: source{id: l.src(), partitions: 1}, ctx: work, lost: lost, partitions: map[int32]*partition{0: {id: 0}}, filling: newFlight(newBlock())}
+	lost(errDisowned)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.begin(t.Context()); err == nil {
+		t.Error("inserts of its partitions were ended")
+	}
 }
 
 // recreate deletes the topic and creates it again.

@@ -55,7 +55,7 @@ func (t *session) rescanPartition(ctx context.Context, p *partition) error {
 		return err
 	}
 	for _, h := range holes {
-		if err := t.fill(ctx, p.id, h, stands); err != nil {
+		if err := t.fill(ctx, p, h, stands); err != nil {
 			return err
 		}
 	}
@@ -111,7 +111,11 @@ func (t *session) holes(ctx context.Context, id int32, from, end int64) ([]plan,
 
 // fill recovers one hole of a partition and waits until it is stored. The group stands
 // behind it, and goes on standing there. Callers hold mu.
-func (t *session) fill(ctx context.Context, id int32, hole plan, stands commitOffset) error {
+func (t *session) fill(ctx context.Context, p *partition, hole plan, stands commitOffset) error {
+	id := p.id
+	if t.partitions[id] != p {
+		return errDisowned // while the hole before landed, in good order: we are a member still
+	}
 	of := &partition{id: id}
 	if t.cfg.DedupIDs > 0 {
 		of.window = t.newWindow()

@@ -184,6 +184,7 @@ type partition struct {
 	high int64 // high watermark last seen
 
 	known bool // next was committed or taken, not assumed
+	start bool // it was not when it was assigned: reading begins at the start of the log
 	asked bool // events does not go beyond next, see overtake
 
 	window *window // ids taken so far; nil until rebuilt from events
@@ -285,6 +286,10 @@ func (t *session) run(ctx context.Context) error {
 
 // begin makes newly assigned partitions fit to take records. Callers hold mu.
 func (t *session) begin(ctx context.Context) error {
+	// Nothing of it is for a session that has lost them.
+	ctx, end := context.WithCancel(ctx)
+	defer end()
+	defer context.AfterFunc(t.ctx, end)()
 	if err := t.rescan(ctx); err != nil {
 		return fmt.Errorf("rescan the log: %w", err)
 	}
