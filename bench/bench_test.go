@@ -249,10 +249,10 @@ func TestSpikeRate(t *testing.T) {
 			t.Errorf("%d cores, %g times slower: got %d; want %d", cores, slower, got, want)
 		}
 	}
-	f(2, 1, 6000)
-	f(2, 2.5, 2400)
+	f(2, 1, 4000)
+	f(2, 2.5, steadyRate)
 	f(1, 4, steadyRate) // it sustains that or fails
-	f(7, 1, peakRate)
+	f(10, 1, peakRate)
 	f(64, 1, peakRate)
 }
 

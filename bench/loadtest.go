@@ -21,8 +21,8 @@ import (
 // k6PerCore is what k6 holds for each of the cores that it shares with the server, where
 // encoding/json takes standardDecode: 49 µs a request, measured, as much again for the
 // server and as much for all that goes on beside the two is 6,800, of which it gets less
-// than half: with little more it drops iterations.
-const k6PerCore = 3000
+// than a third: at 3,000 it dropped six of a thousand iterations.
+const k6PerCore = 2000
 
 // loadTest runs loadtest/script.js against an edge of its own, and beside it the
 // same shape from this program's generator, at the full 20,000 requests/s that
@@ -91,7 +91,7 @@ const (
 )
 
 // spikeRate is the highest spike that k6 can offer beside the server: on the machine of
-// standardDecode peakRate from seven cores on.
+// standardDecode peakRate from ten cores on.
 func spikeRate(cores int, slower float64) int {
 	rate := float64(cores*k6PerCore) / slower
 	return min(max(int(rate)/100*100, steadyRate), peakRate)
