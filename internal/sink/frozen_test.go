@@ -54,11 +54,10 @@ func (p *process) told(count func() uint64) {
 	p.l.exact()
 }
 
-// TestOwnerFrozenBeforeItsRows freezes a sink when ClickHouse has taken its INSERT and
-// the coordinator its plan, lets another recover the batch, and thaws the first: its
-// rows are of an insert that was killed.
-func TestOwnerFrozenBeforeItsRows(t *testing.T) {
-	l := newLab(t, 1)
+// frozenAtItsPlan is a sink that has stored 10 events and freezes when the coordinator has
+// the plan of 20 more, and ClickHouse their INSERT without a row.
+func (l *lab) frozenAtItsPlan() *process {
+	l.t.Helper()
 	first := l.start()
 	l.produce(10)
 	l.settled()
@@ -76,6 +75,15 @@ func TestOwnerFrozenBeforeItsRows(t *testing.T) {
 	}})
 	l.produce(20)
 	<-frozen
+	return first
+}
+
+// TestOwnerFrozenBeforeItsRows freezes a sink when ClickHouse has taken its INSERT and
+// the coordinator its plan, lets another recover the batch, and thaws the first: its
+// rows are of an insert that was killed.
+func TestOwnerFrozenBeforeItsRows(t *testing.T) {
+	l := newLab(t, 1)
+	first := l.frozenAtItsPlan()
 	first.evict()
 	second := l.start()
 	l.settled()
@@ -213,23 +221,7 @@ func TestOwnerFrozenBeforeItsHole(t *testing.T) {
 // owner of the insert but the server that runs it.
 func TestOwnerFrozenBeforeItsRowsAndUndeclared(t *testing.T) {
 	l := newLab(t, 1)
-	first := l.start()
-	l.produce(10)
-	l.settled()
-	frozen := make(chan struct{})
-	freeze := sync.OnceFunc(func() {
-		first.click.freeze()
-		first.kafka.freeze()
-		close(frozen)
-	})
-	l.cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.OffsetCommit}, Observe: true, Count: -1, When: func(req kmsg.Request) bool {
-		if isPlan(req) {
-			freeze()
-		}
-		return true
-	}})
-	l.produce(20)
-	<-frozen
+	first := l.frozenAtItsPlan()
 	eventually(t, "the plan is in", func() error {
 		if at := l.cluster.GroupInfo(group).Commits[topic][0]; at.Metadata == "" {
 			return fmt.Errorf("the group stands at %d", at.Offset)
