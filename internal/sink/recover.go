@@ -25,16 +25,17 @@ func (t *session) recoverOpen() {
 	if !t.open() || t.runway.recovers() {
 		return
 	}
-	landing, landed := context.WithTimeout(t.ctx, t.cfg.RevokeTimeout)
-	defer landed()
-	if err := t.land(landing); err != nil {
+	landing, end := context.WithTimeout(t.ctx, t.cfg.RevokeTimeout)
+	err := t.land(landing)
+	end()
+	if err != nil {
 		t.lost(fmt.Errorf("declared batches wait for the insert under way: %w", err))
 		return
 	}
-	// One batch may take its time; more are taken while a rebalance would not have to wait.
+	// One batch may take its time; more only what a rebalance can wait for, see there.
 	ctx, cancel := context.WithTimeout(t.ctx, 10*t.cfg.InsertTimeout)
 	defer cancel()
-	soon := time.Now().Add(t.cfg.RevokeTimeout / 2)
+	soon := time.Now().Add(t.cfg.SessionTimeout / 2)
 	next := make(map[int32]plan)
 	for id, p := range t.partitions {
 		if len(p.open) > 0 && p.asked { // if not, it was assigned while others landed: begin comes first

@@ -223,8 +223,9 @@ func (s *Sink) session(ctx context.Context) error {
 		kgo.DisableAutoCommit(),
 		kgo.BlockRebalanceOnPoll(),
 		kgo.Balancers(kgo.CooperativeStickyBalancer()),
-		// A recovery and then the inserts under way may each take RevokeTimeout
-		// before this member joins; longer than that and it is as good as silent.
+		// Before this member joins, what is under way when a recovery begins and then
+		// the recovery itself may each take RevokeTimeout to land, and between them
+		// declared batches are read; longer than that and it is as good as silent.
 		kgo.RebalanceTimeout(2*s.cfg.RevokeTimeout+s.cfg.SessionTimeout),
 		kgo.SessionTimeout(s.cfg.SessionTimeout),
 		kgo.HeartbeatInterval(1*time.Second),
