@@ -1,19 +1,15 @@
 package sink
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"math"
-	"slices"
 	"strings"
 	"time"
 
 	"github.com/ClickHouse/ch-go"
 	"github.com/ClickHouse/ch-go/proto"
-	"github.com/twmb/franz-go/pkg/kadm"
-	"github.com/twmb/franz-go/pkg/kerr"
 
 	"edge/internal/clickhouse"
 	"edge/internal/kafka"
@@ -155,121 +151,6 @@ func (a *Audit) readTTL(ctx context.Context) error {
 	}
 	a.expiring = time.Unix(max(now-ttl+int64(a.MaxAge.Seconds()), set), 0).Add(order)
 	return nil
-}
-
-// logPosition is where a partition of the log stood.
-type logPosition struct {
-	src                   uint32
-	earlier               []uint32 // numbers the same log had, see embedded.Broker.Check
-	start, end, committed int64    // committed -1: the group has stored nothing
-	first                 int64    // the first record, beyond start if nothing is left there
-	young                 int64    // the first offset that no row of can have expired
-}
-
-func (a *Audit) positions(ctx context.Context) (map[int32]logPosition, error) {
-	if a.Log == nil {
-		return nil, nil
-	}
-	client, err := a.Log.Kafka.Client()
-	if err != nil {
-		return nil, err
-	}
-	defer client.Close()
-	adm := kadm.NewClient(client)
-	committed, err := adm.FetchOffsets(ctx, a.Log.Group)
-	if err != nil && !errors.Is(err, kerr.GroupIDNotFound) {
-		return nil, fmt.Errorf("read the offsets of group %s: %w", a.Log.Group, err)
-	}
-	meta, err := adm.Metadata(ctx, a.Log.Topic)
-	if err == nil {
-		err = meta.Topics[a.Log.Topic].Err
-	}
-	if err != nil {
-		return nil, fmt.Errorf("read topic %s: %w", a.Log.Topic, err)
-	}
-	starts, err := adm.ListStartOffsets(ctx, a.Log.Topic)
-	if err = cmp.Or(err, starts.Error()); err != nil {
-		return nil, fmt.Errorf("read the start of topic %s: %w", a.Log.Topic, err)
-	}
-	ends, err := adm.ListEndOffsets(ctx, a.Log.Topic)
-	if err = cmp.Or(err, ends.Error()); err != nil {
-		return nil, fmt.Errorf("read the end of topic %s: %w", a.Log.Topic, err)
-	}
-	// Compaction leaves the start where it was.
-	firsts, err := adm.ListOffsetsAfterMilli(ctx, 0, a.Log.Topic)
-	if err = cmp.Or(err, firsts.Error()); err != nil {
-		return nil, fmt.Errorf("read the first records of topic %s: %w", a.Log.Topic, err)
-	}
-	young := starts // without a TTL
-	if !a.expiring.IsZero() {
-		young, err = adm.ListOffsetsAfterMilli(ctx, a.expiring.UnixMilli(), a.Log.Topic)
-		if err = cmp.Or(err, young.Error()); err != nil {
-			return nil, fmt.Errorf("read the times of topic %s: %w", a.Log.Topic, err)
-		}
-	}
-	number := func(life uint32) uint32 { return SourceID(meta.Cluster, meta.Topics[a.Log.Topic].ID, life) }
-	src := number(a.Log.Incarnation)
-	var earlier []uint32
-	for life := range a.Log.Incarnation {
-		earlier = append(earlier, number(life))
-	}
-	out := make(map[int32]logPosition)
-	ends.Each(func(o kadm.ListedOffset) {
-		p := logPosition{src: src, earlier: earlier, end: o.Offset, committed: -1}
-		if s, ok := starts.Lookup(a.Log.Topic, o.Partition); ok {
-			p.start = s.Offset
-		}
-		if f, ok := firsts.Lookup(a.Log.Topic, o.Partition); ok {
-			p.first = max(f.Offset, p.start)
-		}
-		if y, ok := young.Lookup(a.Log.Topic, o.Partition); ok {
-			p.young = y.Offset
-		}
-		if c, ok := committed.Lookup(a.Log.Topic, o.Partition); ok {
-			p.committed = c.At
-		}
-		out[o.Partition] = p
-	})
-	return out, nil
-}
-
-// compare holds what is stored against where the log stood before: what the group is past
-// and no batch has, before the first of them and after the last.
-func (r *Report) compare(log map[int32]logPosition) {
-	for id, at := range log {
-		first, next := int64(-1), int64(-1) // the offsets covered: [first,next)
-		before := int64(-1)                 // up to which those were that are another number's
-		for _, c := range r.Partitions {
-			switch {
-			case c.Partition != id:
-			case c.Source == at.src:
-				first, next = c.First, c.Last+1
-			case slices.Contains(at.earlier, c.Source):
-				before = max(before, c.Last+1)
-			}
-		}
-		r.Pending += max(at.end-max(next, at.start, at.committed), 0)
-		if next < 0 {
-			r.absent(id, at, max(at.start, before), at.committed, "nothing is stored")
-			continue
-		}
-		r.absent(id, at, max(next, at.start), at.committed, fmt.Sprintf("what is stored ends at %d", next))
-		head := max(at.first, before)
-		r.absent(id, at, head, min(first, at.committed), fmt.Sprintf("what is stored begins at %d", first))
-		r.Pending += max(first-max(head, at.young, at.committed), 0)
-	}
-}
-
-// absent adds the offsets [from,to) of the log, which the group is past and no batch has.
-func (r *Report) absent(id int32, at logPosition, from, to int64, but string) {
-	if from >= to {
-		return
-	}
-	young := min(max(from, at.young), to)
-	c := Coverage{Source: at.src, Partition: id, First: from, Last: to - 1, Expired: young - from, Missing: to - young}
-	if r.Partitions = append(r.Partitions, c); c.Missing > 0 {
-		r.problem("source %d, partition %d: the group is at offset %d, and %s", at.src, id, at.committed, but)
-	}
 }
 
 // auditChunk is how many offsets one query looks at: its memory is bounded by
