@@ -119,10 +119,8 @@ func (c *config) validate() error {
 			continue
 		}
 		host, port, err := net.SplitHostPort(l.addr)
-		if _, bad := strconv.ParseUint(port, 10, 16); bad != nil {
-			err = bad
-		}
-		if ip := net.ParseIP(host); err != nil || ip == nil || !ip.IsLoopback() {
+		_, wrong := strconv.ParseUint(port, 10, 16)
+		if ip := net.ParseIP(host); err != nil || wrong != nil || ip == nil || !ip.IsLoopback() {
 			bad("%s is %q; it must be a loopback IP and port, such as 127.0.0.1:19092", l.name, l.addr)
 		}
 	}
@@ -141,14 +139,15 @@ const (
 	maxRingRequests = 1 << 20
 )
 
-// splitHostPort returns the host of an address with a port to connect to.
-func splitHostPort(addr string) (host string, ok bool) {
-	host, port, err := net.SplitHostPort(addr)
-	if err != nil {
-		return "", false
+// connects tells whether there may be something to connect to at a broker's address: a
+// host, for which the client takes port 9092, or host:port.
+func connects(addr string) bool {
+	if addr != "" && !strings.Contains(addr, ":") {
+		return true
 	}
-	n, err := strconv.ParseUint(port, 10, 16)
-	return host, err == nil && n > 0 && host != ""
+	host, port, err := net.SplitHostPort(addr)
+	n, wrong := strconv.ParseUint(port, 10, 16)
+	return err == nil && wrong == nil && n > 0 && host != ""
 }
 
 // topicName is what Kafka takes, with room for ".dead" behind it.
@@ -157,7 +156,7 @@ var topicName = regexp.MustCompile(`^[a-zA-Z0-9._-]{1,244}$`)
 func (c *config) validateKafka() (errs []error) {
 	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 	for _, b := range c.KafkaBrokers {
-		if _, ok := splitHostPort(b); !ok && (b == "" || strings.Contains(b, ":")) { // the client takes 9092
+		if !connects(b) {
 			bad("KAFKA_BROKERS has %q; a broker is host:port", b)
 			break
 		}

@@ -156,12 +156,7 @@ func TestAuditOfExpiredRows(t *testing.T) {
 // by halves, then all. The group moved back to the start is what mends it.
 func TestAuditOfTheHead(t *testing.T) {
 	l := newLab(t, 1)
-	s := l.start()
-	for range 3 {
-		l.produce(20)
-		l.settled()
-	}
-	s.stop()
+	l.history(3, 20)
 	audited := func(missing, pending int64) {
 		t.Helper()
 		r, err := (&Audit{ClickHouse: l.pool, Log: &Log{Kafka: l.kafka, Topic: topic, Group: group}}).Run(t.Context())
@@ -174,10 +169,7 @@ func TestAuditOfTheHead(t *testing.T) {
 		l.exec("TRUNCATE TABLE " + table)
 	}
 	audited(60, 0)
-	s = l.start() // goes on behind the gap
-	l.produce(20)
-	l.settled()
-	s.stop()
+	l.history(1, 20) // goes on behind the gap
 	audited(60, 0)
 	l.exec(fmt.Sprintf("INSERT INTO empty_batches VALUES (%d, 0, 20, 59, 40, 0, now())", l.src()))
 	audited(20, 0)
@@ -297,12 +289,7 @@ func TestWhatMayBeUnderWay(t *testing.T) {
 // whether it is under way.
 func TestAuditorWithoutTheLog(t *testing.T) {
 	l := newLab(t, 1)
-	s := l.start()
-	for range 3 {
-		l.produce(20)
-		l.settled()
-	}
-	s.stop()
+	l.history(3, 20)
 	l.lose("events", "_offset = 25")
 	for _, topic := range []string{topic, "gone"} {
 		a := &Auditor{ClickHouse: l.pool, Logger: slog.New(slog.DiscardHandler), Every: time.Minute, Look: time.Hour, Log: &Log{Kafka: l.kafka, Topic: topic, Group: group}}

@@ -271,8 +271,9 @@ func (t *session) recordEmpty(ctx context.Context, f *flight) error {
 }
 
 // declare commits f's plan, or where the group stands if it is past f. The coordinator
-// accepts that from the owner of f's partitions only, and is asked again only if it is
-// away.
+// accepts that from a member of the generation only, and is asked again only if it is
+// away. (Which member owns what it does not ask; who gives a partition up in good order
+// lands first.)
 func (t *session) declare(ctx context.Context, f *flight) error {
 	t.runway.commits.Lock()
 	defer t.runway.commits.Unlock()

@@ -54,17 +54,15 @@ func (p *process) told(count func() uint64) {
 	p.l.exact()
 }
 
-// frozenAtItsPlan is a sink that has stored 10 events and freezes when the coordinator has
-// the plan of 20 more, and ClickHouse their INSERT without a row.
-func (l *lab) frozenAtItsPlan() *process {
+// freezesAtItsPlan appends 20 events, and freezes wires when the coordinator has the plan of
+// them and ClickHouse the INSERT without a row.
+func (l *lab) freezesAtItsPlan(wires ...*wire) {
 	l.t.Helper()
-	first := l.start()
-	l.produce(10)
-	l.settled()
 	frozen := make(chan struct{})
 	freeze := sync.OnceFunc(func() {
-		first.click.freeze()
-		first.kafka.freeze()
+		for _, w := range wires {
+			w.freeze()
+		}
 		close(frozen)
 	})
 	l.cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.OffsetCommit}, Observe: true, Count: -1, When: func(req kmsg.Request) bool {
@@ -75,6 +73,15 @@ func (l *lab) frozenAtItsPlan() *process {
 	}})
 	l.produce(20)
 	<-frozen
+}
+
+// frozenAtItsPlan is a sink that has stored 10 events and is frozen at the plan of 20 more.
+func (l *lab) frozenAtItsPlan() *process {
+	l.t.Helper()
+	first := l.start()
+	l.produce(10)
+	l.settled()
+	l.freezesAtItsPlan(first.click, first.kafka)
 	return first
 }
 
@@ -103,19 +110,7 @@ func TestRecoveryBesideAnotherDatabase(t *testing.T) {
 	s := l.start()
 	l.produce(20)
 	s.settled()
-	frozen := make(chan struct{})
-	freeze := sync.OnceFunc(func() {
-		s.click.freeze() // the server has the INSERT, and its rows are on the way
-		close(frozen)
-	})
-	l.cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.OffsetCommit}, Observe: true, Count: -1, When: func(req kmsg.Request) bool {
-		if isPlan(req) {
-			freeze()
-		}
-		return true
-	}})
-	l.produce(20)
-	<-frozen
+	l.freezesAtItsPlan(s.click)
 	var offsets kadm.Offsets
 	offsets.Add(kadm.Offset{Topic: topic, At: 0, LeaderEpoch: -1, Metadata: plans{{l.src(), 0, 9}}.String()})
 	if err := l.admin.CommitAllOffsets(t.Context(), "other", offsets); err != nil {
@@ -180,12 +175,7 @@ func TestOwnerFrozenBeforeItsRecoveryInsert(t *testing.T) {
 // the offset that was put back, lets another fill the hole, and thaws the first.
 func TestOwnerFrozenBeforeItsHole(t *testing.T) {
 	l := newLab(t, 1)
-	s := l.start()
-	for range 3 {
-		l.produce(20, twoMonths)
-		l.settled()
-	}
-	s.stop()
+	l.history(3, 20, twoMonths)
 	const some = "_offset BETWEEN 20 AND 39"
 	l.uncountAll(some)
 	l.lose("events", some)

@@ -156,6 +156,17 @@ func (l *lab) produce(n int, change ...func(i int, ev *codec.Event)) {
 	l.enter(records)
 }
 
+// history is batches of n events, stored one after the other by a sink that has stopped.
+func (l *lab) history(batches, n int, change ...func(i int, ev *codec.Event)) {
+	l.t.Helper()
+	s := l.start()
+	for range batches {
+		l.produce(n, change...)
+		l.settled()
+	}
+	s.stop()
+}
+
 // enter puts records into the ledger.
 func (l *lab) enter(records []*kgo.Record) {
 	l.mu.Lock()

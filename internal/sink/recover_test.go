@@ -209,12 +209,7 @@ func TestRecoveryOfExpiredRows(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			l := newLab(t, 1)
-			s := l.start()
-			for range 2 {
-				l.produce(20, old)
-				l.settled()
-			}
-			s.stop()
+			l.history(2, 20, old)
 			err := clickhouse.Migrate(t.Context(), l.clickhouse, clickhouse.MigrateOptions{Files: migrations.FS, Exclusive: true, TTL: 40 * 24 * time.Hour, Logger: l.log("schema")})
 			if err != nil {
 				t.Fatal(err)
