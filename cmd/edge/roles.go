@@ -15,8 +15,9 @@ import (
 	"edge/internal/sink"
 )
 
-// startQuery opens connections of the queries' own: whoever fills them keeps neither
-// readiness nor the audit waiting. What they bring is states, which do not compress.
+// startQuery opens a pool for metrics queries alone: when they occupy all of its
+// connections, neither the readiness check nor the audit has to wait. It does not compress,
+// because what these queries fetch is mostly states, which do not shrink.
 func (a *app) startQuery(context.Context) (err error) {
 	if !a.cfg.has(roleQuery) {
 		return nil

@@ -28,8 +28,9 @@ type BrokerConfig struct {
 	// are kept whole.
 	Retention map[string]Retention
 
-	// LookOnly leaves on record how the run before this one ended, for whoever serves the
-	// log next. It is for who reads the log and then closes the broker.
+	// LookOnly keeps the record of how the previous run ended, so that the next process to
+	// serve the log still finds it. It is for a process that only reads the log and then
+	// closes the broker (edge verify).
 	LookOnly bool
 
 	// NoSync acknowledges records before they are on disk: a process kill

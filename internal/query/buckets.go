@@ -81,8 +81,9 @@ func (q *reader) firstRound(cut []piece, now time.Time) (r round) {
 	} else {
 		r.rest, r.unknown = append(r.rest, r.unknown...), nil
 	}
-	// Seconds are asked for in place of rows and not beside them: if there is an end of
-	// which nothing is known, so that it may have many events, the next question will.
+	// Seconds are read instead of plain rows, never in addition to them. If nothing is known
+	// about an end yet, it may have many events: then this question reads plain rows, and
+	// the next one can read seconds.
 	sparse := fewIn(r.have, fiveGrain.seconds())
 	studies := sparse || len(r.unknown) == 0
 	for i := range r.ends {

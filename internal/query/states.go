@@ -30,12 +30,14 @@ import (
 // is not kept for a minute, but read with its users at once, and for twice as long each
 // time it does so again.
 //
-// At its ends a range cuts five minutes, which only rows can answer for. Those of few
-// events are kept second by second, and are what they were as long as the five minutes in
-// the rollup are: every event is in both. When rows and rollup were not of the same moment,
-// because an insert was between them, they hold as many events only if another insert was
-// so, too, and with the second of the two the parts change. (Not while a crash has left rows
-// without their rollup: until that is repaired, they may be counted at an end or not.)
+// The five minutes that a range cuts at its ends can only be answered from rows. If they
+// have few events, the counts and states of their seconds are kept, for as long as the
+// bucket of those five minutes in the rollup does not change: every event is in both. An
+// insert may come between reading the rows and reading the rollup. Then the two hold
+// different numbers of events and nothing is kept, unless a second insert makes up for the
+// first; but that one changes the bucket's parts when it completes, and so drops what was
+// kept. (While a crash has left rows without their rollup, those rows may or may not be
+// counted at an end, until the rollup is repaired.)
 type stateCache struct {
 	limit int // bytes; 0: nothing is kept
 

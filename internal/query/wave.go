@@ -16,8 +16,9 @@ import (
 // The next one waits for its turn no longer than waveTurn. Sharing pays for short
 // queries; a long one, or one that hangs, keeps nobody, and four a second may begin.
 //
-// With keep, who asks the same within that time of a query's begin gets its answer. Of
-// one that is still on its way, no later than waveTurn: one that hangs keeps nobody.
+// With keep, a request gets the answer of an equal query that began at most keep ago. If
+// that query is still running it must have begun at most waveTurn ago, so that a query
+// that hangs holds nobody up.
 type waves struct {
 	keep time.Duration // 0: no answer is older than the question
 

@@ -2,9 +2,9 @@
 // requests into checked batches and answers with what became of them, and the
 // handler of the admin listener.
 //
-// Small posts that come whole are answered in an event loop (exchange.go). Every other
-// request is served by fasthttp, which has a goroutine for it and calls the handler
-// once the header is in. For those three choices shape the rest:
+// Small POST requests that arrive in one piece are answered in an event loop
+// (exchange.go). Every other request is served by fasthttp, which has a goroutine for it
+// and calls the handler once the header is in. Three choices shape how those are served:
 //
 // Bodies are streamed (StreamRequestBody), though every decoder here wants its
 // body in one piece. Unstreamed, fasthttp reads the whole body before it asks

@@ -124,10 +124,11 @@ func (a *Audit) Run(ctx context.Context) (*Report, error) {
 	return r, nil
 }
 
-// readTTL sets expiring. Rows expire by their own time, which is at most MaxAge before
-// they were received, but those that were there before the TTL, which may be of any time.
-// Their order in the log is that of their reception but for what waited somewhere, for
-// minutes.
+// readTTL sets expiring. A row expires by its ts, which is at most MaxAge before its
+// received_at; so what was received later than now - TTL + MaxAge cannot have expired. Rows
+// from before the TTL was set may have any ts, so all of those may have. An hour is added
+// because the log is ordered by time of receipt only up to the minutes that a record may
+// have waited on its way.
 func (a *Audit) readTTL(ctx context.Context) error {
 	if !a.Since.IsZero() {
 		return nil // an hour is less than any TTL, MaxAge included
