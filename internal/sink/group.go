@@ -81,9 +81,13 @@ func parsePlans(first int64, metadata string) (plans, error) {
 func (t *session) offsetsFetched(_ context.Context, _ *kgo.Client, resp *kmsg.OffsetFetchResponse) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	add := func(topic string, id int32, offset int64, metadata *string) error {
+	add := func(topic string, id int32, offset int64, metadata *string, code int16) error {
 		if topic != t.cfg.Topic || t.partitions == nil {
 			return nil
+		}
+		// Without an offset the client would drop the partition and never ask again.
+		if err := kerr.ErrorForCode(code); err != nil {
+			return fmt.Errorf("fetch the offset of partition %d: %w", id, err)
 		}
 		p := &partition{id: id, next: max(offset, 0), known: offset >= 0}
 		if offset >= 0 && metadata != nil {
@@ -103,14 +107,14 @@ func (t *session) offsetsFetched(_ context.Context, _ *kgo.Client, resp *kmsg.Of
 				}
 			}
 		}
-		p.start = !p.known
+		p.start, p.read = !p.known, p.from()
 		t.partitions[id] = p
 		t.state.assigned(id, offset)
 		return nil
 	}
 	for _, tp := range resp.Topics {
 		for _, p := range tp.Partitions {
-			if err := add(tp.Topic, p.Partition, p.Offset, p.Metadata); err != nil {
+			if err := add(tp.Topic, p.Partition, p.Offset, p.Metadata, p.ErrorCode); err != nil {
 				return err
 			}
 		}
@@ -118,7 +122,7 @@ func (t *session) offsetsFetched(_ context.Context, _ *kgo.Client, resp *kmsg.Of
 	for _, g := range resp.Groups {
 		for _, tp := range g.Topics {
 			for _, p := range tp.Partitions {
-				if err := add(t.topicName(tp), p.Partition, p.Offset, p.Metadata); err != nil {
+				if err := add(t.topicName(tp), p.Partition, p.Offset, p.Metadata, p.ErrorCode); err != nil {
 					return err
 				}
 			}

@@ -14,7 +14,9 @@ import (
 
 	"github.com/ClickHouse/ch-go"
 	"github.com/ClickHouse/ch-go/proto"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"edge/internal/chaos"
 	"edge/internal/clickhouse"
@@ -296,6 +298,41 @@ func TestInsertsYieldToARepair(t *testing.T) {
 		t.Errorf("%d inserts failed; want none, only waiting ones", n)
 	}
 	lock.unlock()
+	l.settled()
+	l.exact()
+}
+
+// The coordinator refuses the offset of one partition once, with an error that the client
+// does not retry: rights that were missing for a moment. It is asked again.
+func TestOffsetFetchRefusedOnce(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, 1)
+	l.history(1, 20)
+	refused := make(chan struct{})
+	l.cluster.ControlKey(int16(kmsg.OffsetFetch), func(req kmsg.Request) (kmsg.Response, error, bool) {
+		asked := req.(*kmsg.OffsetFetchRequest)
+		resp := asked.ResponseKind().(*kmsg.OffsetFetchResponse)
+		for _, g := range asked.Groups {
+			group := kmsg.NewOffsetFetchResponseGroup()
+			group.Group = g.Group
+			for _, asked := range g.Topics {
+				topic := kmsg.NewOffsetFetchResponseGroupTopic()
+				topic.Topic, topic.TopicID = asked.Topic, asked.TopicID
+				for _, id := range asked.Partitions {
+					p := kmsg.NewOffsetFetchResponseGroupTopicPartition()
+					p.Partition, p.Offset, p.ErrorCode = id, -1, kerr.TopicAuthorizationFailed.Code
+					topic.Partitions = append(topic.Partitions, p)
+				}
+				group.Topics = append(group.Topics, topic)
+			}
+			resp.Groups = append(resp.Groups, group)
+		}
+		close(refused)
+		return resp, nil, true // and no longer in control
+	})
+	l.start()
+	l.produce(10)
+	<-refused
 	l.settled()
 	l.exact()
 }

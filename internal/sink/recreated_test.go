@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -151,4 +152,30 @@ func (l *lab) logs(want string) {
 		}
 		return nil
 	})
+}
+
+// The group's offset is beyond the end of the log: put there by hand, or of a log that was
+// truncated. What comes until the log gets there is not passed over.
+func TestGroupBeyondTheLog(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, 1)
+	l.commit(0, 100, "")
+	l.produce(50)
+	s := l.start()
+	eventually(t, "the sink says so", func() error {
+		_, err := s.sink.Stuck()
+		if err == nil || !strings.Contains(err.Error(), "the group's offset is 100") {
+			return fmt.Errorf("it says %v", err)
+		}
+		return nil
+	})
+	l.produce(70)
+	s.stop()
+	if at := l.cluster.GroupInfo(group).Commits[topic][0].Offset; at != 100 {
+		t.Errorf("the group's offset is moved to %d", at)
+	}
+	l.commit(0, 0, "")
+	l.start()
+	l.settled()
+	l.exact()
 }

@@ -180,6 +180,7 @@ type session struct {
 type partition struct {
 	id   int32
 	next int64 // offset of the next record to take
+	read int64 // the offset from which the log is read
 	open plans // declared by an earlier owner, to be recovered before anything else
 	high int64 // high watermark last seen
 

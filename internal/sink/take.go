@@ -173,7 +173,12 @@ func (t *session) take() {
 }
 
 func (t *session) takeRecord(p *partition, r *kgo.Record) {
-	if r.Offset < p.next {
+	switch {
+	case r.Offset < p.read:
+		// What is in it was never stored, and what its offsets stand for may have been.
+		t.lost(fmt.Errorf("partition %d: the group's offset is %d, and the log ends before it and goes on at %d: the log was truncated, or the offset is of another log", p.id, p.read, r.Offset))
+		return
+	case r.Offset < p.next:
 		return // part of a plan that is being recovered
 	}
 	if r.Offset > p.next && p.known {
