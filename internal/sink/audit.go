@@ -199,7 +199,7 @@ func (a *Audit) ranges(ctx context.Context) ([]Coverage, error) {
 	var out []Coverage
 	rows, empty := "1", "1"
 	if !a.Since.IsZero() {
-		rows = fmt.Sprintf("received_at >= toDateTime64(%d, 3, 'UTC')", a.Since.Unix())
+		rows = a.lately()
 		empty = fmt.Sprintf("at >= toDateTime(%d, 'UTC')", a.Since.Unix())
 	}
 	err := a.ClickHouse.Do(ctx, ch.Query{
@@ -218,6 +218,13 @@ func (a *Audit) ranges(ctx context.Context) ([]Coverage, error) {
 	return out, err
 }
 
+// lately is the condition that a row was received since Since. One that says it was far
+// in the future came from a clock that was ahead, and is not in every audit until then.
+func (a *Audit) lately() string {
+	const ahead = time.Hour
+	return fmt.Sprintf("received_at >= toDateTime64(%d, 3, 'UTC') AND received_at < toDateTime64(%d, 3, 'UTC')", a.Since.Unix(), time.Now().Add(ahead).Unix())
+}
+
 // chunk checks the batches of c that begin in [from, from+auditChunk).
 func (a *Audit) chunk(ctx context.Context, r *Report, c *coverage, from int64) error {
 	// A batch may reach beyond the chunk it begins in by less than this.
@@ -231,7 +238,7 @@ func (a *Audit) chunk(ctx context.Context, r *Report, c *coverage, from int64) e
 			FROM events WHERE _src = %[1]d AND _part = %[2]d AND _offset >= %[3]d AND _offset < %[5]d AND _first >= %[3]d AND _first < %[4]d
 			GROUP BY f
 			UNION ALL
-			SELECT first AS f, max(last) AS l, toUInt64(0), toUInt64(0), toUInt64(0), toUInt64(any(dup)), toUInt64(any(dead)), 1000 * toInt64(toUnixTimestamp(min(at)))
+			SELECT first AS f, max(last) AS l, toUInt64(0), toUInt64(0), toUInt64(0), toUInt64(argMax(dup, last)), toUInt64(argMax(dead, last)), 1000 * toInt64(toUnixTimestamp(min(at)))
 			FROM empty_batches WHERE src = %[1]d AND part = %[2]d AND first >= %[3]d AND first < %[4]d
 			GROUP BY f
 		) GROUP BY f ORDER BY f`, c.Source, c.Partition, from, from+auditChunk, from+auditChunk+longest),

@@ -299,3 +299,22 @@ func TestAuditorWithoutTheLog(t *testing.T) {
 		}
 	}
 }
+
+// An audit of the last hour is not of all that came after a record from a clock that was
+// ahead.
+func TestAuditAfterAClockThatWasAhead(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, 1)
+	const day = 86_400_000
+	now := time.Now().UnixMilli()
+	s := l.start()
+	l.produce(1, func(_ int, ev *codec.Event) { ev.ReceivedAt = now + 365*day })
+	l.settled()
+	l.produce(100, func(_ int, ev *codec.Event) { ev.ReceivedAt = now - 3*day })
+	l.settled()
+	s.stop()
+	r, err := (&Audit{ClickHouse: l.pool, Since: time.Now().Add(-time.Hour)}).Run(t.Context())
+	if err != nil || len(r.Partitions) > 0 {
+		t.Errorf("the audit of the last hour, in which nothing came, is of %+v, %v", r.Partitions, err)
+	}
+}

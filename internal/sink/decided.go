@@ -25,19 +25,26 @@ type decided struct {
 // decided returns what is decided of the next batches of partitions, of which no insert
 // may run.
 func (t *session) decided(ctx context.Context, next map[int32]plan) (map[int32]*decided, error) {
-	if len(next) == 0 {
-		return nil, nil
+	out := make(map[int32]*decided)
+	for ids := range slices.Chunk(slices.Sorted(maps.Keys(next)), maxListed) {
+		if err := t.decidedOf(ctx, ids, next, out); err != nil {
+			return nil, err
+		}
 	}
+	return out, nil
+}
+
+// decidedOf is decided of some partitions: a query has its length.
+func (t *session) decidedOf(ctx context.Context, ids []int32, next map[int32]plan, out map[int32]*decided) error {
 	var rows, empty []string
-	for _, id := range slices.Sorted(maps.Keys(next)) {
+	for _, id := range ids {
 		p := next[id]
 		rows = append(rows, fmt.Sprintf("(_part = %d AND _first = %d AND _last = %d AND _offset BETWEEN %[2]d AND %[3]d)", id, p.first, p.last))
 		empty = append(empty, fmt.Sprintf("(%d,%d,%d)", id, p.first, p.last))
 	}
 	var part, said, dup, dead proto.ColUInt32
 	var offset proto.ColUInt64
-	out := make(map[int32]*decided)
-	err := t.cfg.ClickHouse.Do(ctx, ch.Query{
+	return t.cfg.ClickHouse.Do(ctx, ch.Query{
 		Body: fmt.Sprintf(`SELECT _part AS p, _offset AS o, _rows AS r, _dup AS du, _dead AS de FROM events WHERE _src = %[1]d AND (%[2]s)
 			UNION ALL SELECT part, toUInt64(0), toUInt32(0), dup, dead FROM empty_batches WHERE src = %[1]d AND (part, first, last) IN (%[3]s)`,
 			t.source.id, strings.Join(rows, " OR "), strings.Join(empty, ",")),
@@ -59,7 +66,6 @@ func (t *session) decided(ctx context.Context, next map[int32]plan) (map[int32]*
 			return nil
 		},
 	})
-	return out, err
 }
 
 // retake takes the batch of plan p again, from the log into f: d, where there is one, says
@@ -74,7 +80,7 @@ func (t *session) retake(ctx context.Context, f *flight, p plan, of *partition, 
 	}
 	var far *window
 	if d.open() {
-		far = newWindow(max(t.cfg.DedupIDs, p.last-p.first+1), math.MaxInt64)
+		far = newWindow(max(t.cfg.DedupIDs, p.last-p.first+1, farthest), math.MaxInt64)
 		if err := t.loadWindow(ctx, of.id, p.first, far); err != nil {
 			return err
 		}
@@ -96,6 +102,10 @@ func (t *session) retake(ctx context.Context, f *flight, p plan, of *partition, 
 	f.batches[of.id] = b
 	return nil
 }
+
+// farthest is how many records back the original of a repeat is looked for at least: the
+// window may have been that long before a setting made it shorter.
+const farthest = 4_000_000
 
 // open tells whether a record that is not stored may be a row or a duplicate.
 func (d *decided) open() bool { return d.batch.rows > len(d.stored) && d.batch.duplicates > 0 }

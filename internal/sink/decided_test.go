@@ -173,3 +173,48 @@ func TestDecided(t *testing.T) {
 		}
 	})
 }
+
+// What is decided of the plans of thousands of partitions is asked in queries that a
+// server reads.
+func TestDecidedOfManyPartitions(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, 1)
+	p := l.prepare()
+	t.Cleanup(p.pool.Close)
+	next := make(map[int32]plan)
+	for id := range int32(3000) {
+		next[id] = plan{1, 1_000_000_000, 1_000_000_099}
+	}
+	if _, err := (&session{Sink: p.sink, source: source{id: 1}}).decided(t.Context(), next); err != nil {
+		t.Errorf("%.300v", err)
+	}
+}
+
+// The window is turned off between a plan and its recovery; the repeat is of the month that
+// is missing, and what it repeats further back than the batch is long.
+func TestWindowTurnedOffBeforeARecovery(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, 1)
+	january := func(_ int, ev *codec.Event) { twoMonths(0, ev) }
+	february := func(_ int, ev *codec.Event) { twoMonths(1, ev) }
+	l.one(0, withID("old"))
+	l.produce(40)
+	s := l.start()
+	l.settled()
+	first := l.cluster.PartitionInfo(topic, 0).HighWatermark
+	s.stop()
+	l.one(0, withID("a"), january)
+	l.one(0, withID("b"), february)
+	l.repeat(0, withID("old"), february)
+	s = l.start()
+	l.settled()
+	l.exact()
+	s.stop()
+	l.commit(0, first, plans{{l.src(), first, first + 2}}.String())
+	lost := fmt.Sprintf("_offset >= %d AND toYYYYMM(ts) = 202402", first)
+	l.uncountAll(lost)
+	l.lose("events", lost)
+	l.start(func(c *Config) { c.DedupIDs = 0 })
+	l.settled()
+	l.exact()
+}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/ClickHouse/ch-go"
 	"github.com/ClickHouse/ch-go/proto"
@@ -127,3 +128,18 @@ func (l *lab) none(what, sql string) {
 		l.t.Errorf("%s: %d differ: %s", what, len(got), strings.Join(got[:min(len(got), 5)], "; "))
 	}
 }
+
+// adds fails the test unless an audit of all, as edge verify makes it, has nothing to say.
+func (l *lab) adds() {
+	l.t.Helper()
+	r, err := (&Audit{ClickHouse: l.pool, MaxAge: testMaxAge, Log: &Log{Kafka: l.kafka, Topic: topic, Group: group}}).Run(l.t.Context())
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	if !r.OK() || r.Pending > 0 {
+		l.t.Errorf("an audit finds\n%s", r)
+	}
+}
+
+// testMaxAge is for audits beside a TTL.
+const testMaxAge = 30 * 24 * time.Hour

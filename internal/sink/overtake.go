@@ -87,12 +87,14 @@ func (t *session) overtakePartition(ctx context.Context, p *partition, first, en
 }
 
 // storedBeyond returns the range of offsets [first,end) of the batches that
-// have rows at next or beyond; 0 and 0 when there is none.
+// have rows at next or beyond, or are noted without any; 0 and 0 when there is none.
 func (t *session) storedBeyond(ctx context.Context, id int32, next int64) (first, end int64, err error) {
 	var lo, hi proto.ColUInt64
 	err = t.cfg.ClickHouse.Do(ctx, ch.Query{
-		Body: fmt.Sprintf("SELECT min(_first) AS lo, max(_last) + 1 AS hi FROM events WHERE _src = %d AND _part = %d AND _offset >= %d HAVING count() > 0",
-			t.source.id, id, next),
+		Body: fmt.Sprintf(`SELECT min(f) AS lo, max(l) + 1 AS hi FROM (
+			SELECT min(_first) AS f, max(_last) AS l FROM events WHERE _src = %[1]d AND _part = %[2]d AND _offset >= %[3]d HAVING count() > 0
+			UNION ALL SELECT first, last FROM empty_batches WHERE src = %[1]d AND part = %[2]d AND last >= %[3]d
+		) HAVING count() > 0`, t.source.id, id, next),
 		Result: proto.Results{{Name: "lo", Data: &lo}, {Name: "hi", Data: &hi}},
 		OnResult: func(context.Context, proto.Block) error {
 			for i := range lo {
