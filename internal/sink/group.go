@@ -81,6 +81,7 @@ func parsePlans(first int64, metadata string) (plans, error) {
 func (t *session) offsetsFetched(_ context.Context, _ *kgo.Client, resp *kmsg.OffsetFetchResponse) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	defer t.rouse()
 	add := func(topic string, id int32, offset int64, metadata *string, code int16) error {
 		if topic != t.cfg.Topic || t.partitions == nil {
 			return nil

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -335,4 +336,64 @@ func TestOffsetFetchRefusedOnce(t *testing.T) {
 	<-refused
 	l.settled()
 	l.exact()
+}
+
+// A sink's repair waits while it has a full block behind it, as it does for the insert of a
+// frozen sink. When it is given the partition of that one, it ends the insert all the same.
+func TestPartitionGivenWhileARepairWaits(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, 2)
+	other := l.prepare()
+	t.Cleanup(other.pool.Close)
+	lock, err := (&session{Sink: other.sink}).lockRollups(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.unlock()
+	first, second := l.start(), l.prepare()
+	var kill atomic.Value // what of the KILL QUERY to wait for
+	kill.Store("none yet")
+	fails, ended := true, make(chan struct{})
+	once := sync.OnceFunc(func() { close(ended) })
+	second.click.watch = func(c *wireConn, p []byte, sent bool) {
+		switch {
+		case !sent:
+		case fails && bytes.Contains(p, []byte("marker")):
+			fails, c.deaf = false, true
+		case bytes.Contains(p, []byte("KILL QUERY")) && bytes.Contains(p, []byte(kill.Load().(string))):
+			once()
+		}
+	}
+	second.run()
+	eventually(t, "each has a partition", func() error {
+		if n, m := len(first.owns()), len(second.owns()); n != 1 || m != 1 {
+			return fmt.Errorf("%d and %d", n, m)
+		}
+		return nil
+	})
+	l.produce(40, func(_ int, ev *codec.Event) { ev.UserID = []byte("marker") })
+	eventually(t, "an insert of the second fails", func() error {
+		if second.sink.stats.retried.Load() == 0 {
+			return errCut
+		}
+		return nil
+	})
+	l.produce(4000)
+	kill.Store(fmt.Sprintf(",(%d),", first.owns()[0]))
+	first.kill()
+	select {
+	case <-ended:
+	case <-time.After(time.Minute):
+		t.Errorf("the second has partitions %v and ended no insert of the first", second.owns())
+	}
+	lock.unlock()
+	l.settled()
+	l.exact()
+}
+
+// owns are the partitions that a sink has.
+func (p *process) owns() []int32 {
+	p.sink.state.mu.Lock()
+	defer p.sink.state.mu.Unlock()
+	return slices.Collect(maps.Keys(p.sink.state.partitions))
 }

@@ -207,12 +207,17 @@ func (t *session) fly(f *flight) bool {
 		}
 		t.mu.Unlock()
 		close(f.landed)
-		select {
-		case t.wake <- struct{}{}:
-		default:
-		}
+		t.rouse()
 	}()
 	return true
+}
+
+// rouse ends what run waits for.
+func (t *session) rouse() {
+	select {
+	case t.wake <- struct{}{}:
+	default:
+	}
 }
 
 // flyAlone is fly for recoveries. Callers hold mu and have landed all others.

@@ -160,7 +160,7 @@ type session struct {
 	// byID is whether commits name the log's topic by its id.
 	byID atomic.Bool
 
-	// wake ends a poll when a flight lands.
+	// wake ends a wait for records or room when a flight lands or a partition comes.
 	wake chan struct{}
 
 	runway  runway

@@ -52,14 +52,15 @@ func (t *session) poll(ctx context.Context) kgo.Fetches {
 
 // room returns when the filling block can take more: with a full block that cannot
 // leave, or with records that wait for plans to be recovered, there is nothing to poll
-// for. Rebalances go on meanwhile.
+// for. Rebalances go on meanwhile. A partition that one brings ends the wait: a flight may
+// be repairing, and wait for an insert of the partition's owner before, which begin ends.
 func (t *session) room(ctx context.Context) {
 	for {
 		t.mu.Lock()
 		if t.filling.full(&t.cfg) {
 			t.launch(false)
 		}
-		waits := t.filling.full(&t.cfg) || len(t.polled) > 0 && t.open()
+		waits := (t.filling.full(&t.cfg) || len(t.polled) > 0 && t.open()) && !t.unasked()
 		f := t.runway.first()
 		t.mu.Unlock()
 		if !waits || f == nil {
@@ -67,12 +68,23 @@ func (t *session) room(ctx context.Context) {
 		}
 		select {
 		case <-f.landed:
+		case <-t.wake:
 		case <-ctx.Done():
 			return
 		case <-t.ctx.Done():
 			return
 		}
 	}
+}
+
+// unasked tells whether a partition is new: begin comes before anything else. Callers hold mu.
+func (t *session) unasked() bool {
+	for _, p := range t.partitions {
+		if !p.asked {
+			return true
+		}
+	}
+	return false
 }
 
 // watchEnds asks where the log ends, for the lag, until the session does. It is
