@@ -184,10 +184,6 @@ func (r runner) pending(ctx context.Context, files []migration) ([]migration, er
 	return out, nil
 }
 
-// TTLSet begins the comment of events that says since when, in Unix seconds, it has its
-// TTL: what it took of rows that were there before is no loss.
-const TTLSet = "TTL set at "
-
 // applyTTL makes the tables' TTL what the settings say. It is not a migration:
 // it follows a setting that may change at any start.
 func (r runner) applyTTL(ctx context.Context) error {
@@ -218,9 +214,8 @@ func (r runner) applyTTL(ctx context.Context) error {
 		default:
 			continue
 		}
-		if table == "events" && r.TTL > 0 {
-			sql := fmt.Sprintf("ALTER TABLE %s%s MODIFY COMMENT '%s%d'", table, onCluster(r.Cluster), TTLSet, time.Now().Unix())
-			if err := r.Exec(ctx, sql); err != nil {
+		if table == "events" {
+			if err := r.noteExpiry(ctx, r.TTL); err != nil {
 				return fmt.Errorf("note the TTL of %s: %w", table, err)
 			}
 		}

@@ -35,9 +35,22 @@ func TestTTL(t *testing.T) {
 	f(3*day, "events: toDateTime(ts) + toIntervalSecond(259200); events_1m: toDateTime(m) + toIntervalSecond(259200 + 60); "+
 		"events_users: toDateTime(at) + toIntervalSecond(259200 + multiIf(width < 86400, width, width = 86400, 22204800, 22118400))")
 
-	if since := row(t, p, "SELECT comment FROM system.tables WHERE database = currentDatabase() AND name = 'events'"); !strings.HasPrefix(since, TTLSet) {
-		t.Errorf("the table's comment is %q; want since when it has its TTL", since)
+	expiry := func() Expiry {
+		t.Helper()
+		e, err := p.ReadExpiry(testContext(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return e
 	}
+	gone := func(ttl, older time.Duration) {
+		t.Helper()
+		e := expiry()
+		if e.TTL != ttl || e.Now.Sub(e.Set) > time.Minute || (e.Now.Sub(e.Gone)-older).Abs() > time.Minute {
+			t.Errorf("got %+v; want a TTL of %s set just now, and rows gone that were older than %s", e, ttl, older)
+		}
+	}
+	gone(3*day, 30*day)
 
 	insert := func(age time.Duration) {
 		exec(t, p, fmt.Sprintf("INSERT INTO events (ts, event_name) SELECT now64(3) - toIntervalSecond(%d), 'e' FROM numbers(10)", int(age.Seconds())))
@@ -53,6 +66,7 @@ func TestTTL(t *testing.T) {
 		t.Errorf("buckets of %s s are left of the rows past the TTL; want only days, which wider ones are compared with", left)
 	}
 	f(0, "events: ; events_1m: ; events_users: ")
+	gone(0, 3*day)
 	insert(10 * day)
 	exec(t, p, "OPTIMIZE TABLE events FINAL")
 	if n := row(t, p, "SELECT count() FROM events"); n != "20" {

@@ -134,23 +134,16 @@ func (a *Audit) readTTL(ctx context.Context) error {
 		return nil // an hour is less than any TTL, MaxAge included
 	}
 	const order = time.Hour
-	answer, err := a.ClickHouse.Strings(ctx, `SELECT concat(toString(toInt64OrZero(extract(engine_full, 'TTL .* toIntervalSecond\\((\\d+)\\)'))), ' ',
-			toString(toInt64OrZero(extract(comment, '^`+clickhouse.TTLSet+`(\\d+)$'))), ' ', toString(toUnixTimestamp(now()))) AS s
-		FROM system.tables WHERE database = currentDatabase() AND name = 'events'`)
-	if err != nil || len(answer) == 0 {
-		return err
-	}
-	var ttl, set, now int64 // in seconds; 0 without
-	if _, err := fmt.Sscan(answer[0], &ttl, &set, &now); err != nil {
-		return fmt.Errorf("%q: %w", answer[0], err)
-	}
+	e, err := a.ClickHouse.ReadExpiry(ctx)
 	switch {
-	case ttl == 0:
-		return nil
-	case a.MaxAge == 0:
+	case err != nil || e.Set.IsZero() && e.TTL == 0:
+		return err
+	case e.TTL > 0 && a.MaxAge == 0:
 		return errors.New("the table has one, and without MAX_AGE nothing says which rows may have expired: set it as the ingesting processes have it")
+	case e.TTL > 0:
+		a.expiring = e.Now.Add(a.MaxAge - e.TTL)
 	}
-	a.expiring = time.Unix(max(now-ttl+int64(a.MaxAge.Seconds()), set), 0).Add(order)
+	a.expiring = later(a.expiring, e.Set).Add(order)
 	return nil
 }
 

@@ -10,8 +10,6 @@ import (
 
 	"github.com/ClickHouse/ch-go"
 	"github.com/ClickHouse/ch-go/proto"
-
-	"edge/internal/clickhouse"
 )
 
 // rollups compares month by month. A sink that writes meanwhile makes rows and
@@ -22,10 +20,11 @@ func (a *Audit) rollups(ctx context.Context, r *Report) error {
 	if err != nil {
 		return err
 	}
-	oldest, err := oldest(ctx, a.ClickHouse)
+	expiry, err := a.ClickHouse.ReadExpiry(ctx)
 	if err != nil {
 		return fmt.Errorf("read the TTL of events: %w", err)
 	}
+	oldest := oldest(expiry)
 	slices.SortFunc(months, func(x, y span) int { return x.from.Compare(y.from) })
 	compared := make(map[int64]time.Time) // by width, up to where
 	for _, month := range months {
@@ -50,28 +49,6 @@ func (a *Audit) rollups(ctx context.Context, r *Report) error {
 		}
 	}
 	return nil
-}
-
-// oldest is the first day of which no row can have expired. Rows and their
-// rollups expire one after the other, days and wider buckets much later.
-func oldest(ctx context.Context, pool *clickhouse.Pool) (time.Time, error) {
-	ttl, err := pool.Strings(ctx, `SELECT toString(toStartOfDay(now('UTC') - toIntervalSecond(toUInt32(seconds))) + toIntervalDay(1)) AS s
-		FROM (SELECT extract(engine_full, 'TTL .* toIntervalSecond\\((\\d+)\\)') AS seconds FROM system.tables
-			WHERE database = currentDatabase() AND name = 'events') WHERE seconds != ''`)
-	if err != nil || len(ttl) == 0 {
-		return time.Time{}, err
-	}
-	return time.Parse(time.DateTime, ttl[0])
-}
-
-// oldestDay is the same for days and wider buckets.
-func oldestDay(oldest time.Time) time.Time { return oldest.AddDate(0, 0, 1-longer/aDay) }
-
-func later(x, y time.Time) time.Time {
-	if x.After(y) {
-		return x
-	}
-	return y
 }
 
 func (a *Audit) compare(ctx context.Context, r *Report, c comparison) error {

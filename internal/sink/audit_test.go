@@ -10,7 +10,6 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kadm"
 
-	"edge/internal/clickhouse"
 	"edge/internal/codec"
 )
 
@@ -117,7 +116,7 @@ func TestAuditOfExpiredRows(t *testing.T) {
 	adds(audit(time.Hour), batches*each, 0)
 	const ttl = "ALTER TABLE events MODIFY TTL toDateTime(ts) + toIntervalSecond(729000)" // through the batch of eight days ago
 	set := func(at time.Time) {
-		l.exec(fmt.Sprintf("ALTER TABLE events MODIFY COMMENT '%s%d'", clickhouse.TTLSet, at.Unix()))
+		l.exec(fmt.Sprintf("ALTER TABLE events MODIFY COMMENT 'TTL set at %d'", at.Unix()))
 	}
 	set(time.Now())
 	l.exec(ttl)

@@ -14,6 +14,8 @@ import (
 	"github.com/ClickHouse/ch-go/proto"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"edge/internal/clickhouse"
 )
 
 // recoverOpen turns the plans found in the group's offsets into a flight that starts with
@@ -199,11 +201,11 @@ func (t *session) recoverOnce(ctx context.Context, f *flight) error {
 	if f.block.rows() == 0 {
 		return nil
 	}
-	oldest, err := oldest(ctx, t.cfg.ClickHouse)
+	expiry, err := t.cfg.ClickHouse.ReadExpiry(ctx)
 	if err != nil {
 		return fmt.Errorf("read the TTL of events: %w", err)
 	}
-	missing, err := t.missing(ctx, f, oldest)
+	missing, err := t.missing(ctx, f, expiry)
 	if err != nil {
 		return fmt.Errorf("read stored offsets: %w", err)
 	}
@@ -219,7 +221,7 @@ func (t *session) recoverOnce(ctx context.Context, f *flight) error {
 			return fmt.Errorf("insert %d missing rows: %w", n, err)
 		}
 	}
-	repaired, err := t.repairRollups(ctx, f, t.touches(f).since(oldest))
+	repaired, err := t.repairRollups(ctx, f, t.touches(f).since(oldest(expiry)))
 	if err != nil {
 		return fmt.Errorf("repair rollups: %w", err)
 	}
@@ -257,9 +259,9 @@ func (t *session) quiesce(ctx context.Context, ids []int32) error {
 	}
 }
 
-// missing returns a flight with the rows of f that events does not hold, of those that it
-// would keep: days may count what a TTL has taken.
-func (t *session) missing(ctx context.Context, f *flight, oldest time.Time) (*flight, error) {
+// missing returns a flight with the rows of f that events does not hold, of those that no
+// TTL can have taken: days may count them.
+func (t *session) missing(ctx context.Context, f *flight, expiry clickhouse.Expiry) (*flight, error) {
 	stored := make(map[[2]uint64]struct{})
 	for id, b := range f.batches {
 		if b.rows == 0 {
@@ -291,7 +293,7 @@ func (t *session) missing(ctx context.Context, f *flight, oldest time.Time) (*fl
 	for i := range f.block.rows() {
 		switch _, ok := stored[[2]uint64{f.block.part.row(i), f.block.offset[i]}]; {
 		case ok:
-		case !oldest.IsZero() && int64(f.block.ts.Data[i]) < oldest.UnixMilli():
+		case f.block.expired(i, expiry):
 			expired++
 		default:
 			out.block.copyRow(f.block, i)

@@ -156,12 +156,12 @@ func (t *session) compareRollups(ctx context.Context, id int32, first, end int64
 			return false, fmt.Errorf("BUG: an hour is %q: %w", s, err)
 		}
 	}
-	oldest, err := oldest(ctx, t.cfg.ClickHouse)
+	expiry, err := t.cfg.ClickHouse.ReadExpiry(ctx)
 	if err != nil {
 		return false, fmt.Errorf("read the TTL of events: %w", err)
 	}
 	return t.repairRollups(ctx, f, touched{
 		hours: spansOf(hours, anHour), days: spansOf(hours, aDay), long: spansOf(hours, long), longer: spansOf(hours, longer),
 		named: "1", rows: rows,
-	}.since(oldest))
+	}.since(oldest(expiry)))
 }

@@ -1,0 +1,58 @@
+package clickhouse
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+// Expiry is what TTLs have taken from events and its rollups, or may have.
+type Expiry struct {
+	TTL  time.Duration // of events; 0: rows stay
+	Set  time.Time     // when edge last changed it; zero: it never had one
+	Gone time.Time     // rows from before may have been taken by a TTL of then; zero: none were
+	Now  time.Time     // the server's
+}
+
+// expirySet is the comment of events. Without the second half, as it was first, Gone is zero.
+const expirySet = "TTL set at %d, rows before %d may be gone"
+
+// ReadExpiry reads what applyTTL has noted. A table that is not there has none.
+func (p *Pool) ReadExpiry(ctx context.Context) (Expiry, error) {
+	answer, err := p.Strings(ctx, `SELECT concat(toString(toUnixTimestamp(now())), ' ', toString(toInt64OrZero(extract(engine_full, 'TTL .* toIntervalSecond\\((\\d+)\\)'))), ' ',
+			toString(toInt64OrZero(extract(comment, '^TTL set at (\\d+)'))), ' ', toString(toInt64OrZero(extract(comment, ', rows before (\\d+) may be gone$')))) AS s
+		FROM system.tables WHERE database = currentDatabase() AND name = 'events'`)
+	if err != nil || len(answer) == 0 {
+		return Expiry{}, err
+	}
+	var now, ttl, set, gone int64
+	if _, err := fmt.Sscan(answer[0], &now, &ttl, &set, &gone); err != nil {
+		return Expiry{}, fmt.Errorf("%q: %w", answer[0], err)
+	}
+	e := Expiry{TTL: time.Duration(ttl) * time.Second, Now: time.Unix(now, 0).UTC()}
+	if set > 0 {
+		e.Set = time.Unix(set, 0).UTC()
+	}
+	if gone > 0 {
+		e.Gone = time.Unix(gone, 0).UTC()
+	}
+	return e, nil
+}
+
+// noteExpiry notes that the TTL of events changes now, to ttl. The one before has taken, or
+// takes with the next merges, what was older than it; a longer one brings nothing back. One
+// that was set by hand is no word of ours, and rows it took can be filled in from the log.
+func (r runner) noteExpiry(ctx context.Context, ttl time.Duration) error {
+	e, err := r.ReadExpiry(ctx)
+	if err != nil || e.Set.IsZero() && ttl == 0 {
+		return err
+	}
+	var gone int64
+	if !e.Gone.IsZero() {
+		gone = e.Gone.Unix()
+	}
+	if !e.Set.IsZero() && e.TTL > 0 {
+		gone = max(gone, e.Now.Add(-e.TTL).Unix())
+	}
+	return r.Exec(ctx, "ALTER TABLE events"+onCluster(r.Cluster)+" MODIFY COMMENT "+Quote(fmt.Sprintf(expirySet, e.Now.Unix(), gone)))
+}
