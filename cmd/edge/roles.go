@@ -77,9 +77,18 @@ func (a *app) startSink(ctx context.Context) error {
 	a.background.Go(func() { auditor.Run(ctx) })
 	a.checks = append(a.checks, server.Check{Name: "sink", Func: func() error { return a.sink.Ready(c.StuckAfter) }})
 	a.background.Go(func() {
-		until(ctx, log, "ensure topics", a.ensureTopics)
-		until(ctx, log, "migrate", a.migrate)
-		until(ctx, log, "sink", a.sink.Run)
+		for _, step := range []struct {
+			name string
+			run  func(context.Context) error
+		}{{"ensure topics", a.ensureTopics}, {"migrate", a.migrate}, {"sink", a.sink.Run}} {
+			until(ctx, log, step.name, func(ctx context.Context) error {
+				err := step.run(ctx)
+				if err != nil {
+					a.sink.Failed(fmt.Errorf("%s: %w", step.name, err))
+				}
+				return err
+			})
+		}
 	})
 	return nil
 }

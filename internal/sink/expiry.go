@@ -23,7 +23,7 @@ func dayAfter(t time.Time) time.Time {
 	if t.IsZero() {
 		return t
 	}
-	return t.Truncate(aDay * time.Second).AddDate(0, 0, 1)
+	return t.Truncate(aDay*time.Second).AddDate(0, 0, 1)
 }
 
 // oldestDay is the same for days and wider buckets.

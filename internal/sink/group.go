@@ -154,6 +154,11 @@ func (t *session) topicName(tp kmsg.OffsetFetchResponseGroupTopic) string {
 	return tp.Topic
 }
 
+// assigned notes that this sink is a member, of which the group may want nothing.
+func (t *session) assigned(_ context.Context, _ *kgo.Client, given map[string][]int32) {
+	t.state.joined(given[t.cfg.Topic])
+}
+
 // revoked gives partitions up in good order: everything taken is stored and
 // committed while the generation still holds. When ClickHouse takes too long,
 // the plan is left to the next owner and this session starts over.

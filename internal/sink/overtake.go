@@ -83,7 +83,11 @@ func (t *session) overtakePartition(ctx context.Context, p *partition, first, en
 		return err
 	}
 	p.open, p.next, p.known = nil, end, true
-	return t.commitUntil(ctx, map[int32]commitOffset{p.id: {at: end}})
+	if err := t.commitUntil(ctx, map[int32]commitOffset{p.id: {at: end}}); err != nil {
+		return err
+	}
+	t.state.overtaken(p.id, end)
+	return nil
 }
 
 // storedBeyond returns the range of offsets [first,end) of the batches that

@@ -39,3 +39,20 @@ func TestOffsetsPutBackBehindNotes(t *testing.T) {
 		}
 	})
 }
+
+// All that waits turns out to be stored, and nothing else comes: the sink is not stuck.
+func TestIdleAfterOffsetsArePutBack(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, 1)
+	l.history(2, 20)
+	l.commit(0, 0, "")
+	s := l.start()
+	l.settled()
+	s.sink.state.end(0, l.cluster.PartitionInfo(topic, 0).HighWatermark)
+	if stuck, err := s.sink.Stuck(); stuck != 0 || err != nil {
+		t.Errorf("stuck for %s, %v", stuck, err)
+	}
+	if err := s.sink.Ready(0); err != nil {
+		t.Errorf("not ready: %v", err)
+	}
+}

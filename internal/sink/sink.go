@@ -42,6 +42,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"edge/internal/clickhouse"
@@ -113,13 +114,23 @@ type Sink struct {
 
 // New returns a sink that has not connected to anything.
 func New(cfg Config) *Sink {
-	return &Sink{cfg: cfg, stats: newStats()}
+	return &Sink{cfg: cfg, stats: newStats(), state: progress{began: time.Now()}}
 }
 
 // Run consumes until ctx ends, then finishes the insert under way, commits and
 // leaves the group. It returns only errors that no retry can mend, such as a
 // schema that is not the one this binary writes.
 func (s *Sink) Run(ctx context.Context) error {
+	client, err := s.cfg.Kafka.Client()
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	watching, end := context.WithCancel(ctx)
+	var watch sync.WaitGroup
+	defer watch.Wait()
+	defer end()
+	watch.Go(func() { s.watchEnds(watching, kadm.NewClient(client)) })
 	const minPause, maxPause = 100 * time.Millisecond, 10 * time.Second
 	pause := minPause
 	for {
@@ -232,6 +243,7 @@ func (s *Sink) session(ctx context.Context) error {
 		kgo.HeartbeatInterval(1*time.Second),
 		kgo.OnOffsetsFetched(t.offsetsFetched),
 		kgo.AdjustFetchOffsetsFn(t.adjustOffsets),
+		kgo.OnPartitionsAssigned(t.assigned),
 		kgo.OnPartitionsRevoked(t.revoked),
 		kgo.OnPartitionsLost(t.partitionsLost),
 		// Packed; in memory it is ten times that, records and all, and there is
@@ -248,11 +260,8 @@ func (s *Sink) session(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var watch sync.WaitGroup
-	watch.Go(t.watchEnds)
 	err = t.run(ctx)
 	t.close(err)
-	watch.Wait()
 	return err
 }
 
@@ -353,5 +362,5 @@ func (t *session) close(cause error) {
 	t.partitions = nil
 	t.mu.Unlock()
 	t.client.CloseAllowingRebalance()
-	t.state.forgetAll()
+	t.state.left()
 }

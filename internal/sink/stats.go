@@ -92,9 +92,11 @@ func (s *stats) insertError(err error) {
 // stands and when anything last moved.
 type progress struct {
 	mu         sync.Mutex
-	partitions map[int32]*position
-	moved      time.Time // last stored flight, or when lag began
-	err        error     // the last failure since then
+	partitions map[int32]*position // of this session, or the last one
+	member     bool                // of the group: a session has begun
+	began      time.Time           // when the sink was made
+	moved      time.Time           // last stored flight, or when lag began; zero: never a member
+	err        error               // the last failure since then
 }
 
 type position struct {
@@ -105,16 +107,57 @@ type position struct {
 	windowIDs, windowSeconds int64
 }
 
+// joined notes that the group has given the sink ids, which may be none: the first time
+// in a session they are all it has.
+func (p *progress) joined(ids []int32) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.member {
+		maps.DeleteFunc(p.partitions, func(id int32, _ *position) bool { return !slices.Contains(ids, id) })
+	}
+	p.member = true
+	// Joining again and again is no progress.
+	if p.err == nil || p.moved.IsZero() {
+		p.moved = time.Now()
+	}
+}
+
+// assigned notes where the group stands with a partition. What waits there waits on.
 func (p *progress) assigned(id int32, offset int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.partitions == nil {
 		p.partitions = make(map[int32]*position)
 	}
-	p.partitions[id] = &position{stored: max(offset, 0), high: max(offset, 0)}
-	// Joining again and again is no progress.
-	if p.err == nil || p.moved.IsZero() {
-		p.moved = time.Now()
+	offset = max(offset, 0)
+	if at := p.partitions[id]; at == nil || at.stored != offset {
+		p.partitions[id] = &position{stored: offset, high: offset}
+	}
+}
+
+// overtaken notes that all before offset turned out to be stored.
+func (p *progress) overtaken(id int32, offset int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.moved = time.Now()
+	p.advanceLocked(id, offset)
+}
+
+// passed notes that the group is at offset, by another sink's doing: no progress of this one.
+func (p *progress) passed(id int32, offset int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.advanceLocked(id, offset)
+}
+
+func (p *progress) advanceLocked(id int32, offset int64) {
+	at := p.partitions[id]
+	if at == nil || offset <= at.stored {
+		return
+	}
+	at.stored, at.oldest = offset, time.Time{}
+	if at.high > at.stored {
+		at.oldest = time.Now() // at least
 	}
 }
 
@@ -123,7 +166,7 @@ func (p *progress) assigned(id int32, offset int64) {
 func (p *progress) idle() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if len(p.partitions) > 0 && p.lagLocked() == 0 {
+	if p.member && p.lagLocked() == 0 {
 		p.moved, p.err = time.Now(), nil
 	}
 }
@@ -201,10 +244,22 @@ func (p *progress) forget(id int32) {
 	delete(p.partitions, id)
 }
 
-func (p *progress) forgetAll() {
+// left notes that the session has ended. Where its partitions stand is still the answer to
+// what waits, until the next one.
+func (p *progress) left() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	clear(p.partitions)
+	p.member = false
+}
+
+// without returns the partitions that no session has now.
+func (p *progress) without() []int32 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.member {
+		return nil
+	}
+	return slices.Collect(maps.Keys(p.partitions))
 }
 
 func (p *progress) lagLocked() (lag int64) {
@@ -214,35 +269,38 @@ func (p *progress) lagLocked() (lag int64) {
 	return lag
 }
 
-// Stuck returns how long the sink has had something to store and stored
-// nothing, and the error it saw last.
+// Stuck returns how long the sink has had something to store, or has not been a member of
+// the group for the first time, and stored nothing; and the error it saw last.
 func (s *Sink) Stuck() (time.Duration, error) {
 	p := &s.state
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.lagLocked() == 0 && p.err == nil {
+	switch {
+	case p.moved.IsZero():
+		return time.Since(p.began), p.err
+	case p.lagLocked() == 0 && p.err == nil:
 		return 0, nil
-	}
-	if p.moved.IsZero() {
-		return 0, p.err
 	}
 	return time.Since(p.moved), p.err
 }
+
+// Failed notes what keeps the sink from beginning.
+func (s *Sink) Failed(err error) { s.state.failed(err) }
 
 // Ready is nil while the sink makes progress: it has joined the group, and what
 // it has to store gets stored within limit.
 func (s *Sink) Ready(limit time.Duration) error {
 	stuck, err := s.Stuck()
+	s.state.mu.Lock()
+	joined := !s.state.moved.IsZero()
+	s.state.mu.Unlock()
 	switch {
+	case !joined:
+		return cmp.Or(err, errNotJoined)
 	case stuck > limit && err != nil:
 		return fmt.Errorf("nothing stored for %s: %w", stuck.Round(time.Second), err)
 	case stuck > limit:
 		return fmt.Errorf("nothing stored for %s", stuck.Round(time.Second))
-	}
-	s.state.mu.Lock()
-	defer s.state.mu.Unlock()
-	if s.state.moved.IsZero() {
-		return cmp.Or(s.state.err, errNotJoined)
 	}
 	return nil
 }
@@ -292,7 +350,7 @@ func (s *Sink) Describe(set *stat.Set) {
 		s.eachPartition(func(p *position) float64 { return float64(p.windowIDs) }))
 	set.GaugeVec("edge_dedup_window_seconds", "How far back the deduplication window reaches now.", []string{"partition"},
 		s.eachPartition(func(p *position) float64 { return float64(p.windowSeconds) }))
-	set.Gauge("edge_sink_stuck_seconds", "Time since the last progress while there is something to store.", func() float64 {
+	set.Gauge("edge_sink_stuck_seconds", "Time since the last progress while there is something to store, or since the start while the sink has never joined its group.", func() float64 {
 		stuck, _ := s.Stuck()
 		return stuck.Seconds()
 	})

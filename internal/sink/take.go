@@ -87,18 +87,20 @@ func (t *session) unasked() bool {
 	return false
 }
 
-// watchEnds asks where the log ends, for the lag, until the session does. It is
-// apart from run, which may wait for a ClickHouse that does not answer and sees
-// nothing of the log meanwhile.
-func (t *session) watchEnds() {
+// watchEnds asks where the log ends, for the lag, as long as the sink runs. It is apart
+// from sessions, which see nothing of the log while they wait for a ClickHouse that does
+// not answer, or for one to begin. Between two, others may be storing what was this sink's.
+func (s *Sink) watchEnds(ctx context.Context, admin *kadm.Client) {
 	tick := time.NewTicker(endsEvery)
 	defer tick.Stop()
 	for {
 		select {
-		case <-t.ctx.Done():
+		case <-ctx.Done():
 			return
 		case <-tick.C:
-			t.readEnds(t.ctx)
+			if err := s.readEnds(ctx, admin); err != nil && ctx.Err() == nil {
+				s.cfg.Kafka.Errors.Count("list_offsets", err)
+			}
 		}
 	}
 }
@@ -106,21 +108,32 @@ func (t *session) watchEnds() {
 // endsEvery is how late a lag is noticed at most.
 const endsEvery = 5 * time.Second
 
-func (t *session) readEnds(ctx context.Context) {
+func (s *Sink) readEnds(ctx context.Context, admin *kadm.Client) error {
 	ctx, cancel := context.WithTimeout(ctx, endsEvery)
 	defer cancel()
-	ends, err := kadm.NewClient(t.client).ListEndOffsets(ctx, t.cfg.Topic)
+	ends, err := admin.ListEndOffsets(ctx, s.cfg.Topic)
 	if err != nil {
-		if t.ctx.Err() == nil {
-			t.cfg.Kafka.Errors.Count("list_offsets", err)
-		}
-		return
+		return err
 	}
 	ends.Each(func(o kadm.ListedOffset) {
 		if o.Err == nil {
-			t.state.end(o.Partition, o.Offset)
+			s.state.end(o.Partition, o.Offset)
 		}
 	})
+	ids := s.state.without()
+	if len(ids) == 0 {
+		return nil
+	}
+	committed, err := admin.FetchOffsets(ctx, s.cfg.Group)
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		if o, ok := committed.Lookup(s.cfg.Topic, id); ok && o.Err == nil {
+			s.state.passed(id, o.At)
+		}
+	}
+	return nil
 }
 
 // sort notes what a poll brought.

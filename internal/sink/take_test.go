@@ -9,7 +9,7 @@ import (
 // partition are recovered: nothing goes on until the flight that recovers one has landed.
 func TestRoomWaitsForPlans(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := &partition{open: plans{{1, 10, 19}}}
+		p := &partition{asked: true, open: plans{{1, 10, 19}}}
 		s := &session{
 			Sink: New(Config{FlushRows: 10, FlushBytes: 1 << 20, Inserts: 2}), ctx: t.Context(),
 			partitions: map[int32]*partition{p.id: p}, filling: newFlight(newBlock()), polled: []polled{{of: p}},
