@@ -5,7 +5,6 @@ import (
 	"log/slog"
 
 	"edge/internal/clickhouse"
-	"edge/internal/embedded"
 	"edge/internal/sink"
 	"edge/migrations"
 )
@@ -58,10 +57,7 @@ func (a *app) checkLog(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	_, err = a.broker.Check(ctx, embedded.CheckConfig{
-		Group: a.cfg.KafkaGroup, Topics: []string{topic}, Stored: map[string]map[int32]int64{topic: stored},
-	})
-	if err != nil {
+	if err := a.broker.Check(ctx, a.cfg.KafkaGroup, topic, stored); err != nil {
 		return err
 	}
 	a.broker.Open()

@@ -29,8 +29,7 @@ type Broker struct {
 	admin    *kadm.Client
 	stats    stats
 
-	uncleanStart bool
-	holes        []Hole
+	uncleanStart bool // the previous run ended without Close
 
 	// mu guards cluster's lifetime and id: kfake blocks for ever when it is
 	// asked anything after Close.
@@ -140,12 +139,11 @@ func (b *Broker) recover() error {
 	}
 	b.stats.cutBytes.Add(uint64(r.cut))
 	b.stats.holes.Add(uint64(len(r.holes)))
-	b.holes = r.holes
 	if r.cut > 0 {
 		b.cfg.Logger.Warn("cut torn batches off the embedded log", "bytes", r.cut, "after_unclean_run", b.uncleanStart)
 	}
 	for _, h := range r.holes {
-		b.cfg.Logger.Error("offsets are missing inside the embedded log", "topic", h.Topic, "partition", h.Partition, "first", h.First, "last", h.Last)
+		b.cfg.Logger.Error("offsets are missing inside the embedded log", "topic", h.topic, "partition", h.partition, "first", h.first, "last", h.last)
 	}
 	return nil
 }

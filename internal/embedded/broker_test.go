@@ -54,8 +54,8 @@ func TestRestartKeepsEverything(t *testing.T) {
 		t.Helper()
 		b := start(t, BrokerConfig{Dir: dir, Topics: map[string]int32{topic: 9}})
 		defer stop(t, b)
-		if b.UncleanStart() != unclean || b.UncleanHostBoot() {
-			t.Errorf("%s: unclean start %v, unclean boot %v; want %v, false", name, b.UncleanStart(), b.UncleanHostBoot(), unclean)
+		if b.uncleanStart != unclean || b.UncleanHostBoot() {
+			t.Errorf("%s: unclean start %v, unclean boot %v; want %v, false", name, b.uncleanStart, b.UncleanHostBoot(), unclean)
 		}
 		if diff := cmp.Diff(want, b.Partitions(topic)); diff != "" {
 			t.Errorf("%s: partitions (-want +got):\n%s", name, diff)
@@ -89,8 +89,8 @@ func TestUncleanHostBoot(t *testing.T) {
 		t.Fatal(err)
 	}
 	b = start(t, BrokerConfig{Dir: dir})
-	if !b.UncleanStart() || !b.UncleanHostBoot() {
-		t.Errorf("unclean start %v, host boot %v; want both", b.UncleanStart(), b.UncleanHostBoot())
+	if !b.uncleanStart || !b.UncleanHostBoot() {
+		t.Errorf("unclean start %v, host boot %v; want both", b.uncleanStart, b.UncleanHostBoot())
 	}
 	if n := b.stats.uncleanHostBoots.Load(); n != 1 {
 		t.Errorf("counted %d host boots; want 1", n)
@@ -190,7 +190,7 @@ func TestCloseIsFinal(t *testing.T) {
 	if err := b.Trim(testContext(t)); !errors.Is(err, errClosed) {
 		t.Errorf("trim after Close: %v", err)
 	}
-	if _, err := b.Check(testContext(t), CheckConfig{}); !errors.Is(err, errClosed) {
+	if err := b.Check(testContext(t), group, topic, nil); !errors.Is(err, errClosed) {
 		t.Errorf("check after Close: %v", err)
 	}
 }

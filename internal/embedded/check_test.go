@@ -1,11 +1,14 @@
 package embedded
 
 import (
+	"bytes"
+	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 )
@@ -41,7 +44,8 @@ func TestLogLostItsTail(t *testing.T) {
 	dir := crash(t, b)
 	halve(t, dir)
 
-	b = start(t, BrokerConfig{Dir: dir})
+	var logged bytes.Buffer
+	b = start(t, BrokerConfig{Dir: dir, Logger: slog.New(slog.NewJSONHandler(&logged, nil))})
 	end := b.Partitions(topic)[0].HighWatermark
 	if end >= 90 || end == 0 {
 		t.Fatalf("the log ends at %d; the test wants it between 0 and 90", end)
@@ -49,24 +53,19 @@ func TestLogLostItsTail(t *testing.T) {
 	if b.stats.cutBytes.Load() == 0 {
 		t.Error("the torn batch was not counted")
 	}
-	check := func() CheckResult {
-		t.Helper()
-		res, err := b.Check(testContext(t), CheckConfig{
-			Group: group, Topics: []string{topic}, Stored: map[string]map[int32]int64{topic: {0: 99}},
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return res
-	}
-	want := CheckResult{Incarnation: 2, Regressions: []Regression{{
-		Topic: topic, HighWatermark: end, Committed: 90, Metadata: "v1;src;99;10", Stored: 99,
-	}}}
-	if diff := cmp.Diff(want, check()); diff != "" {
-		t.Fatalf("check (-want +got):\n%s", diff)
+	if err := b.Check(testContext(t), group, topic, map[int32]int64{0: 99}); err != nil {
+		t.Fatal(err)
 	}
 	if got := b.stats.regressions.Load(); got != 1 || b.Incarnation() != 2 {
 		t.Errorf("counted %d regressions, incarnation %d; want 1 and 2", got, b.Incarnation())
+	}
+	if got := b.commits(group)[topic][0]; got.At != end || got.Metadata != "" {
+		t.Errorf("the group is at %d with %q; want %d and no plan", got.At, got.Metadata, end)
+	}
+	for _, want := range []string{`"log_ends_at":` + strconv.FormatInt(end, 10), `"committed":90`, `"stored":99`, `"new_incarnation":2`} {
+		if !strings.Contains(logged.String(), want) {
+			t.Errorf("%s is not logged", want)
+		}
 	}
 
 	// New events are consumed although their offsets were committed once.
@@ -89,18 +88,18 @@ func TestLogLostItsTail(t *testing.T) {
 func TestCheck(t *testing.T) {
 	b := start(t, BrokerConfig{Dir: t.TempDir()})
 	produce(t, newClient(t, b), 0, 10, 1)
-	f := func(name string, stored int64, regressions int, incarnation uint32) {
+	f := func(name string, stored int64, regressions uint64, incarnation uint32) {
 		t.Helper()
-		cfg := CheckConfig{Group: group, Topics: []string{topic}}
+		highest := make(map[int32]int64)
 		if stored >= 0 {
-			cfg.Stored = map[string]map[int32]int64{topic: {0: stored}}
+			highest[0] = stored
 		}
-		res, err := b.Check(testContext(t), cfg)
-		if err != nil {
+		before := b.stats.regressions.Load()
+		if err := b.Check(testContext(t), group, topic, highest); err != nil {
 			t.Fatal(err)
 		}
-		if len(res.Regressions) != regressions || res.Incarnation != incarnation {
-			t.Errorf("%s: %d regressions, incarnation %d; want %d, %d", name, len(res.Regressions), res.Incarnation, regressions, incarnation)
+		if got := b.stats.regressions.Load() - before; got != regressions || b.Incarnation() != incarnation {
+			t.Errorf("%s: %d regressions, incarnation %d; want %d, %d", name, got, b.Incarnation(), regressions, incarnation)
 		}
 	}
 	f("nothing committed, nothing stored", -1, 0, 1)

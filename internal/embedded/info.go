@@ -4,12 +4,10 @@ import "errors"
 
 var errClosed = errors.New("the embedded broker is closed")
 
-// PartitionInfo is the extent of one partition's log. HighWatermark is the
-// offset the next record gets.
+// PartitionInfo is a partition and the offset its next record gets.
 type PartitionInfo struct {
-	ID                      int32
-	LogStart, HighWatermark int64
-	Bytes                   int64
+	ID            int32
+	HighWatermark int64
 }
 
 // Partitions returns the partitions of topic in order; nil when there is no
@@ -22,7 +20,7 @@ func (b *Broker) Partitions(topic string) []PartitionInfo {
 	}
 	var ps []PartitionInfo
 	for _, p := range b.cluster.PartitionInfos(topic) {
-		ps = append(ps, PartitionInfo{p.Partition, p.LogStartOffset, p.HighWatermark, p.NumBytes})
+		ps = append(ps, PartitionInfo{p.Partition, p.HighWatermark})
 	}
 	return ps
 }
@@ -57,11 +55,8 @@ func (b *Broker) Incarnation() uint32 {
 	return b.id.Incarnation
 }
 
-// UncleanStart reports whether the previous run ended without Close.
-func (b *Broker) UncleanStart() bool { return b.uncleanStart }
-
-// UncleanHostBoot reports whether, in addition, the host was booted since:
-// what was not fsynced, in any file of any program, may be gone, and what
+// UncleanHostBoot reports whether the previous run ended without Close and the host was
+// booted since: what was not fsynced, in any file of any program, may be gone, and what
 // ClickHouse holds must be compared with the log. It stays true over restarts
 // until Scanned is called, so that a start that fails in between loses nothing.
 func (b *Broker) UncleanHostBoot() bool {

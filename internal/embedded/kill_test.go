@@ -24,7 +24,7 @@ func TestSIGKILLLosesNothing(t *testing.T) {
 	}
 
 	b := start(t, BrokerConfig{Dir: dir, Topics: map[string]int32{topic: 2}})
-	if !b.UncleanStart() {
+	if !b.uncleanStart {
 		t.Error("the start after a kill is not reported as unclean")
 	}
 	total := 0

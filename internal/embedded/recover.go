@@ -18,19 +18,20 @@ import (
 	"time"
 )
 
-// Hole is a range of offsets missing inside a partition's log: a segment was
+// hole is a range of offsets missing inside a partition's log: a segment was
 // damaged or lost while later ones survived. A consumer passes over it without
-// an error.
-type Hole struct {
-	Topic       string
-	Partition   int32
-	First, Last int64
+// an error. Records in it that were not stored are lost; no offset is used twice
+// because of it.
+type hole struct {
+	topic       string
+	partition   int32
+	first, last int64
 }
 
 // recovery is what walking the log found.
 type recovery struct {
 	cut     int64 // bytes behind the last whole batch of a segment
-	holes   []Hole
+	holes   []hole
 	windows []*sequenceWindow
 }
 
@@ -112,7 +113,7 @@ func (r *recovery) partition(dir, topic string, partition int32) error {
 				return fmt.Errorf("%s holds offset %d again: the log was put together from parts that do not belong together", path, b.first)
 			}
 			if b.first > next {
-				r.holes = append(r.holes, Hole{topic, partition, next, b.first - 1})
+				r.holes = append(r.holes, hole{topic, partition, next, b.first - 1})
 			}
 			next = b.end
 		}
