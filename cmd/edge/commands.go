@@ -91,10 +91,7 @@ func runBroker(in *invocation) error {
 	if c.EmbeddedKafkaListen == "" {
 		c.EmbeddedKafkaListen = "127.0.0.1:19092"
 	}
-	if err := os.MkdirAll(c.DataDir, 0o700); err != nil {
-		return err
-	}
-	b, err := embedded.StartBroker(in.ctx, c.brokerConfig(nil, in.log))
+	b, err := embedded.StartBroker(in.ctx, c.brokerConfig(in.log))
 	if err != nil {
 		return err
 	}

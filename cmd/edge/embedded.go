@@ -2,9 +2,7 @@ package main
 
 import (
 	"context"
-	"errors"
 	"log/slog"
-	"os"
 
 	"edge/internal/embedded"
 	engine "edge/internal/embedded/clickhouse"
@@ -13,7 +11,8 @@ import (
 	"edge/internal/stat"
 )
 
-// startBroker sets a.kafka, and in embedded mode starts what it dials.
+// startBroker sets a.kafka, and in embedded mode starts what it dials. The lock of DATA_DIR
+// is the broker's, which starts before the engine and stops after it.
 func (a *app) startBroker(ctx context.Context) error {
 	c := &a.cfg
 	errs := new(kafka.Errors)
@@ -30,20 +29,13 @@ func (a *app) startBroker(ctx context.Context) error {
 		}
 		return a.followCertificate(own)
 	}
-	if err := os.MkdirAll(c.DataDir, 0o700); err != nil {
-		return err
-	}
-	if a.lock, err = embedded.LockDir(c.DataDir); err != nil {
-		return err
-	}
-	bc := c.brokerConfig(a.lock, a.log)
+	bc := c.brokerConfig(a.log)
 	if a.looksOnly {
 		// Settings are those of a shell, perhaps: nothing is made or removed by them.
 		bc.LookOnly, bc.Topics, bc.Retention = true, nil, nil
 	}
-	a.broker, err = embedded.StartBroker(ctx, bc)
-	if err != nil {
-		return errors.Join(err, a.lock.Close())
+	if a.broker, err = embedded.StartBroker(ctx, bc); err != nil {
+		return err
 	}
 	a.describe(a.broker)
 	a.checks = append(a.checks, server.Check{Name: "broker", Func: a.broker.Ready})
@@ -51,9 +43,9 @@ func (a *app) startBroker(ctx context.Context) error {
 	return nil
 }
 
-func (c *config) brokerConfig(lock *embedded.DirLock, log *slog.Logger) embedded.BrokerConfig {
+func (c *config) brokerConfig(log *slog.Logger) embedded.BrokerConfig {
 	return embedded.BrokerConfig{
-		Dir: c.DataDir, Lock: lock, Listen: c.EmbeddedKafkaListen, NoSync: !c.EmbeddedSync,
+		Dir: c.DataDir, Listen: c.EmbeddedKafkaListen, NoSync: !c.EmbeddedSync,
 		Topics: map[string]int32{c.KafkaTopic: c.partitions(), c.deadLetterTopic(): 1},
 		Retention: map[string]embedded.Retention{
 			c.KafkaTopic: {Group: c.KafkaGroup, Age: c.EmbeddedRetention},
@@ -66,7 +58,7 @@ func (a *app) stopBroker(ctx context.Context) error {
 	if a.broker == nil {
 		return nil
 	}
-	return errors.Join(a.broker.Close(ctx), a.lock.Close())
+	return a.broker.Close(ctx)
 }
 
 // startEngine sets a.clickhouse, and in embedded mode starts the engine's process.

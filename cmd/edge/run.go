@@ -54,7 +54,6 @@ type app struct {
 
 	admin     *http.Server
 	routes    *http.ServeMux // of admin; takes routes while it serves
-	lock      *embedded.DirLock
 	broker    *embedded.Broker
 	engine    *engine.Child
 	pool      *clickhouse.Pool // of all but metrics queries

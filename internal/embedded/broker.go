@@ -18,16 +18,15 @@ import (
 
 // Broker is a running embedded broker.
 type Broker struct {
-	cfg      BrokerConfig
-	dir      string // Dir/kafka
-	lock     *DirLock
-	ownsLock bool
-	door     *door
-	log      *kfakeLog
-	disk     *diskWatch
-	client   *kgo.Client
-	admin    *kadm.Client
-	stats    stats
+	cfg    BrokerConfig
+	dir    string   // Dir/kafka
+	lock   *os.File // of Dir
+	door   *door
+	log    *kfakeLog
+	disk   *diskWatch
+	client *kgo.Client
+	admin  *kadm.Client
+	stats  stats
 
 	uncleanStart bool // the previous run ended without Close
 
@@ -52,7 +51,7 @@ func StartBroker(ctx context.Context, cfg BrokerConfig) (_ *Broker, err error) {
 	if cfg, err = cfg.withDefaults(); err != nil {
 		return nil, fmt.Errorf("start the embedded broker: %w", err)
 	}
-	b := &Broker{cfg: cfg, dir: filepath.Join(cfg.Dir, "kafka"), lock: cfg.Lock, closeDone: make(chan struct{})}
+	b := &Broker{cfg: cfg, dir: filepath.Join(cfg.Dir, "kafka"), closeDone: make(chan struct{})}
 	b.log = &kfakeLog{log: cfg.Logger, dir: b.dir, stats: &b.stats}
 	if err := b.open(ctx); err != nil {
 		b.abandon()
@@ -63,14 +62,8 @@ func StartBroker(ctx context.Context, cfg BrokerConfig) (_ *Broker, err error) {
 
 // open is the start in order; each step relies on the ones before.
 func (b *Broker) open(ctx context.Context) (err error) {
-	switch {
-	case b.lock == nil:
-		if b.lock, err = LockDir(b.cfg.Dir); err != nil {
-			return err
-		}
-		b.ownsLock = true
-	case b.lock.dir != b.cfg.Dir:
-		return fmt.Errorf("the lock is for %s, the data directory is %s", b.lock.dir, b.cfg.Dir)
+	if b.lock, err = lockDir(b.cfg.Dir, lockWait); err != nil {
+		return err
 	}
 	if err := os.MkdirAll(b.dir, 0o700); err != nil {
 		return fmt.Errorf("create the log directory: %w", err)
@@ -229,8 +222,8 @@ func (b *Broker) Open() { b.door.open() }
 func (b *Broker) Seeds() []string { return []string{b.door.Addr().String()} }
 
 // Close writes the broker's state, marks the shutdown as clean and gives the
-// lock back. When ctx ends first the work goes on, and the next start counts
-// as unclean if it does not finish. Clients that still dial get net.ErrClosed.
+// lock back. When ctx ends first the work goes on under the lock, and the next start
+// counts as unclean if it does not finish. Clients that still dial get net.ErrClosed.
 func (b *Broker) Close(ctx context.Context) error {
 	b.closeOnce.Do(func() {
 		go func() {
@@ -270,10 +263,7 @@ func (b *Broker) shutDown() error {
 		}
 		err = b.id.save(b.dir)
 	}
-	if b.ownsLock {
-		err = errors.Join(err, b.lock.Close())
-	}
-	if err != nil {
+	if err = errors.Join(err, b.lock.Close()); err != nil {
 		return fmt.Errorf("close the embedded broker: %w", err)
 	}
 	return nil
@@ -291,7 +281,7 @@ func (b *Broker) abandon() {
 	if b.door != nil {
 		b.door.Close()
 	}
-	if b.ownsLock {
+	if b.lock != nil {
 		b.lock.Close()
 	}
 }

@@ -113,25 +113,25 @@ func TestUncleanHostBoot(t *testing.T) {
 
 func TestLock(t *testing.T) {
 	dir := t.TempDir()
-	l, err := LockDir(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, err = lockDir(dir, 0)
+	b := start(t, BrokerConfig{Dir: dir})
+	_, err := lockDir(dir, 0)
 	if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("in use by process %d", os.Getpid())) {
 		t.Fatalf("second opener: got %v; want a refusal that names this process", err)
 	}
-	b := start(t, BrokerConfig{Dir: dir, Lock: l})
-	stop(t, b)
+	// A Close that takes too long is still writing.
+	b.mu.RLock()
+	ended, cancel := context.WithCancel(testContext(t))
+	cancel()
+	if err := b.Close(ended); !errors.Is(err, context.Canceled) {
+		t.Errorf("Close that ran out of time: got %v", err)
+	}
 	if _, err := lockDir(dir, 0); err == nil {
-		t.Fatal("the broker gave back a lock it was lent")
+		t.Fatal("the lock was given back before the broker was closed")
 	}
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
-	// A broker that takes the lock itself gives it back.
-	stop(t, start(t, BrokerConfig{Dir: dir}))
-	if l, err = lockDir(dir, 0); err != nil {
+	b.mu.RUnlock()
+	stop(t, b)
+	l, err := lockDir(dir, 0)
+	if err != nil {
 		t.Fatal(err)
 	}
 	l.Close()
@@ -139,13 +139,13 @@ func TestLock(t *testing.T) {
 
 func TestLockWaitsForADyingPredecessor(t *testing.T) {
 	dir := t.TempDir()
-	first, err := LockDir(dir)
+	first, err := lockDir(dir, lockWait)
 	if err != nil {
 		t.Fatal(err)
 	}
 	trying := make(chan error)
 	go func() {
-		second, err := LockDir(dir)
+		second, err := lockDir(dir, lockWait)
 		if err == nil {
 			err = second.Close()
 		}

@@ -14,11 +14,9 @@ import (
 // BrokerConfig describes an embedded broker. Only Dir is required; the zero
 // value of every other field is the safe choice.
 type BrokerConfig struct {
-	// Dir is the absolute data directory; the broker keeps to Dir/kafka.
+	// Dir is the absolute data directory, which no other process may have while the broker
+	// runs. The broker itself keeps to Dir/kafka.
 	Dir string
-	// Lock is the lock of Dir when the caller holds it already. Nil: the
-	// broker takes it and gives it back on Close.
-	Lock *DirLock
 	// Listen opens a TCP port on a loopback IP, for kcat and rpk.
 	Listen string
 	// Topics are created at start with this many partitions when missing. An

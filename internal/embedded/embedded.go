@@ -5,7 +5,7 @@
 // for tests. Everything in this package exists because of what that costs when
 // it holds the only copy of acknowledged events, one rule per weakness:
 //
-//   - kfake does not lock its directory: DirLock, taken before anything is read.
+//   - kfake does not lock its directory: lockDir does, before anything is read.
 //   - It trusts lengths up to 4 GiB and dies of an unknown request key: every
 //     connection passes a gate that reads the frame header first. There is no
 //     TCP port unless one is asked for, and then only on loopback.

@@ -20,19 +20,12 @@ const lockWait = 3 * time.Second
 // deadline, and a blocked flock call cannot be given up.
 const lockPoll = 20 * time.Millisecond
 
-// DirLock is the exclusive right of this process to a data directory. The
-// kernel drops it when the process dies, however it dies, so a lock never
-// needs cleaning up by hand.
-type DirLock struct {
-	dir string
-	f   *os.File
-}
-
-// LockDir takes the lock of dir, creating both if missing, and waits a moment
-// for a dying predecessor. The error names the process that holds it.
-func LockDir(dir string) (*DirLock, error) { return lockDir(dir, lockWait) }
-
-func lockDir(dir string, wait time.Duration) (*DirLock, error) {
+// lockDir takes the exclusive right of this process to a data directory, creating both if
+// missing, and waits a while for a dying predecessor. The error names the process that
+// holds it. The kernel drops the lock when the process dies, however it dies, so it never
+// needs cleaning up by hand. Closing the file gives the directory back. The file stays:
+// removing it would let a waiter lock an inode that a third process can no longer see.
+func lockDir(dir string, wait time.Duration) (*os.File, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("create the data directory: %w", err)
 	}
@@ -49,7 +42,7 @@ func lockDir(dir string, wait time.Duration) (*DirLock, error) {
 				f.Close()
 				return nil, err
 			}
-			return &DirLock{dir: dir, f: f}, nil
+			return f, nil
 		case errors.Is(err, unix.EINTR):
 		case !errors.Is(err, unix.EWOULDBLOCK):
 			f.Close()
@@ -60,15 +53,6 @@ func lockDir(dir string, wait time.Duration) (*DirLock, error) {
 			return nil, fmt.Errorf("data directory %s is in use by process %s: stop it or set another DATA_DIR", dir, holder)
 		}
 	}
-}
-
-// Close gives the directory back. The file stays: removing it would let a
-// waiter lock an inode that a third process can no longer see.
-func (l *DirLock) Close() error {
-	if err := l.f.Close(); err != nil {
-		return fmt.Errorf("release the lock of %s: %w", l.dir, err)
-	}
-	return nil
 }
 
 // writePID is for the error message of the next opener; the lock itself does
