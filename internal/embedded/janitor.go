@@ -3,6 +3,7 @@ package embedded
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -11,8 +12,7 @@ import (
 
 // Retention says what may be removed from a topic.
 type Retention struct {
-	// Group must have committed past a record before it may go. Empty: nobody
-	// consumes the topic for good (dead letters), age alone decides.
+	// Group must have committed past a record before it may go.
 	Group string
 	// Age is how long a record stays after its timestamp.
 	Age time.Duration
@@ -29,7 +29,7 @@ func (b *Broker) Trim(ctx context.Context) error {
 	if b.closed {
 		return fmt.Errorf("trim: %w", errClosed)
 	}
-	for _, topic := range sortedKeys(b.cfg.Retention) {
+	for _, topic := range slices.Sorted(maps.Keys(b.cfg.Retention)) {
 		if err := b.trimTopic(ctx, topic, b.cfg.Retention[topic]); err != nil {
 			return fmt.Errorf("trim %s: %w", topic, err)
 		}
@@ -77,15 +77,7 @@ func (b *Broker) consumed(topic, group string) map[int32]int64 {
 	commits := b.commits(group)
 	limits := make(map[int32]int64)
 	for _, p := range b.cluster.PartitionInfos(topic) {
-		limit := p.HighWatermark - 1
-		if group != "" {
-			c, ok := commits[topic][p.Partition]
-			if !ok {
-				continue
-			}
-			limit = min(limit, c.At)
-		}
-		if limit > p.LogStartOffset {
+		if limit := min(p.HighWatermark-1, commits[topic][p.Partition].At); limit > p.LogStartOffset {
 			limits[p.Partition] = limit
 		}
 	}
@@ -94,9 +86,6 @@ func (b *Broker) consumed(topic, group string) map[int32]int64 {
 
 // commits returns what group has committed, also while it has no member.
 func (b *Broker) commits(group string) kadm.Offsets {
-	if group == "" {
-		return nil
-	}
 	info := b.cluster.GroupInfo(group)
 	if info == nil {
 		return nil
@@ -108,13 +97,4 @@ func (b *Broker) commits(group string) kadm.Offsets {
 		}
 	}
 	return os
-}
-
-func sortedKeys[V any](m map[string]V) []string {
-	ks := make([]string, 0, len(m))
-	for k := range m {
-		ks = append(ks, k)
-	}
-	slices.Sort(ks)
-	return ks
 }

@@ -23,7 +23,7 @@ func produceAt(t testing.TB, cl *kgo.Client, n int, at time.Time) {
 func TestTrim(t *testing.T) {
 	b := start(t, BrokerConfig{
 		Dir: t.TempDir(), SegmentBytes: 1000,
-		Retention: map[string]Retention{topic: {Group: group, Age: time.Hour}},
+		Retention: map[string]Retention{topic: {Group: group, Age: time.Hour}, "missing": {Group: group}},
 	})
 	cl := newClient(t, b)
 	produceAt(t, cl, 60, time.Now().Add(-2*time.Hour))
@@ -79,16 +79,5 @@ func TestTrimKeepsTheOffsets(t *testing.T) {
 			t.Errorf("%s: check opened incarnation %d, %v; want 1", name, b.Incarnation(), err)
 		}
 		stop(t, b)
-	}
-}
-
-func TestTrimWithoutAGroupGoesByAge(t *testing.T) {
-	b := start(t, BrokerConfig{Dir: t.TempDir(), Retention: map[string]Retention{topic: {Age: time.Hour}, "missing": {}}})
-	produceAt(t, newClient(t, b), 10, time.Now().Add(-2*time.Hour))
-	if err := b.Trim(testContext(t)); err != nil {
-		t.Fatal(err)
-	}
-	if p := b.cluster.PartitionInfos(topic)[0]; p.LogStartOffset != 9 || p.HighWatermark != 10 {
-		t.Errorf("log is [%d,%d); want [9,10)", p.LogStartOffset, p.HighWatermark)
 	}
 }

@@ -99,8 +99,9 @@ func TestHoleInTheLog(t *testing.T) {
 // TestEmptiedSegmentKeepsTheOffset loses every batch of the only segment left
 // after a trim: its name still says which offset comes next.
 func TestEmptiedSegmentKeepsTheOffset(t *testing.T) {
-	b := start(t, BrokerConfig{Dir: t.TempDir(), SegmentBytes: 1000, Retention: map[string]Retention{topic: {}}})
+	b := start(t, BrokerConfig{Dir: t.TempDir(), SegmentBytes: 1000, Retention: map[string]Retention{topic: {Group: group}}})
 	produceAt(t, newClient(t, b), 40, time.Now().Add(-time.Hour))
+	commit(t, b, 40, "")
 	if err := b.Trim(testContext(t)); err != nil {
 		t.Fatal(err)
 	}
