@@ -35,7 +35,7 @@ func BenchmarkInsert(b *testing.B) {
 		insert(b, pool, func() error { return pool.Do(b.Context(), ch.Query{Body: input.Into("events"), Input: input}) })
 	})
 	conn, err := clickhousego.Open(&clickhousego.Options{
-		Addr: []string{"(embedded)"}, Auth: clickhousego.Auth{Database: pool.Database(), Username: "default"},
+		Addr: []string{"(embedded)"}, Auth: clickhousego.Auth{Database: database, Username: "default"},
 		DialContext: func(ctx context.Context, addr string) (net.Conn, error) { return child.DialContext(ctx, "tcp", addr) },
 	})
 	if err != nil {

@@ -95,6 +95,8 @@ func nullBroker(b *testing.B) string {
 	return strings.TrimSpace(line)
 }
 
+const database = "rival"
+
 // engine starts ClickHouse with the schema and returns a pool and what dials.
 func engine(b *testing.B) (*clickhouse.Pool, *embedded.Child) {
 	b.Helper()
@@ -121,7 +123,7 @@ func engine(b *testing.B) (*clickhouse.Pool, *embedded.Child) {
 			b.Error(err)
 		}
 	})
-	o := clickhouse.Options{Addr: "(embedded)", Database: "rival", Username: "default", Dialer: child}
+	o := clickhouse.Options{Addr: "(embedded)", Database: database, Username: "default", Dialer: child}
 	if err := clickhouse.Migrate(b.Context(), o, clickhouse.MigrateOptions{Files: migrations.FS, Exclusive: true, Logger: log}); err != nil {
 		b.Fatal(err)
 	}

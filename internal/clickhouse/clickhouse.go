@@ -145,21 +145,11 @@ func (p *Pool) Dial(ctx context.Context) (*ch.Client, error) {
 	return c, nil
 }
 
-// Database is the database every query of the pool runs in.
-func (p *Pool) Database() string { return p.opts.Database }
-
 // Compressed tells whether blocks are compressed on their way.
 func (p *Pool) Compressed() bool { return p.opts.Compress }
 
 // Close closes every connection and waits for queries that hold one.
 func (p *Pool) Close() { p.pool.Close() }
-
-// Broken reports whether err says that the connection failed, as opposed to
-// the server having answered with an exception: after it, what the server did
-// is unknown.
-func Broken(err error) bool {
-	return err != nil && !ch.IsException(err) && !errors.Is(err, context.Canceled)
-}
 
 // Code returns the ClickHouse error code in err, or 0.
 func Code(err error) int {

@@ -73,9 +73,6 @@ type Rules struct {
 	MaxAhead      time.Duration // how far after now a timestamp may lie; default 24 h
 }
 
-// DefaultRules returns the rules with every default filled in.
-func DefaultRules() Rules { return Rules{}.withDefaults() }
-
 func (r Rules) withDefaults() Rules {
 	if r.MaxEventBytes == 0 {
 		r.MaxEventBytes = 64 << 10
