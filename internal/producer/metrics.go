@@ -1,7 +1,7 @@
 package producer
 
 import (
-	"fmt"
+	"strconv"
 
 	"edge/internal/stat"
 )
@@ -29,14 +29,7 @@ func (p *Producer) Describe(set *stat.Set) {
 func (p *Producer) eachShard(add func(string, string, []string, func(stat.Emit)), name, help string, value func(int) float64) {
 	add(name, help, []string{"shard"}, func(emit stat.Emit) {
 		for i := range p.shards {
-			emit(value(i), shardNames[min(i, len(shardNames)-1)])
+			emit(value(i), strconv.Itoa(i))
 		}
 	})
 }
-
-var shardNames = func() (names [256]string) {
-	for i := range names {
-		names[i] = fmt.Sprint(i)
-	}
-	return
-}()

@@ -54,13 +54,8 @@ type Histogram struct {
 	bounds []float64 // exported unit, ascending; the bucket above the last is implicit
 	limits []int64   // the same bounds in the unit of Observe
 	scale  float64
-	counts []paddedCount
+	counts []Counter
 	sum    atomic.Int64
-}
-
-type paddedCount struct {
-	n atomic.Uint64
-	_ [cacheLine - 8]byte
 }
 
 // Seconds are the bucket bounds of every latency histogram: half a millisecond
@@ -77,7 +72,7 @@ func NewHistogram(bounds []float64) *Histogram { return newHistogram(bounds, 1e9
 func NewCountHistogram(bounds []float64) *Histogram { return newHistogram(bounds, 1) }
 
 func newHistogram(bounds []float64, scale float64) *Histogram {
-	h := &Histogram{bounds: bounds, scale: scale, counts: make([]paddedCount, len(bounds)+1)}
+	h := &Histogram{bounds: bounds, scale: scale, counts: make([]Counter, len(bounds)+1)}
 	for _, b := range bounds {
 		h.limits = append(h.limits, int64(math.Round(b*scale)))
 	}
@@ -93,7 +88,7 @@ func (h *Histogram) ObserveN(v int64, times uint64) {
 	for i < len(h.limits) && v > h.limits[i] {
 		i++
 	}
-	h.counts[i].n.Add(times)
+	h.counts[i].Add(times)
 	h.sum.Add(v * int64(times))
 }
 
@@ -102,9 +97,9 @@ func (h *Histogram) ObserveN(v int64, times uint64) {
 func (h *Histogram) Snapshot() (count uint64, sum float64, buckets map[float64]uint64) {
 	buckets = make(map[float64]uint64, len(h.bounds))
 	for i, b := range h.bounds {
-		count += h.counts[i].n.Load()
+		count += h.counts[i].Load()
 		buckets[b] = count
 	}
-	count += h.counts[len(h.bounds)].n.Load()
+	count += h.counts[len(h.bounds)].Load()
 	return count, float64(h.sum.Load()) / h.scale, buckets
 }
