@@ -47,7 +47,7 @@ func (l *kfakeLog) Logf(level kfake.LogLevel, format string, args ...any) {
 		l.diskError(args)
 	}
 	if name := tornBy[format]; name != "" {
-		if _, err := cutTornTail(filepath.Join(l.dir, name)); err != nil {
+		if err := cutTornTail(filepath.Join(l.dir, name)); err != nil {
 			l.log.Error("repair a state log of the embedded broker", "err", err)
 		}
 	}

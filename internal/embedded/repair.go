@@ -25,7 +25,7 @@ func prepareDir(dir string) error {
 		return err
 	}
 	for _, name := range stateLogs {
-		if _, err := cutTornTail(filepath.Join(dir, name)); err != nil {
+		if err := cutTornTail(filepath.Join(dir, name)); err != nil {
 			return err
 		}
 	}
@@ -56,33 +56,24 @@ func refuseOrphans(dir string) error {
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// cutTornTail truncates path behind its last whole entry and returns how many
-// bytes it cut. An entry is length (4, little-endian, counts what follows the
-// checksum), CRC-32C (4) and that many bytes.
-func cutTornTail(path string) (int64, error) {
+// cutTornTail truncates path behind its last whole entry. An entry is length (4,
+// little-endian, counts what follows the checksum), CRC-32C (4) and that many bytes.
+func cutTornTail(path string) error {
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return 0, nil
+		return nil
 	}
 	if err != nil {
-		return 0, fmt.Errorf("read a state log: %w", err)
+		return fmt.Errorf("read a state log: %w", err)
 	}
 	whole := wholeEntries(b)
 	if whole == len(b) {
-		return 0, nil
+		return nil
 	}
-	f, err := os.OpenFile(path, os.O_WRONLY, 0)
-	if err != nil {
-		return 0, fmt.Errorf("cut a torn state log: %w", err)
+	if err := truncate(path, int64(whole)); err != nil {
+		return fmt.Errorf("cut a torn state log: %w", err)
 	}
-	defer f.Close()
-	if err := f.Truncate(int64(whole)); err != nil {
-		return 0, fmt.Errorf("cut a torn state log: %w", err)
-	}
-	if err := f.Sync(); err != nil {
-		return 0, fmt.Errorf("cut a torn state log: %w", err)
-	}
-	return int64(len(b) - whole), nil
+	return nil
 }
 
 // wholeEntries returns the length of the longest prefix of whole entries.
