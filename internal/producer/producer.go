@@ -60,7 +60,8 @@ const (
 	AckMemory
 )
 
-// Config bounds the producer. Every field is required.
+// Config bounds the producer. A zero Ack is AckBroker, a zero Linger does not wait; every
+// other field is required.
 type Config struct {
 	Kafka            kafka.Options
 	Topic            string
@@ -145,9 +146,6 @@ func (p *Producer) nudge() {
 // The caller keeps its own reference to b and must Release it; the producer
 // holds another for as long as it reads b's bytes.
 func (p *Producer) Publish(b *codec.Batch) error {
-	if p.cfg.Ack == AckMemory {
-		return p.push(b, nil)
-	}
 	w := p.newWait()
 	waiting, err := p.Start(b, w)
 	if !waiting {
@@ -162,21 +160,18 @@ func (p *Producer) Publish(b *codec.Batch) error {
 // hears nothing: b is as durable as it gets, or err says why nothing was kept. How
 // long to wait is for w to say.
 func (p *Producer) Start(b *codec.Batch, w Waiter) (waiting bool, err error) {
-	if p.cfg.Ack == AckMemory {
-		return false, p.push(b, nil)
-	}
 	if b.Len() == 0 {
 		return false, nil
 	}
+	if p.cfg.Ack == AckMemory {
+		w = nil
+	}
 	err = p.push(b, w)
-	return err == nil, err
+	return err == nil && w != nil, err
 }
 
 // push puts b into the ring of its shard.
 func (p *Producer) push(b *codec.Batch, w Waiter) error {
-	if b.Len() == 0 {
-		return nil
-	}
 	n := int64(b.Size())
 	s := p.shardFor(b, n)
 	p.held.Add(n)
