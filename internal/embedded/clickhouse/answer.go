@@ -43,8 +43,8 @@ func (s *session) sendBlock(q *clientQuery, block []byte, flag serialization) er
 }
 
 func (s *session) eachSpan(block []byte, flag serialization, keep func([]byte) error) error {
-	c := &cursor{keep: keep}
-	c.over(block)
+	c := over(block)
+	c.keep = keep
 	if _, err := s.walker.block(c, flag); err != nil {
 		return err
 	}
@@ -130,9 +130,7 @@ func (s *session) compressor(q *clientQuery) *compress.Writer {
 
 // headerOf returns a block of the same columns without rows.
 func (s *session) headerOf(block []byte) ([]byte, error) {
-	c := &cursor{keep: discard}
-	c.over(block)
-	if _, err := s.walker.block(c, flagNone); err != nil {
+	if _, err := s.walker.block(over(block), flagNone); err != nil {
 		return nil, err
 	}
 	return encodeHeader(s.walker.columns), nil

@@ -41,12 +41,6 @@ func walk(c *cursor, flag serialization) ([]byte, blockShape, error) {
 	return out, s, err
 }
 
-func overBytes(p []byte) *cursor {
-	c := &cursor{}
-	c.over(p)
-	return c
-}
-
 // overReader is a cursor with a window so small that it refills all the time.
 func overReader(r io.Reader) *cursor { return &cursor{src: r, buf: make([]byte, 64)} }
 
@@ -56,7 +50,7 @@ func TestWalkReframesBetweenRevisions(t *testing.T) {
 	f := func(name string, in []byte, flag serialization, want []byte) {
 		t.Helper()
 		for _, c := range []*cursor{
-			overBytes(in), overReader(bytes.NewReader(in)), overReader(iotest.OneByteReader(bytes.NewReader(in))),
+			over(in), overReader(bytes.NewReader(in)), overReader(iotest.OneByteReader(bytes.NewReader(in))),
 		} {
 			got, shape, err := walk(c, flag)
 			if err != nil {
@@ -81,7 +75,7 @@ func TestWalkReframesBetweenRevisions(t *testing.T) {
 func TestEveryStrictPrefixOfABlockFails(t *testing.T) {
 	in := allTypes(t, revision)
 	for n := range in {
-		if _, _, err := walk(overBytes(in[:n]), flagDrop); err == nil {
+		if _, _, err := walk(over(in[:n]), flagDrop); err == nil {
 			t.Fatalf("the first %d of %d bytes passed for a block", n, len(in))
 		}
 		if _, _, err := walk(overReader(bytes.NewReader(in[:n])), flagDrop); !errors.Is(err, io.ErrUnexpectedEOF) {
@@ -116,14 +110,14 @@ func TestWalkRefusesWhatTheEngineWouldTrust(t *testing.T) {
 	}
 	f := func(want string, in []byte) {
 		t.Helper()
-		_, _, err := walk(overBytes(in), flagDrop)
+		_, _, err := walk(over(in), flagDrop)
 		var malformed *protocolError
 		var refused *exception
 		if !errors.As(err, &malformed) && !errors.As(err, &refused) || !strings.Contains(err.Error(), want) {
 			t.Errorf("got %v; want %q", err, want)
 		}
 	}
-	if _, _, err := walk(overBytes(block("LowCardinality(String)", 1, lowCard(1, 0)...)), flagDrop); err != nil {
+	if _, _, err := walk(over(block("LowCardinality(String)", 1, lowCard(1, 0)...)), flagDrop); err != nil {
 		t.Fatalf("an honest dictionary: %v", err)
 	}
 	f("array offset 1 follows 2", block("Array(UInt8)", 2, u64(2, 1)...))
@@ -241,7 +235,7 @@ func FuzzBlock(f *testing.F) {
 		if flagged {
 			flag = flagDrop
 		}
-		whole := overBytes(in)
+		whole := over(in)
 		out, shape, err := walk(whole, flag)
 		// The window must make no difference, but for tokens larger than it.
 		r := overReader(iotest.HalfReader(bytes.NewReader(in)))
@@ -260,7 +254,7 @@ func FuzzBlock(f *testing.F) {
 			return
 		}
 		// What goes to the library is itself a block, and comes back the same.
-		again, shape3, err := walk(overBytes(out), flagNone)
+		again, shape3, err := walk(over(out), flagNone)
 		if err != nil || shape3 != shape || !bytes.Equal(again, out) {
 			t.Fatalf("the output is no block: %+v, %v", shape3, err)
 		}

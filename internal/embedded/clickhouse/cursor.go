@@ -47,15 +47,15 @@ func newCursor(src io.Reader, window int) *cursor {
 	return &cursor{src: src, buf: make([]byte, window)}
 }
 
+// over is a cursor that walks p alone, and drops it as long as nobody sets keep.
+func over(p []byte) *cursor { return &cursor{buf: p, w: len(p), keep: discard} }
+
 // widen makes the window windowSize, between packets.
 func (c *cursor) widen() {
 	buf := make([]byte, windowSize)
 	c.w = copy(buf, c.buf[c.r:c.w])
 	c.r, c.mark, c.buf = 0, 0, buf
 }
-
-// over points the cursor at p alone.
-func (c *cursor) over(p []byte) { *c = cursor{buf: p, w: len(p), keep: c.keep} }
 
 func (c *cursor) keepOn() { c.keeping, c.mark = true, c.r }
 

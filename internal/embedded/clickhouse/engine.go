@@ -173,9 +173,7 @@ func (c *engineConn) text(sql string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	var in cursor
-	in.over(row)
-	return in.string(uint64(len(row)))
+	return over(row).string(uint64(len(row)))
 }
 
 func (c *engineConn) bytes(r unsafe.Pointer) []byte {

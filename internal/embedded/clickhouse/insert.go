@@ -83,10 +83,6 @@ func (s *session) insert(q *clientQuery, st *statement) error {
 	if err != nil {
 		return err
 	}
-	flag := flagNone
-	if proto.FeatureCustomSerialization.In(s.version) {
-		flag = flagAdd
-	}
 	buffer, err := newInsertBuffer(s.srv)
 	if err != nil {
 		return err
@@ -94,7 +90,7 @@ func (s *session) insert(q *clientQuery, st *statement) error {
 	defer buffer.close()
 	arriving := s.srv.arrivals.begin(s, q)
 	defer s.srv.arrivals.end(arriving)
-	if err := s.sendBlock(q, encodeHeader(columns), flag); err != nil {
+	if err := s.sendBlock(q, encodeHeader(columns), s.added()); err != nil {
 		return err
 	}
 	if err := s.flush(); err != nil {

@@ -186,8 +186,7 @@ func (s *session) command(q *clientQuery, st *statement) error {
 func (s *session) sendBlocks(q *clientQuery, p []byte) error {
 	flag := s.added()
 	for first := true; len(p) > 0; first = false {
-		c := &cursor{keep: discard}
-		c.over(p)
+		c := over(p)
 		if _, err := s.walker.block(c, flagNone); err != nil {
 			return err
 		}
@@ -316,8 +315,7 @@ func (s *session) describe(sql string, params []parameter) ([]column, error) {
 	if err != nil {
 		return nil, err
 	}
-	var c cursor
-	c.over(p)
+	c := over(p)
 	const fields = 7 // name, type, default type, default, comment, codec, TTL
 	var columns []column
 	for c.r < c.w {

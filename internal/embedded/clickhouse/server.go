@@ -8,7 +8,6 @@ import (
 	"net"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -41,29 +40,16 @@ type engineVersion struct {
 }
 
 func (srv *server) readVersion() error {
-	p, err := srv.eng.admin.query("SELECT version(), timezone()", nil)
+	v := &srv.version
+	number, err := srv.eng.admin.text("SELECT version()")
+	if err == nil {
+		_, err = fmt.Sscanf(number, "%d.%d.%d", &v.major, &v.minor, &v.patch)
+	}
+	if err == nil {
+		v.timezone, err = srv.eng.admin.text("SELECT timezone()")
+	}
 	if err != nil {
 		return fmt.Errorf("ask the engine for its version: %w", err)
-	}
-	var c cursor
-	c.over(p)
-	version, err := c.string(uint64(len(p)))
-	if err != nil {
-		return err
-	}
-	if srv.version.timezone, err = c.string(uint64(len(p))); err != nil {
-		return err
-	}
-	for i, part := range strings.SplitN(version, ".", 4) {
-		n, _ := strconv.Atoi(part)
-		switch i {
-		case 0:
-			srv.version.major = n
-		case 1:
-			srv.version.minor = n
-		case 2:
-			srv.version.patch = n
-		}
 	}
 	return nil
 }
@@ -126,13 +112,11 @@ func (srv *server) start(ctx context.Context, conn net.Conn) {
 	s := newSession(srv, conn, "edge-session-"+strconv.FormatUint(srv.serial, 10))
 	srv.sessions[s] = struct{}{}
 	srv.greeting = append(srv.greeting, s)
-	srv.ended.Add(1)
-	go func() {
-		defer srv.ended.Done()
+	srv.ended.Go(func() {
 		s.run(ctx)
 		srv.leave(s)
 		conn.Close() // last: who waits for it finds the place free
-	}()
+	})
 }
 
 // admit makes s one of the connections that count.

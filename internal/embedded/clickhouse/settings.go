@@ -179,8 +179,7 @@ func (c *engineConn) setting(name string) (string, error) {
 	if err != nil || len(row) == 0 {
 		return "", err
 	}
-	var in cursor
-	in.over(row)
+	in := over(row)
 	value, err := in.string(uint64(len(row)))
 	if err != nil {
 		return "", err
