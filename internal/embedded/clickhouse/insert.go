@@ -130,8 +130,7 @@ type taken struct {
 func (s *session) columns(q *clientQuery, st *statement) ([]column, error) {
 	now := taken{query: st.describe(), schema: s.srv.schema.Load(), settings: s.settings.changes}
 	last := &s.takes
-	_, isFunction := st.function()
-	known := len(q.params) == 0 && !isFunction
+	known := len(q.params) == 0 && st.function == ""
 	if known && last.columns != nil && last.query == now.query && last.schema == now.schema && last.settings == now.settings {
 		return last.columns, nil
 	}

@@ -143,12 +143,10 @@ func (s *session) execute(q *clientQuery) error {
 	case !st.reads:
 		defer s.srv.schema.Add(1) // whatever became of it
 	}
-	switch {
-	case st.returns && !st.lists: // the stream interface takes no listing
+	if st.streams {
 		return s.rows(q, &st)
-	default:
-		return s.command(q, &st)
 	}
+	return s.command(q, &st)
 }
 
 // command runs a statement that the stream interface refuses. Rows are only asked

@@ -1,6 +1,7 @@
 package clickhouse
 
 import (
+	"cmp"
 	"strings"
 )
 
@@ -9,7 +10,7 @@ import (
 // with the parts taken out that mean something else inside a library.
 type statement struct {
 	text    string // for the engine
-	returns bool   // may answer with rows: goes to the stream interface first
+	streams bool   // may answer with rows: goes to the stream interface first
 	lists   bool   // SHOW, DESCRIBE, EXISTS: answers with rows, which do not stream
 	changes bool   // SET: what is remembered about session settings is stale
 	moves   bool   // USE: the current database is another
@@ -17,10 +18,11 @@ type statement struct {
 	names   bool   // has {x:Identifier} parameters, which may name a table
 	kills   string // the condition of a KILL QUERY
 
-	insert  bool   // the client sends the rows as Data packets
-	target  string // `db.t` or `FUNCTION f(…)` as written
-	columns string // `(a, b)` as written, or ""
-	options string // `SETTINGS …` as written, or ""
+	insert   bool   // the client sends the rows as Data packets
+	target   string // `db.t` or `FUNCTION f(…)` as written
+	function string // that `f(…)`, or ""
+	columns  string // `(a, b)` as written, or ""
+	options  string // `SETTINGS …` as written, or ""
 }
 
 // A scanner looks at a statement's tokens.
@@ -94,9 +96,9 @@ func parseStatement(q string) (statement, error) {
 		"SYSTEM", "GRANT", "REVOKE", "DELETE", "UPDATE", "UNDROP", "MOVE", "BEGIN", "COMMIT", "ROLLBACK"):
 	default:
 		// KILL and CHECK answer with rows too.
-		st.returns = true
 		st.reads = s.isOneOf(0, "SELECT", "WITH")
 		st.lists = s.isOneOf(0, "SHOW", "DESCRIBE", "DESC", "EXISTS")
+		st.streams = !st.lists
 		st.kills = s.killCondition()
 		st.text = s.withoutFormat()
 		if s.is(0, "EXPLAIN") {
@@ -226,7 +228,7 @@ func (s *scanner) killCondition() string {
 // withoutFormat drops `FORMAT x`: over the native protocol the client formats.
 func (s *scanner) withoutFormat() string {
 	for i := len(s.tokens) - 1; i > 0; i-- {
-		if !s.is(i, "FORMAT") || s.tokens[i].depth != 0 || i+1 >= len(s.tokens) || s.tokens[i+1].kind != tokenWord {
+		if !s.is(i, "FORMAT") || s.tokens[i].depth != 0 || !s.isWord(i+1) {
 			continue
 		}
 		if i+2 == len(s.tokens) || s.is(i+2, "SETTINGS") {
@@ -262,6 +264,9 @@ func (s *scanner) parseInsert() (statement, error) {
 		i = s.past(i)
 	}
 	st := statement{insert: true, target: s.slice(start, i), names: s.hasIdentifierParameter()}
+	if function {
+		st.function = s.slice(start+1, i)
+	}
 	if s.isPunct(i, "(") && !s.isOneOf(i+1, "SELECT", "WITH") && !s.isPunct(i+1, "(") {
 		from := i
 		i = s.past(i)
@@ -325,20 +330,7 @@ func (st *statement) describe() string {
 	if st.columns != "" {
 		cols = st.columns[1 : len(st.columns)-1]
 	}
-	from := st.target
-	if f, ok := st.function(); ok {
-		from = f
-	}
-	return "DESCRIBE (SELECT " + cols + " FROM " + from + ")"
-}
-
-// function is the call that an INSERT INTO FUNCTION names.
-func (st *statement) function() (string, bool) {
-	f := strings.TrimSpace(st.target)
-	if len(f) > 8 && strings.EqualFold(f[:8], "FUNCTION") && strings.ContainsAny(f[8:9], " \t\r\n") {
-		return f[9:], true
-	}
-	return "", false
+	return "DESCRIBE (SELECT " + cols + " FROM " + cmp.Or(st.function, st.target) + ")"
 }
 
 // fromFile is the INSERT that reads its rows from path.

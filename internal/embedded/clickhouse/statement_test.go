@@ -18,7 +18,7 @@ func TestParseStatement(t *testing.T) {
 			t.Errorf("%s (-want +got):\n%s", q, diff)
 		}
 	}
-	rows := func(text string) statement { return statement{text: text, returns: true, reads: true} }
+	rows := func(text string) statement { return statement{text: text, streams: true, reads: true} }
 	f("SELECT 1", rows("SELECT 1"))
 	f("SELECT 1 FORMAT TSV", rows("SELECT 1 "))
 	f("SELECT format FROM t", rows("SELECT format FROM t"))
@@ -30,12 +30,12 @@ func TestParseStatement(t *testing.T) {
 	f("SELECT -- ‘ /* /*\n 'naïve ‘’ // /* /*', `säule`", rows("SELECT -- ‘ /* /*\n 'naïve ‘’ // /* /*', `säule`"))
 	f("with 1 AS a SELECT a", rows("with 1 AS a SELECT a"))
 	// What else answers with rows might change a table, for all that is known.
-	f("  (SELECT 1) ; ;", statement{text: "  (SELECT 1)", returns: true})
+	f("  (SELECT 1) ; ;", statement{text: "  (SELECT 1)", streams: true})
 	f("EXPLAIN SELECT 1 -- c\nFORMAT TSV", rows("SELECT * FROM (EXPLAIN SELECT 1 -- c\n\n)"))
-	f("REPLACE TABLE t (a UInt8) ENGINE = Memory", statement{text: "REPLACE TABLE t (a UInt8) ENGINE = Memory", returns: true})
-	f("SHOW TABLES FROM d FORMAT TSV", statement{text: "SHOW TABLES FROM d ", returns: true, lists: true})
-	f("desc t", statement{text: "desc t", returns: true, lists: true})
-	kill := func(text, kills string) statement { return statement{text: text, returns: true, kills: kills} }
+	f("REPLACE TABLE t (a UInt8) ENGINE = Memory", statement{text: "REPLACE TABLE t (a UInt8) ENGINE = Memory", streams: true})
+	f("SHOW TABLES FROM d FORMAT TSV", statement{text: "SHOW TABLES FROM d ", lists: true})
+	f("desc t", statement{text: "desc t", lists: true})
+	kill := func(text, kills string) statement { return statement{text: text, streams: true, kills: kills} }
 	f("KILL QUERY WHERE a = 'SYNC' AND (b) ASYNC", kill("KILL QUERY WHERE a = 'SYNC' AND (b) ASYNC", "a = 'SYNC' AND (b)"))
 	f("kill query where a -- b\n", kill("kill query where a", "a"))
 	f("KILL QUERY ON CLUSTER c WHERE a SYNC FORMAT Null", kill("KILL QUERY ON CLUSTER c WHERE a SYNC ", "a"))
@@ -55,7 +55,7 @@ func TestParseStatement(t *testing.T) {
 	f("INSERT INTO TABLE `a b`.\"t\" (x, `y z`) FORMAT Native;", wait("`a b`.\"t\"", "(x, `y z`)", ""))
 	f("INSERT INTO t SETTINGS a=1, b='VALUES' VALUES", wait("t", "", "SETTINGS a=1, b='VALUES'"))
 	f("INSERT INTO t (* EXCEPT(b)) -- c\nVALUES", wait("t", "(* EXCEPT(b))", ""))
-	f("INSERT INTO FUNCTION null('a UInt8') VALUES", wait("FUNCTION null('a UInt8')", "", ""))
+	f("INSERT INTO FUNCTION/**/ null('a UInt8') VALUES", statement{insert: true, target: "FUNCTION/**/ null('a UInt8')", function: "null('a UInt8')"})
 	f("INSERT INTO d.{t:Identifier} VALUES", statement{insert: true, target: "d.{t:Identifier}", names: true})
 	inline := func(text string) statement { return statement{text: text} }
 	f("INSERT INTO t VALUES (1), (';')", inline("INSERT INTO t VALUES (1), (';')"))
