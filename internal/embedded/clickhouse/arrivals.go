@@ -152,7 +152,7 @@ func (s *session) named(all []*arrival, condition string, params []parameter) (n
 		return nil, err
 	}
 	defer eng.close()
-	if err := errors.Join(eng.exec("USE `"+escapeIdentifier(s.database)+"`", nil), eng.exec("SET max_query_size=0", nil)); err != nil {
+	if err := errors.Join(eng.exec("USE "+quoteIdentifier(s.database), nil), eng.exec("SET max_query_size=0", nil)); err != nil {
 		return nil, err
 	}
 	for _, a := range all {

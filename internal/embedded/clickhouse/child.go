@@ -2,6 +2,7 @@ package clickhouse
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -222,7 +223,7 @@ func (c *Child) forward(r io.Reader) {
 	lines := bufio.NewReaderSize(r, 64<<10)
 	for {
 		line, err := lines.ReadSlice('\n')
-		if text := string(trimLine(line)); text != "" {
+		if text := string(bytes.TrimRight(line, "\r\n")); text != "" {
 			c.lastLine.Store(&text)
 			c.log.Info("embedded ClickHouse", "line", text)
 		}
@@ -230,13 +231,6 @@ func (c *Child) forward(r io.Reader) {
 			return
 		}
 	}
-}
-
-func trimLine(p []byte) []byte {
-	for len(p) > 0 && (p[len(p)-1] == '\n' || p[len(p)-1] == '\r') {
-		p = p[:len(p)-1]
-	}
-	return p
 }
 
 // waitReady makes a handshake. The socket listens already, so it is the answer
@@ -293,14 +287,6 @@ func (c *Child) handshake(ctx context.Context) error {
 func (c *Child) DialContext(ctx context.Context, _, _ string) (net.Conn, error) {
 	var d net.Dialer
 	return d.DialContext(ctx, c.network, c.address)
-}
-
-// Addr is the TCP address, or "" for a unix socket.
-func (c *Child) Addr() string {
-	if c.network != "tcp" {
-		return ""
-	}
-	return c.address
 }
 
 // Restarts counts how often a dead child was replaced.

@@ -141,11 +141,11 @@ func TestChildThatCannotStartIsAnError(t *testing.T) {
 
 func TestTCPListener(t *testing.T) {
 	child := startChildOn(t, "", "127.0.0.1:0", testLog(t))
-	host, _, err := net.SplitHostPort(child.Addr())
+	host, _, err := net.SplitHostPort(child.address)
 	if err != nil || host != "127.0.0.1" {
-		t.Fatalf("got address %q", child.Addr())
+		t.Fatalf("got address %q", child.address)
 	}
-	c, err := ch.Dial(t.Context(), ch.Options{Address: child.Addr()})
+	c, err := ch.Dial(t.Context(), ch.Options{Address: child.address})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -168,7 +168,7 @@ func middleMain(dir string) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	fmt.Println(child.Pid(), child.Addr())
+	fmt.Println(child.Pid(), child.address)
 	select {}
 }
 
@@ -220,8 +220,8 @@ func TestChildWaitsForADyingOne(t *testing.T) {
 	}
 	kill(t, middle)
 	time.AfterFunc(200*time.Millisecond, func() { _ = syscall.Kill(pid, syscall.SIGCONT) })
-	if child := startChildOn(t, dir, addr, testLog(t)); !ended(pid) || child.Addr() != addr {
-		t.Errorf("a child serves on %s, and the one before has ended: %v; want %s", child.Addr(), ended(pid), addr)
+	if child := startChildOn(t, dir, addr, testLog(t)); !ended(pid) || child.address != addr {
+		t.Errorf("a child serves on %s, and the one before has ended: %v; want %s", child.address, ended(pid), addr)
 	}
 }
 

@@ -46,8 +46,6 @@ type Config struct {
 	// Dir holds the data; it must be absolute: the engine's fsync of a
 	// directory fails on a relative path.
 	Dir string
-	// Library is the path of libchdb; FindLibrary is asked when it is empty.
-	Library string
 
 	User     string // default "default"
 	Password string
@@ -125,14 +123,10 @@ func run(ctx context.Context, cfg Config, ln net.Listener) error {
 			stop()
 		}()
 	}
-	path := cfg.Library
-	if path == "" {
-		var err error
-		if path, err = FindLibrary(); err != nil {
-			return err
-		}
+	path, err := FindLibrary()
+	if err == nil {
+		path, err = filepath.Abs(path) // prepareDir goes to another directory
 	}
-	path, err := filepath.Abs(path)
 	if err != nil {
 		return err
 	}

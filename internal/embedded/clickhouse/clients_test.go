@@ -378,7 +378,7 @@ func TestPythonDriver(t *testing.T) {
 		t.Skip("python3-clickhouse-driver is not installed")
 	}
 	child := startChildOn(t, "", "127.0.0.1:0", testLog(t))
-	host, port, err := net.SplitHostPort(child.Addr())
+	host, port, err := net.SplitHostPort(child.address)
 	if err != nil {
 		t.Fatal(err)
 	}

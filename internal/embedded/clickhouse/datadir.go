@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"strconv"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -131,7 +130,7 @@ func removeDropped(dir string) error {
 	}
 	for _, e := range entries {
 		m := droppedTable.FindStringSubmatch(e.Name())
-		if m == nil || strings.Contains(e.Name(), "/") {
+		if m == nil {
 			continue
 		}
 		// Data first: after a crash in between the name is still there to go by.

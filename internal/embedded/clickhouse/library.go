@@ -83,12 +83,11 @@ type library struct {
 	cancel  func(conn, stream unsafe.Pointer)
 	destroy func(result unsafe.Pointer)
 
-	failure     func(result unsafe.Pointer) string
-	buffer      func(result unsafe.Pointer) unsafe.Pointer
-	length      func(result unsafe.Pointer) uintptr
-	rowsRead    func(result unsafe.Pointer) uint64
-	bytesRead   func(result unsafe.Pointer) uint64
-	rowsWritten func(result unsafe.Pointer) uint64
+	failure   func(result unsafe.Pointer) string
+	buffer    func(result unsafe.Pointer) unsafe.Pointer
+	length    func(result unsafe.Pointer) uintptr
+	rowsRead  func(result unsafe.Pointer) uint64
+	bytesRead func(result unsafe.Pointer) uint64
 
 	setSignalHandlers func(enabled bool)
 
@@ -122,7 +121,6 @@ func loadLibrary(path string) (*library, error) {
 		"chdb_result_length":               &l.length,
 		"chdb_result_storage_rows_read":    &l.rowsRead,
 		"chdb_result_storage_bytes_read":   &l.bytesRead,
-		"chdb_result_rows_written":         &l.rowsWritten,
 		"chdb_set_signal_handlers_enabled": &l.setSignalHandlers,
 	} {
 		sym, err := purego.Dlsym(handle, name)

@@ -1,6 +1,8 @@
 package clickhouse
 
 import (
+	"strings"
+
 	"github.com/ClickHouse/ch-go/proto"
 )
 
@@ -77,24 +79,8 @@ func unquoteParameter(v string) string {
 	for i := 0; i < len(in); i++ {
 		if in[i] == '\\' && i+1 < len(in) {
 			i++
-			switch in[i] {
-			case 'n':
-				out = append(out, '\n')
-				continue
-			case 't':
-				out = append(out, '\t')
-				continue
-			case 'r':
-				out = append(out, '\r')
-				continue
-			case '0':
-				out = append(out, 0)
-				continue
-			case 'b':
-				out = append(out, '\b')
-				continue
-			case 'f':
-				out = append(out, '\f')
+			if k := strings.IndexByte("ntr0bf", in[i]); k >= 0 {
+				out = append(out, "\n\t\r\x00\b\f"[k])
 				continue
 			}
 		}

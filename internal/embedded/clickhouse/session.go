@@ -224,7 +224,7 @@ func (s *session) enter(hello proto.ClientHello) error {
 	s.database = "default"
 	if hello.Database != "" && hello.Database != s.database {
 		s.database = hello.Database
-		return eng.exec("USE `"+escapeIdentifier(hello.Database)+"`", nil)
+		return eng.exec("USE "+quoteIdentifier(hello.Database), nil)
 	}
 	return nil
 }

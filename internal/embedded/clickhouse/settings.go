@@ -3,7 +3,8 @@ package clickhouse
 import (
 	"errors"
 	"fmt"
-	"sort"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
 
@@ -195,22 +196,13 @@ func (c *engineConn) setting(name string) (string, error) {
 }
 
 func setStatement(values map[string]string) string {
-	names := make([]string, 0, len(values))
-	for name := range values {
-		names = append(names, name)
+	var sets []string
+	for _, name := range slices.Sorted(maps.Keys(values)) {
+		sets = append(sets, quoteIdentifier(name)+"="+values[name])
 	}
-	sort.Strings(names)
-	var b strings.Builder
-	b.WriteString("SET ")
-	for i, name := range names {
-		if i > 0 {
-			b.WriteString(", ")
-		}
-		b.WriteString("`" + escapeIdentifier(name) + "`=" + values[name])
-	}
-	return b.String()
+	return "SET " + strings.Join(sets, ", ")
 }
 
-func escapeIdentifier(s string) string {
-	return strings.NewReplacer("`", "``", `\`, `\\`).Replace(s)
+func quoteIdentifier(s string) string {
+	return "`" + strings.NewReplacer("`", "``", `\`, `\\`).Replace(s) + "`"
 }
