@@ -268,8 +268,8 @@ func TestGeneratedEventsAreEvents(t *testing.T) {
 			decode   func(*codec.Batch, []byte) *codec.Error
 		}{
 			{"single", g.singles(20), 1, func(b *codec.Batch, body []byte) *codec.Error { return b.DecodeOne(body, time.Now()) }},
-			{"lines", g.lines(3, 7), 7, func(b *codec.Batch, body []byte) *codec.Error { return b.DecodeLines(body, time.Now()) }},
-			{"array", g.arrays(3, 7), 7, func(b *codec.Batch, body []byte) *codec.Error { return b.DecodeArray(body, time.Now()) }},
+			{"lines", g.lines(3), bulkSize, func(b *codec.Batch, body []byte) *codec.Error { return b.DecodeLines(body, time.Now()) }},
+			{"array", g.arrays(3), bulkSize, func(b *codec.Batch, body []byte) *codec.Error { return b.DecodeArray(body, time.Now()) }},
 		} {
 			for _, r := range m.requests {
 				_, body, _ := strings.Cut(string(r), "\r\n\r\n")

@@ -20,13 +20,12 @@ import (
 // bulk POST to the rollups: first at a constant rate for a minute, then as fast
 // as it goes while the sink keeps up.
 func endToEndStage(b *bench, s *section, f *fleet) error {
-	const size = 100
 	rate := 330_000.0
 	if b.o.quick {
 		rate = 20_000
 	}
 	s.Title = "bulk POST to visible, everything on this machine"
-	requests := newGenerated(5).lines(256, size)
+	requests := newGenerated(5).lines(256)
 	t := table{Header: []string{"", "offered/s", "events", "accepted/s", "visible/s", "edge µs/event", "engine µs/event", "generator", "lag max", "last visible after", "peak RSS MB"}}
 	run := func(name string, l load.Load, lead int64) (float64, error) {
 		e, err := b.endToEnd(f, name, l, lead)
@@ -34,7 +33,7 @@ func endToEndStage(b *bench, s *section, f *fleet) error {
 			s.Book = append(s.Book, e.entry)
 			offered := "saturated"
 			if len(l.Schedule) > 0 {
-				offered = count(l.Schedule[0].From * size)
+				offered = count(l.Schedule[0].From * bulkSize)
 			}
 			t.row(name, offered, e.accepted, count(e.acceptedPerSecond), count(e.visiblePerSecond), micros(e.cpu, "server"), micros(e.cpu, "engine"),
 				micros(e.cpu, "generator"), e.lag, fmt.Sprintf("%.2f s", e.after.Seconds()), e.peaks)
@@ -47,12 +46,12 @@ func endToEndStage(b *bench, s *section, f *fleet) error {
 		}
 		return 0, err
 	}
-	steady, err := run("steady", load.Load{Conns: fewConns, Requests: requests, Events: size, Schedule: load.Constant(rate/size, b.o.soak)}, 0)
+	steady, err := run("steady", load.Load{Conns: fewConns, Requests: requests, Events: bulkSize, Schedule: load.Constant(rate/bulkSize, b.o.soak)}, 0)
 	if err != nil {
 		return err
 	}
 	// A client that knows the lag holds back when half a million events wait.
-	peak, err := run("peak", load.Load{Conns: fewConns, Requests: requests, Events: size, Duration: b.o.soak / 3}, 500_000)
+	peak, err := run("peak", load.Load{Conns: fewConns, Requests: requests, Events: bulkSize, Duration: b.o.soak / 3}, 500_000)
 	if err != nil {
 		return err
 	}

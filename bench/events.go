@@ -61,12 +61,15 @@ func (g *generated) singles(n int) [][]byte {
 	return out
 }
 
-// lines are n requests of size events each, as NDJSON.
-func (g *generated) lines(n, size int) [][]byte {
+// bulkSize is how many events a bulk has.
+const bulkSize = 100
+
+// lines are n bulks, as NDJSON.
+func (g *generated) lines(n int) [][]byte {
 	out := make([][]byte, n)
 	for i := range out {
 		var body []byte
-		for range size {
+		for range bulkSize {
 			body = append(g.append(body), '\n')
 		}
 		out[i] = load.Post("edge", "/events/bulk", "application/x-ndjson", body)
@@ -74,12 +77,12 @@ func (g *generated) lines(n, size int) [][]byte {
 	return out
 }
 
-// arrays are n requests of size events each, as a JSON array.
-func (g *generated) arrays(n, size int) [][]byte {
+// arrays are n bulks, as a JSON array.
+func (g *generated) arrays(n int) [][]byte {
 	out := make([][]byte, n)
 	for i := range out {
 		body := []byte{'['}
-		for k := range size {
+		for k := range bulkSize {
 			if k > 0 {
 				body = append(body, ',')
 			}

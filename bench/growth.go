@@ -71,7 +71,7 @@ func (g *grown) finish(s *section, name, must string) {
 
 // sweep measures every point in turns, several times, and adds the medians: a
 // minute in which the machine is busy must not look like growth.
-func (g *grown) sweep(b *bench, s *section, points []int, run func(int) (sample, error)) error {
+func (g *grown) sweep(b *bench, points []int, run func(int) (sample, error)) error {
 	if b.o.quick {
 		points = []int{points[0], points[len(points)-2]}
 	}
@@ -107,7 +107,7 @@ func growNames(b *bench, s *section, f *fleet) error {
 	if _, err := b.measure(t, bulks(newGenerated(8), b.o.one)); err != nil { // warm
 		return err
 	}
-	err = g.sweep(b, s, []int{1, 10, 100, 1000, 10_000}, func(n int) (sample, error) {
+	err = g.sweep(b, []int{1, 10, 100, 1000, 10_000}, func(n int) (sample, error) {
 		made := newGenerated(uint64(8 + n))
 		made.names = n
 		return b.measure(t, bulks(made, b.o.one))
@@ -120,10 +120,9 @@ func growNames(b *bench, s *section, f *fleet) error {
 	return nil
 }
 
-// bulks is 50,000 events a second in bulks of 100.
+// bulks is 50,000 events a second in bulks.
 func bulks(g *generated, d time.Duration) load.Load {
-	const size = 100
-	return load.Load{Conns: fewConns, Requests: g.lines(256, size), Events: size, Schedule: load.Constant(50_000/size, d)}
+	return load.Load{Conns: fewConns, Requests: g.lines(256), Events: bulkSize, Schedule: load.Constant(50_000/bulkSize, d)}
 }
 
 // growConnections is the ingesting side with ever more clients that say nothing more.
@@ -137,7 +136,7 @@ func growConnections(b *bench, s *section, f *fleet) error {
 		return err
 	}
 	g := newGrown("idle connections")
-	err = g.sweep(b, s, []int{1, 100, 1000, 10_000}, func(n int) (sample, error) {
+	err = g.sweep(b, []int{1, 100, 1000, 10_000}, func(n int) (sample, error) {
 		idle, err := load.OpenIdle(t.addr, n, l.Requests[0])
 		if err != nil {
 			return sample{}, err
@@ -163,9 +162,9 @@ func growConnections(b *bench, s *section, f *fleet) error {
 // grows here, and the rate that falls; a real cluster shares partitions out.
 func growPartitions(b *bench, s *section, f *fleet) error {
 	g := newGrown("partitions")
-	requests := newGenerated(10).lines(64, 100)
+	requests := newGenerated(10).lines(64)
 	targets := make(map[int]*target)
-	err := g.sweep(b, s, []int{1, 4, 16, 64}, func(n int) (sample, error) {
+	err := g.sweep(b, []int{1, 4, 16, 64}, func(n int) (sample, error) {
 		if targets[n] == nil {
 			broker, err := f.broker(n)
 			if err != nil {
@@ -177,7 +176,7 @@ func growPartitions(b *bench, s *section, f *fleet) error {
 			}
 			targets[n] = srv.of("edge", broker)
 		}
-		return b.measure(targets[n], load.Load{Conns: fewConns, Requests: requests, Events: 100, Duration: b.o.one})
+		return b.measure(targets[n], load.Load{Conns: fewConns, Requests: requests, Events: bulkSize, Duration: b.o.one})
 	})
 	if err != nil {
 		return err

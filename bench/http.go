@@ -158,7 +158,6 @@ func (s *section) race(title string, out *outcome, ours string) {
 
 // bulkStage is a hundred events a request, waiting for the broker.
 func bulkStage(b *bench, s *section, f *fleet) error {
-	const size = 100
 	s.Title = "100 events a request, ACK=broker, saturated"
 	ours, err := f.ours("edge")
 	if err != nil {
@@ -172,8 +171,8 @@ func bulkStage(b *bench, s *section, f *fleet) error {
 	for _, m := range []struct {
 		name     string
 		requests [][]byte
-	}{{"NDJSON", g.lines(64, size)}, {"array", g.arrays(64, size)}} {
-		out, err := race{ours: ours, peer: peer, load: load.Load{Conns: manyConns, Requests: m.requests, Events: size, Duration: b.o.one}}.run(b)
+	}{{"NDJSON", g.lines(64)}, {"array", g.arrays(64)}} {
+		out, err := race{ours: ours, peer: peer, load: load.Load{Conns: manyConns, Requests: m.requests, Events: bulkSize, Duration: b.o.one}}.run(b)
 		if err != nil {
 			return err
 		}
@@ -186,14 +185,14 @@ func bulkStage(b *bench, s *section, f *fleet) error {
 			Measured: fmt.Sprintf("%s/s, %.2f µs", count(got.PerSecond), got.CPU["server"]), Ratio: fmt.Sprintf("%.1fx naive sync", out.ToPeer),
 			Verdict: verdict(got.PerSecond >= 1e6 && got.CPU["server"] <= 1, got.PerSecond >= 1.65e6)})
 	}
-	if err := s.sizes(ours, g.lines(64, size), size); err != nil {
+	if err := s.sizes(ours, g.lines(64)); err != nil {
 		return err
 	}
-	return b.nullBroker(s, f, g.lines(64, size), size)
+	return b.nullBroker(s, f, g.lines(64))
 }
 
 // sizes notes the bytes of an event on its way in and in the log.
-func (s *section) sizes(t *target, requests [][]byte, size int) error {
+func (s *section) sizes(t *target, requests [][]byte) error {
 	var body, log int64
 	for _, r := range requests {
 		body += int64(len(r))
@@ -215,7 +214,7 @@ func (s *section) sizes(t *target, requests [][]byte, size int) error {
 	if err != nil {
 		return err
 	}
-	s.number("body_bytes", float64(body)/float64(len(requests)*size))
+	s.number("body_bytes", float64(body)/float64(len(requests)*bulkSize))
 	s.number("topic_bytes", float64(log)/float64(max(events, 1)))
 	s.note("an event is %.0f bytes as it is sent and %.0f in the log", s.Numbers["body_bytes"], s.Numbers["topic_bytes"])
 	return nil
@@ -223,7 +222,7 @@ func (s *section) sizes(t *target, requests [][]byte, size int) error {
 
 // nullBroker is the bulk path with a broker that throws away: its ledger is what
 // the producer says was acknowledged.
-func (b *bench) nullBroker(s *section, f *fleet, requests [][]byte, size int) error {
+func (b *bench) nullBroker(s *section, f *fleet, requests [][]byte) error {
 	null, err := f.rival("null", "1")
 	if err != nil {
 		return err
@@ -236,7 +235,7 @@ func (b *bench) nullBroker(s *section, f *fleet, requests [][]byte, size int) er
 		count: func() (int64, error) { m, err := srv.metrics(); return int64(m["edge_produce_records_total"]), err }}
 	var samples []sample
 	for range b.o.rounds {
-		m, err := b.measure(t, load.Load{Conns: manyConns, Requests: requests, Events: size, Duration: b.o.one})
+		m, err := b.measure(t, load.Load{Conns: manyConns, Requests: requests, Events: bulkSize, Duration: b.o.one})
 		if err != nil {
 			return err
 		}

@@ -19,7 +19,7 @@ import (
 // is told 503, and what it brought stays in memory until the client gives its
 // records up: the worst that a dead broker can make of the buffers.
 func memoryStage(b *bench, s *section, f *fleet) error {
-	const rate, size = 20_000, 100
+	const rate = 20_000
 	s.Title = "memory with a dead broker, 20,000 events/s offered"
 	broker, err := f.broker(1)
 	if err != nil {
@@ -34,8 +34,8 @@ func memoryStage(b *bench, s *section, f *fleet) error {
 		return err
 	}
 	healthy := b.o.long / 2
-	l := load.Load{Addr: srv.addr, Conns: 1024, Requests: newGenerated(7).lines(64, size), Events: size,
-		Schedule: load.Constant(rate/size, healthy+b.o.soak)}
+	l := load.Load{Addr: srv.addr, Conns: 1024, Requests: newGenerated(7).lines(64), Events: bulkSize,
+		Schedule: load.Constant(rate/bulkSize, healthy+b.o.soak)}
 	ctx, cancel := context.WithCancel(b.ctx)
 	defer cancel()
 	began := time.Now()
