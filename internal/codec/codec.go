@@ -2,10 +2,10 @@
 // into the record that goes on the topic. It also owns the only pool of event
 // memory: a Batch holds every record of one request in one arena.
 //
-// Why not a JSON library. An event has nine known keys, so the scanner is
-// directed by them: it walks the text once, validates every byte of it
-// (grammar, UTF-8, depth, unknown keys and metadata included) and hands out
-// views into it. There is no reflection, no map and no intermediate tree, and
+// Why not a JSON library. An event has eight known keys, a record one more
+// (received_at), so the scanner is directed by them: it walks the text once,
+// validates every byte of it (grammar, UTF-8, depth, unknown keys and metadata
+// included) and hands out views into it. There is no reflection, no map and no intermediate tree, and
 // nothing is allocated in steady state; general decoders pay all three and are
 // laxer than the contract where it matters (raw control characters, broken
 // UTF-8, unchecked values under skipped keys). They serve as oracles in the

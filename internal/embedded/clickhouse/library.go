@@ -53,7 +53,7 @@ func libraryUnder(dir string) string {
 	if p := filepath.Join(dir, "bin", libraryName); isFile(p) {
 		return p
 	}
-	// One lock file serves every platform; npm installs the one that fits.
+	// make setup installs the package of Linux on x86-64; another's has another name.
 	found, _ := filepath.Glob(filepath.Join(dir, "internal", "embedded", "clickhouse", "engine",
 		"node_modules", "@chdb", "lib-*", libraryName))
 	for _, p := range found {
