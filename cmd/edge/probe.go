@@ -20,8 +20,7 @@ func (a *app) checkKafka(ctx context.Context) error {
 	}
 	context.AfterFunc(ctx, client.Close)
 	a.check(ctx, "kafka", func(ctx context.Context) error {
-		_, err := kafka.Partitions(ctx, client, a.cfg.KafkaTopic)
-		return a.kafka.Explain(err)
+		return a.kafka.Explain(kafka.CheckTopics(ctx, client, a.cfg.KafkaTopic))
 	})
 	return nil
 }

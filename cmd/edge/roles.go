@@ -148,10 +148,9 @@ func (a *app) ensureTopics(ctx context.Context) error {
 	}
 	defer client.Close()
 	config := map[string]string{"retention.ms": a.cfg.topicRetention()}
-	_, err = kafka.EnsureTopics(ctx, client,
+	return a.kafka.Explain(kafka.EnsureTopics(ctx, client,
 		kafka.Topic{Name: a.cfg.KafkaTopic, Partitions: a.cfg.partitions(), Replicas: a.cfg.KafkaReplication, Config: config},
-		kafka.Topic{Name: a.cfg.deadLetterTopic(), Partitions: 1, Replicas: a.cfg.KafkaReplication, Config: map[string]string{"retention.ms": "-1"}})
-	return a.kafka.Explain(err)
+		kafka.Topic{Name: a.cfg.deadLetterTopic(), Partitions: 1, Replicas: a.cfg.KafkaReplication, Config: map[string]string{"retention.ms": "-1"}}))
 }
 
 func (a *app) stopProducer(ctx context.Context) error {

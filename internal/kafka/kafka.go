@@ -104,10 +104,10 @@ type Topic struct {
 	Config     map[string]string // applied only when the topic is created
 }
 
-// EnsureTopics creates what is missing and returns the partition count of each
-// topic. An existing topic is left as it is, whatever its partition count, and
-// needs no right to create one. May be called by many processes at once.
-func EnsureTopics(ctx context.Context, cl *kgo.Client, topics ...Topic) (map[string]int32, error) {
+// EnsureTopics creates what is missing. An existing topic is left as it is, whatever
+// its partition count, and needs no right to create one. May be called by many
+// processes at once.
+func EnsureTopics(ctx context.Context, cl *kgo.Client, topics ...Topic) error {
 	adm := kadm.NewClient(cl)
 	names := make([]string, len(topics))
 	for i, t := range topics {
@@ -115,7 +115,7 @@ func EnsureTopics(ctx context.Context, cl *kgo.Client, topics ...Topic) (map[str
 	}
 	details, err := adm.ListTopics(ctx, names...)
 	if err != nil {
-		return nil, fmt.Errorf("list topics: %w", err)
+		return fmt.Errorf("list topics: %w", err)
 	}
 	created := false
 	for _, t := range topics {
@@ -132,47 +132,45 @@ func EnsureTopics(ctx context.Context, cl *kgo.Client, topics ...Topic) (map[str
 			err = resp.Err
 		}
 		if err != nil && !errors.Is(err, kerr.TopicAlreadyExists) {
-			return nil, fmt.Errorf("create topic %s: %w", t.Name, err)
+			return fmt.Errorf("create topic %s: %w", t.Name, err)
 		}
 	}
 	// A new topic reaches every broker, and the client's cache, a moment later.
 	for tries := 1; ; tries++ {
-		counts, err := Partitions(ctx, cl, names...)
+		err := CheckTopics(ctx, cl, names...)
 		if err == nil || !created || tries > 5 {
-			return counts, err
+			return err
 		}
 		select {
 		case <-ctx.Done():
-			return nil, err
+			return err
 		case <-time.After(Backoff(tries)):
 		}
 	}
 }
 
-// Partitions returns the partition count of each topic; a topic that is not
-// there, or has no leader to write to, is an error.
-func Partitions(ctx context.Context, cl *kgo.Client, topics ...string) (map[string]int32, error) {
+// CheckTopics asks the cluster: a topic that is not there, or has no leader to write
+// to, is an error.
+func CheckTopics(ctx context.Context, cl *kgo.Client, topics ...string) error {
 	details, err := kadm.NewClient(cl).ListTopics(ctx, topics...)
 	if err != nil {
-		return nil, fmt.Errorf("list topics: %w", err)
+		return fmt.Errorf("list topics: %w", err)
 	}
-	out := make(map[string]int32, len(topics))
 	for _, name := range topics {
 		d := details[name]
 		if d.Err != nil {
-			return nil, fmt.Errorf("topic %s: %w", name, d.Err)
+			return fmt.Errorf("topic %s: %w", name, d.Err)
 		}
 		if len(d.Partitions) == 0 {
-			return nil, fmt.Errorf("topic %s: %w", name, kerr.UnknownTopicOrPartition)
+			return fmt.Errorf("topic %s: %w", name, kerr.UnknownTopicOrPartition)
 		}
 		for _, p := range d.Partitions.Sorted() {
 			if p.Err != nil || p.Leader < 0 {
-				return nil, fmt.Errorf("topic %s, partition %d: %w", name, p.Partition, cmp.Or(p.Err, errNoLeader))
+				return fmt.Errorf("topic %s, partition %d: %w", name, p.Partition, cmp.Or(p.Err, errNoLeader))
 			}
 		}
-		out[name] = int32(len(d.Partitions))
 	}
-	return out, nil
+	return nil
 }
 
 var errNoLeader = errors.New("has no leader")

@@ -211,8 +211,7 @@ func (p *Producer) Ping(ctx context.Context) error {
 	if p.metadata.recreated.CompareAndSwap(true, false) {
 		return fmt.Errorf("topic %s was deleted and created again", p.cfg.Topic)
 	}
-	_, err := kafka.Partitions(ctx, p.client, p.cfg.Topic)
-	return err
+	return kafka.CheckTopics(ctx, p.client, p.cfg.Topic)
 }
 
 // Close refuses new requests, waits until what was taken is acknowledged or
