@@ -13,18 +13,11 @@ type Waiter interface {
 	Settled(err error) bool
 }
 
-// outcome of a wait, as seen by its two sides.
-const (
-	pending   int32 = iota
-	settled         // every record had its outcome first
-	abandoned       // the request gave up first
-)
-
 // wait is the Waiter of a goroutine that sleeps. The goroutine and the shard
 // share it; whoever is second to leave puts it back.
 type wait struct {
 	p     *Producer
-	state atomic.Int32
+	over  atomic.Bool // set by who is first: the outcome, or the timeout
 	refs  atomic.Int32
 	done  chan struct{}
 	timer *time.Timer
@@ -38,7 +31,7 @@ func (p *Producer) newWait() *wait {
 		w.timer.Stop()
 	}
 	w.err = nil
-	w.state.Store(pending)
+	w.over.Store(false)
 	w.refs.Store(2)
 	return w
 }
@@ -46,7 +39,7 @@ func (p *Producer) newWait() *wait {
 // Settled implements Waiter.
 func (w *wait) Settled(err error) bool {
 	w.err = err
-	waiting := w.state.CompareAndSwap(pending, settled)
+	waiting := w.over.CompareAndSwap(false, true)
 	if waiting {
 		w.done <- struct{}{}
 	}
@@ -62,7 +55,7 @@ func (w *wait) outcome(timeout time.Duration) error {
 	case <-w.done:
 		w.timer.Stop()
 	case <-w.timer.C:
-		if w.state.CompareAndSwap(pending, abandoned) {
+		if w.over.CompareAndSwap(false, true) {
 			return ErrTimeout
 		}
 		<-w.done // the outcome was just first
