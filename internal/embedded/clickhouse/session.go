@@ -279,9 +279,8 @@ func (s *session) watch(killing bool) *watch {
 	if err := s.expect(0); err != nil {
 		w.gone.Store(true)
 	}
-	w.done.Add(2)
-	go w.listen()
-	go w.report()
+	w.done.Go(w.listen)
+	w.done.Go(w.report)
 	return w
 }
 
@@ -297,7 +296,6 @@ func (w *watch) stop() error {
 }
 
 func (w *watch) listen() {
-	defer w.done.Done()
 	code, err := w.s.in.peek()
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
@@ -330,7 +328,6 @@ func (w *watch) listen() {
 }
 
 func (w *watch) report() {
-	defer w.done.Done()
 	tick := time.NewTicker(progressEvery)
 	defer tick.Stop()
 	var b proto.Buffer
