@@ -47,8 +47,7 @@ func (c *config) migrateOptions(log *slog.Logger) clickhouse.MigrateOptions {
 // anything is produced or consumed.
 func (a *app) checkLog(ctx context.Context) error {
 	topic := a.cfg.KafkaTopic
-	id, _ := a.broker.TopicID(topic)
-	src := sink.SourceID(a.broker.ClusterID(), id, a.broker.Incarnation())
+	src := sink.SourceID(a.broker.ClusterID(), a.broker.TopicID(topic), a.broker.Incarnation())
 	ends := make(map[int32]int64)
 	for _, p := range a.broker.Partitions(topic) {
 		ends[p.ID] = p.HighWatermark

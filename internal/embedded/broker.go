@@ -115,8 +115,11 @@ func (b *Broker) loadIdentity() error {
 	boot := bootID()
 	b.uncleanStart = found && !id.Clean
 	newBoot := b.uncleanStart && id.BootID != boot
-	b.stats.unclean(b.uncleanStart, newBoot)
+	if newBoot {
+		b.stats.uncleanHostBoots.Inc()
+	}
 	if b.uncleanStart {
+		b.stats.uncleanStarts.Inc()
 		b.cfg.Logger.Warn("the run before this one was not stopped in order", "machine_restarted", newBoot)
 	}
 	id.Unscanned = id.Unscanned || newBoot

@@ -7,8 +7,6 @@ import (
 	"math"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -63,7 +61,7 @@ func (w *diskWatch) fail(err error) {
 
 // look compares free space with the reserve once.
 func (w *diskWatch) look() {
-	free, err := freeBytes(w.b.dir)
+	free, _, err := space(w.b.dir)
 	if err != nil {
 		w.b.stats.diskErrors.Inc()
 		w.b.cfg.Logger.Error("look at the broker's disk", "err", err)
@@ -141,15 +139,11 @@ func (w *diskWatch) verify() {
 
 // newestSegment returns the path of the segment with the highest base offset.
 func newestSegment(dir string) string {
-	entries, _ := os.ReadDir(dir)
-	newest, path := int64(-1), ""
-	for _, e := range entries {
-		base, ok := strings.CutSuffix(e.Name(), ".dat")
-		if n, err := strconv.ParseInt(base, 10, 64); ok && err == nil && n > newest {
-			newest, path = n, filepath.Join(dir, e.Name())
-		}
+	bases, err := segmentBases(dir)
+	if err != nil || len(bases) == 0 {
+		return ""
 	}
-	return path
+	return segmentPath(dir, bases[len(bases)-1])
 }
 
 func (w *diskWatch) close() {
@@ -158,20 +152,12 @@ func (w *diskWatch) close() {
 	}
 }
 
-// freeBytes is what an unprivileged process may still write under dir.
-func freeBytes(dir string) (int64, error) {
+// space is what an unprivileged process may still write under dir, and what the file
+// system holds when it is full, in bytes.
+func space(dir string) (free, size int64, err error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(dir, &st); err != nil {
-		return 0, fmt.Errorf("free space of %s: %w", dir, err)
+		return 0, 0, fmt.Errorf("space of %s: %w", dir, err)
 	}
-	return int64(st.Bavail * uint64(st.Bsize)), nil
-}
-
-// sizeBytes is what the file system under dir holds when it is full.
-func sizeBytes(dir string) (int64, error) {
-	var st unix.Statfs_t
-	if err := unix.Statfs(dir, &st); err != nil {
-		return 0, fmt.Errorf("size of %s: %w", dir, err)
-	}
-	return int64(st.Blocks * uint64(st.Bsize)), nil
+	return int64(st.Bavail * uint64(st.Bsize)), int64(st.Blocks * uint64(st.Bsize)), nil
 }

@@ -31,7 +31,7 @@ func smallDisk(t *testing.T, size string) string {
 func ballast(t *testing.T, dir string, free int64) (release func()) {
 	t.Helper()
 	path := filepath.Join(dir, "ballast")
-	have, err := freeBytes(dir)
+	have, _, err := space(dir)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -25,19 +25,17 @@ func (b *Broker) Partitions(topic string) []PartitionInfo {
 	return ps
 }
 
-// TopicID returns the id topic was created with; it changes when the log is
-// made anew under the same name.
-func (b *Broker) TopicID(topic string) (id [16]byte, ok bool) {
+// TopicID returns the id topic was created with, and zeros when there is no such topic or
+// the broker is closed. It changes when the log is made anew under the same name.
+func (b *Broker) TopicID(topic string) (id [16]byte) {
 	b.mu.RLock()
 	defer b.mu.RUnlock()
-	if b.closed {
-		return id, false
+	if !b.closed {
+		if info := b.cluster.TopicInfo(topic); info != nil {
+			id = info.TopicID
+		}
 	}
-	info := b.cluster.TopicInfo(topic)
-	if info == nil {
-		return id, false
-	}
-	return info.TopicID, true
+	return id
 }
 
 // ClusterID is random and made with the log.

@@ -97,7 +97,7 @@ func (r *recovery) partition(dir, topic string, partition int32) error {
 	next := bases[0]
 	of := make(producers)
 	for _, base := range bases {
-		path := filepath.Join(dir, strconv.FormatInt(base, 10)+".dat")
+		path := segmentPath(dir, base)
 		w, err := walkSegment(path, of)
 		if err != nil {
 			return err
@@ -158,6 +158,10 @@ func (s *partitionSnapshot) dropEmptyTail(dir string) error {
 func readSnapshot(path string) (s partitionSnapshot, ok bool) {
 	b, err := os.ReadFile(path)
 	return s, err == nil && json.Unmarshal(b, &s) == nil
+}
+
+func segmentPath(dir string, base int64) string {
+	return filepath.Join(dir, strconv.FormatInt(base, 10)+".dat")
 }
 
 // segmentBases returns the base offsets of the segment files in dir, ascending.

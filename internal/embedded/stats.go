@@ -14,15 +14,6 @@ type stats struct {
 	trimmed          stat.Counter
 }
 
-func (s *stats) unclean(start, host bool) {
-	if start {
-		s.uncleanStarts.Inc()
-	}
-	if host {
-		s.uncleanHostBoots.Inc()
-	}
-}
-
 // Describe adds the broker's metrics to set.
 func (b *Broker) Describe(set *stat.Set) {
 	s := &b.stats
@@ -34,12 +25,12 @@ func (b *Broker) Describe(set *stat.Set) {
 	set.Counter("edge_log_holes_total", "Ranges of offsets found missing inside the log at start.", &s.holes)
 	set.Counter("edge_log_trimmed_records_total", "Records removed from the embedded log after they were committed and old enough.", &s.trimmed)
 	set.GaugeVec("edge_disk_free_bytes", "Free space on the file system of a directory.", []string{"path"}, func(emit stat.Emit) {
-		if free, err := freeBytes(b.dir); err == nil {
+		if free, _, err := space(b.dir); err == nil {
 			emit(float64(free), b.dir)
 		}
 	})
 	set.GaugeVec("edge_disk_size_bytes", "Size of that file system.", []string{"path"}, func(emit stat.Emit) {
-		if size, err := sizeBytes(b.dir); err == nil {
+		if _, size, err := space(b.dir); err == nil {
 			emit(float64(size), b.dir)
 		}
 	})
