@@ -18,23 +18,23 @@ const smallBlock = 16 << 10
 
 // sendBlock puts one block of the library's in line as a Data packet. A large
 // one is written at once, since its bytes are only borrowed.
-func (s *session) sendBlock(q *clientQuery, block []byte, flag serialization) error {
+func (s *session) sendBlock(block []byte) error {
 	start := len(s.out.Buf)
 	proto.ServerCodeData.Encode(&s.out)
 	s.out.PutString("") // table name
 	var err error
 	switch {
-	case q.compressed:
-		err = s.compressBlock(q, block, flag)
+	case s.zip != nil:
+		err = s.compressBlock(block)
 	case len(block) <= smallBlock:
 		s.out.PutRaw(blockInfo)
-		err = s.eachSpan(block, flag, func(p []byte) error {
+		err = s.eachSpan(block, func(p []byte) error {
 			s.out.PutRaw(p)
 			return nil
 		})
 	default:
 		s.out.PutRaw(blockInfo)
-		err = s.writeBlock(block, flag)
+		err = s.writeBlock(block)
 	}
 	if err != nil && len(s.out.Buf) > start {
 		s.out.Buf = s.out.Buf[:start] // an exception may still follow
@@ -42,7 +42,12 @@ func (s *session) sendBlock(q *clientQuery, block []byte, flag serialization) er
 	return err
 }
 
-func (s *session) eachSpan(block []byte, flag serialization, keep func([]byte) error) error {
+// eachSpan passes a block of the library's on as this client is to get it.
+func (s *session) eachSpan(block []byte, keep func([]byte) error) error {
+	flag := flagNone
+	if proto.FeatureCustomSerialization.In(s.version) {
+		flag = flagAdd
+	}
 	c := over(block)
 	c.keep = keep
 	if _, err := s.walker.block(c, flag); err != nil {
@@ -58,10 +63,10 @@ func (s *session) eachSpan(block []byte, flag serialization, keep func([]byte) e
 }
 
 // writeBlock sends the packets in line and the block with one vectored write.
-func (s *session) writeBlock(block []byte, flag serialization) error {
+func (s *session) writeBlock(block []byte) error {
 	spans := net.Buffers{s.out.Buf}
 	first := true
-	err := s.eachSpan(block, flag, func(p []byte) error {
+	err := s.eachSpan(block, func(p []byte) error {
 		if first {
 			p = append([]byte(nil), p...) // the walker's own, which it reuses
 			first = false
@@ -82,17 +87,16 @@ func (s *session) writeBlock(block []byte, flag serialization) error {
 	return err
 }
 
-func (s *session) compressBlock(q *clientQuery, block []byte, flag serialization) error {
-	z := s.compressor(q)
+func (s *session) compressBlock(block []byte) error {
 	s.plain = append(s.plain[:0], blockInfo...)
 	frame := func(p []byte) error {
-		if err := z.Compress(p); err != nil {
+		if err := s.zip.Compress(p); err != nil {
 			return err
 		}
-		s.out.PutRaw(z.Data)
+		s.out.PutRaw(s.zip.Data)
 		return nil
 	}
-	err := s.eachSpan(block, flag, func(p []byte) error {
+	err := s.eachSpan(block, func(p []byte) error {
 		for len(p) > 0 {
 			n := min(len(p), outFrame-len(s.plain))
 			s.plain = append(s.plain, p[:n]...)
@@ -112,8 +116,11 @@ func (s *session) compressBlock(q *clientQuery, block []byte, flag serialization
 	return frame(s.plain)
 }
 
-// compressor is LZ4 unless the query asks for ZSTD, as on a server.
+// compressor is LZ4 unless the query asks for ZSTD, as on a server, or for none.
 func (s *session) compressor(q *clientQuery) *compress.Writer {
+	if !q.compressed {
+		return nil
+	}
 	for _, v := range q.settings {
 		if v.Key == "network_compression_method" && strings.EqualFold(v.Value, "ZSTD") {
 			if s.zstd == nil {
@@ -128,13 +135,8 @@ func (s *session) compressor(q *clientQuery) *compress.Writer {
 	return s.lz4
 }
 
-// headerOf returns a block of the same columns without rows.
-func (s *session) headerOf(block []byte) ([]byte, error) {
-	if _, err := s.walker.block(over(block), flagNone); err != nil {
-		return nil, err
-	}
-	return encodeHeader(s.walker.columns), nil
-}
+// sendHeader sends a block of the columns without rows.
+func (s *session) sendHeader(columns []column) error { return s.sendBlock(encodeHeader(columns)) }
 
 // encodeHeader makes a Native block of columns without rows.
 func encodeHeader(columns []column) []byte {

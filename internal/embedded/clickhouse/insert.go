@@ -90,13 +90,13 @@ func (s *session) insert(q *clientQuery, st *statement) error {
 	defer buffer.close()
 	arriving := s.srv.arrivals.begin(s, q)
 	defer s.srv.arrivals.end(arriving)
-	if err := s.sendBlock(q, encodeHeader(columns), s.added()); err != nil {
+	if err := s.sendHeader(columns); err != nil {
 		return err
 	}
 	if err := s.flush(); err != nil {
 		return err
 	}
-	rows, err := s.receive(q, columns, buffer)
+	rows, err := s.receive(columns, buffer)
 	switch {
 	case errors.Is(err, errCancelled):
 		s.inserted(proto.Progress{})
@@ -165,7 +165,7 @@ func (s *session) commit(q *clientQuery, st *statement, b *insertBuffer) error {
 }
 
 // receive reads Data packets up to the empty one and returns their row count.
-func (s *session) receive(q *clientQuery, columns []column, b *insertBuffer) (uint64, error) {
+func (s *session) receive(columns []column, b *insertBuffer) (uint64, error) {
 	var rows uint64
 	for {
 		code, err := s.in.byte()
@@ -179,7 +179,7 @@ func (s *session) receive(q *clientQuery, columns []column, b *insertBuffer) (ui
 		default:
 			return rows, malformed("packet code %d arrived amid an insert", code)
 		}
-		shape, err := s.clientBlock(q.compressed, b.keep)
+		shape, err := s.clientBlock(b.keep)
 		if err != nil {
 			return rows, err
 		}

@@ -78,7 +78,7 @@ func TestListingIsSentBlockByBlock(t *testing.T) {
 	}
 	two := append(block("a", "b"), block("c")...)
 	s := &session{version: revision}
-	if err := s.sendBlocks(&clientQuery{}, two); err != nil {
+	if err := s.sendBlocks(two); err != nil {
 		t.Fatal(err)
 	}
 	var want proto.Buffer
@@ -95,7 +95,7 @@ func TestListingIsSentBlockByBlock(t *testing.T) {
 		t.Errorf("got  %q\nwant %q", s.out.Buf, want.Buf)
 	}
 	for n := range two {
-		if whole := n == 0 || n == len(block("a", "b")); s.sendBlocks(&clientQuery{}, two[:n]) == nil != whole {
+		if whole := n == 0 || n == len(block("a", "b")); s.sendBlocks(two[:n]) == nil != whole {
 			t.Errorf("%d of %d bytes: whole=%v is not what was found", n, len(two), whole)
 		}
 	}

@@ -14,8 +14,8 @@ func (s *session) query() error {
 	if err != nil {
 		return err
 	}
-	s.zipped, s.skipping = q.compressed, false
-	external, err := s.externalTables(q.compressed)
+	s.zip, s.skipping = s.compressor(&q), false
+	external, err := s.externalTables()
 	if err != nil {
 		return err
 	}
@@ -43,7 +43,7 @@ func (s *session) query() error {
 
 // externalTables walks past the Data packets that follow a query, the empty one
 // that ends them included, and counts the rest.
-func (s *session) externalTables(compressed bool) (int, error) {
+func (s *session) externalTables() (int, error) {
 	for n := 0; ; n++ {
 		code, err := s.in.byte()
 		if err != nil {
@@ -52,7 +52,7 @@ func (s *session) externalTables(compressed bool) (int, error) {
 		if proto.ClientCode(code) != proto.ClientCodeData {
 			return n, malformed("packet code %d follows a query instead of its data", code)
 		}
-		shape, err := s.clientBlock(compressed, discard)
+		shape, err := s.clientBlock(discard)
 		if err != nil {
 			return n, err
 		}
@@ -68,7 +68,7 @@ func (s *session) skipBlock() error {
 	if !s.skipping {
 		return malformed("a block arrived outside a query")
 	}
-	shape, err := s.clientBlock(s.zipped, discard)
+	shape, err := s.clientBlock(discard)
 	s.skipping = shape.columns > 0
 	return err
 }
@@ -77,12 +77,12 @@ func discard([]byte) error { return nil }
 
 // clientBlock walks the Data packet whose code has been read and passes its
 // block to keep in the library's revision.
-func (s *session) clientBlock(compressed bool, keep func([]byte) error) (blockShape, error) {
+func (s *session) clientBlock(keep func([]byte) error) (blockShape, error) {
 	if _, err := s.in.string(maxName); err != nil { // table name
 		return blockShape{}, err
 	}
 	c := s.in
-	if compressed {
+	if s.zip != nil {
 		if s.unzipped == nil {
 			s.frames = newFrameReader(s.in)
 			s.unzipped = newCursor(s.frames, windowSize)
@@ -107,7 +107,7 @@ func (s *session) clientBlock(compressed bool, keep func([]byte) error) (blockSh
 		}
 		return shape, err
 	}
-	if compressed && (c.r != c.w || s.frames.left != 0) {
+	if s.zip != nil && (c.r != c.w || s.frames.left != 0) {
 		return shape, malformed("a block ends inside a compressed frame")
 	}
 	return shape, nil
@@ -174,26 +174,25 @@ func (s *session) command(q *clientQuery, st *statement) error {
 	if err != nil && !(w.cancelled.Load() && exceptionCode(err) == codeQueryCancelled) {
 		return err
 	}
-	if err := s.sendBlocks(q, blocks); err != nil {
+	if err := s.sendBlocks(blocks); err != nil {
 		return err
 	}
-	return s.finish(q, proto.Progress{})
+	return s.finish(proto.Progress{})
 }
 
 // sendBlocks sends a header and the blocks that stand one behind the other in p.
-func (s *session) sendBlocks(q *clientQuery, p []byte) error {
-	flag := s.added()
+func (s *session) sendBlocks(p []byte) error {
 	for first := true; len(p) > 0; first = false {
 		c := over(p)
 		if _, err := s.walker.block(c, flagNone); err != nil {
 			return err
 		}
 		if first {
-			if err := s.sendBlock(q, encodeHeader(s.walker.columns), flag); err != nil {
+			if err := s.sendHeader(s.walker.columns); err != nil {
 				return err
 			}
 		}
-		if err := s.sendBlock(q, p[:c.r], flag); err != nil {
+		if err := s.sendBlock(p[:c.r]); err != nil {
 			return err
 		}
 		p = p[c.r:]
@@ -201,20 +200,12 @@ func (s *session) sendBlocks(q *clientQuery, p []byte) error {
 	return nil
 }
 
-// added is what the library's columns lack for this client.
-func (s *session) added() serialization {
-	if proto.FeatureCustomSerialization.In(s.version) {
-		return flagAdd
-	}
-	return flagNone
-}
-
 // finish closes a successful answer.
-func (s *session) finish(q *clientQuery, p proto.Progress) error {
+func (s *session) finish(p proto.Progress) error {
 	proto.Profile{}.EncodeAware(&s.out, s.version)
 	proto.ServerCodeProgress.Encode(&s.out)
 	p.EncodeAware(&s.out, s.version)
-	if err := s.sendBlock(q, emptyBlock, flagNone); err != nil {
+	if err := s.sendBlock(emptyBlock); err != nil {
 		return err
 	}
 	proto.ServerCodeEndOfStream.Encode(&s.out)
@@ -246,7 +237,7 @@ func (s *session) rows(q *clientQuery, st *statement) error {
 			return err
 		}
 	}
-	return s.finish(q, p)
+	return s.finish(p)
 }
 
 // notStreamable tells the stream interface's own refusal of a statement without
@@ -262,7 +253,6 @@ func (s *session) sendRows(q *clientQuery, st *statement, w *watch) (sent int, p
 		return 0, p, err
 	}
 	defer rows.close()
-	flag := s.added()
 	for !w.cancelled.Load() && !w.gone.Load() {
 		block, err := rows.next()
 		if err != nil {
@@ -272,15 +262,14 @@ func (s *session) sendRows(q *clientQuery, st *statement, w *watch) (sent int, p
 			break
 		}
 		if sent == 0 {
-			header, err := s.headerOf(block)
-			if err != nil {
+			if _, err := s.walker.block(over(block), flagNone); err != nil {
 				return 0, p, err
 			}
-			if err := s.sendBlock(q, header, flag); err != nil {
+			if err := s.sendHeader(s.walker.columns); err != nil {
 				return 0, p, err
 			}
 		}
-		if err := s.sendBlock(q, block, flag); err != nil {
+		if err := s.sendBlock(block); err != nil {
 			return sent, p, err
 		}
 		sent++
@@ -304,7 +293,7 @@ func (s *session) emptyHeader(q *clientQuery, st *statement) error {
 	if err != nil {
 		return err
 	}
-	return s.sendBlock(q, encodeHeader(columns), s.added())
+	return s.sendHeader(columns)
 }
 
 // describe runs a DESCRIBE and returns the names and types it lists, at least one.

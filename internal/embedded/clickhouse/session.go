@@ -45,9 +45,9 @@ type session struct {
 	in       *cursor
 	unzipped *cursor // the bytes inside in's compressed frames
 	frames   *frameReader
-	timeout  time.Duration // for one read; 0 while idle
-	zipped   bool          // the last query's blocks are compressed
-	skipping bool          // it failed, and its rows may still be on their way
+	timeout  time.Duration    // for one read; 0 while idle
+	zip      *compress.Writer // of the last query's blocks; nil: they are not compressed
+	skipping bool             // it failed, and its rows may still be on their way
 	walker   walker
 	settings sessionSettings
 	takes    taken
