@@ -304,12 +304,16 @@ func replayDead(in *invocation) error {
 }
 
 func replayDeadDirectly(in *invocation, list bool) error {
-	d := deadLetters{kafka.Options{Brokers: in.cfg.KafkaBrokers, Logger: in.log}, &in.cfg}
+	options, _, err := in.cfg.kafkaOptions()
+	if err != nil {
+		return err
+	}
+	options.Logger = in.log
+	d := deadLetters{options, &in.cfg}
 	if list {
 		return d.list(in.ctx, in.out)
 	}
 	var out replayed
-	var err error
 	if len(in.args) == 1 {
 		f, openErr := os.Open(in.args[0])
 		if openErr != nil {

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -174,4 +175,52 @@ func TestRepairedLettersAreRefused(t *testing.T) {
 	if w.Code != http.StatusServiceUnavailable {
 		t.Errorf("without a broker: got %d %q; want 503", w.Code, w.Body.String())
 	}
+}
+
+// With no edge to ask, edge replay-dlq reaches the brokers as edge would.
+func TestReplayDLQByItself(t *testing.T) {
+	ca := newAuthority(t)
+	cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.SeedTopics(1, "events", "events.dead"), kfake.TLS(ca.server("broker")),
+		kfake.EnableSASL(), kfake.Superuser("SCRAM-SHA-512", "edge", "kafka-password"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cluster.Close()
+	cfg, err := loadConfig(map[string]string{
+		"KAFKA_BROKERS": cluster.ListenAddrs()[0], "KAFKA_TLS": "true", "KAFKA_TLS_CA": ca.file, "ADMIN_PORT": freePort(t),
+		"KAFKA_SASL_MECHANISM": "SCRAM-SHA-512", "KAFKA_SASL_USERNAME": "edge", "KAFKA_SASL_PASSWORD": "kafka-password",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	log := slog.New(slog.DiscardHandler)
+	options, _, err := cfg.kafkaOptions()
+	if err != nil {
+		t.Fatal(err)
+	}
+	options.Logger = log
+	client, err := options.Client()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	dead := kgo.StringRecord(`{"event_name":"e","user_id":"u","timestamp":1708732800000}`)
+	dead.Topic = "events.dead"
+	if err := client.ProduceSync(ctx, dead).FirstErr(); err != nil {
+		t.Fatal(err)
+	}
+	f := func(want string, args ...string) {
+		t.Helper()
+		var out bytes.Buffer
+		err := replayDead(&invocation{ctx: ctx, cfg: cfg, args: args, out: &out, log: log})
+		if err != nil || !strings.HasPrefix(out.String(), want) {
+			t.Errorf("replay-dlq %v: got %q, %v; want %s", args, out.String(), err, want)
+		}
+	}
+	repaired := writeFile(t, filepath.Join(t.TempDir(), "repaired.ndjson"), `{"value":"no event"}`)
+	f(`{"partition":0,"offset":0,`, "--list")
+	f(`{"replayed":1,"still_dead":0}`)
+	f(`{"replayed":0,"still_dead":1}`, repaired)
 }
