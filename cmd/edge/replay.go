@@ -61,6 +61,7 @@ func replay(in *invocation) error {
 	url, client := in.cfg.self(time.Minute, func(peer []*x509.Certificate) error { return isSelf(own.current.Load(), peer) })
 	r := replayer{
 		url:    url + "/events/bulk",
+		key:    in.cfg.replayKey(),
 		client: client,
 		prefix: newRunID(),
 		out:    in.out,
@@ -71,11 +72,21 @@ func replay(in *invocation) error {
 		maxLine:   int(in.cfg.MaxBodyBytes) - idBytes,
 		maxEvent:  int(in.cfg.MaxEventBytes),
 	}
-	r.key = string(in.cfg.ReplayKey)
-	if r.key == "" && len(in.cfg.WriteKeys) > 0 && !strings.HasPrefix(in.cfg.WriteKeys[0], "sha256:") {
-		r.key = in.cfg.WriteKeys[0]
-	}
 	return r.run(in.ctx, lines, func() float64 { return float64(read.n) / float64(max(info.Size(), 1)) })
+}
+
+// replayKey is the key to send, empty for none: a key of which only the digest is known
+// cannot be sent.
+func (c *config) replayKey() string {
+	if c.ReplayKey != "" {
+		return string(c.ReplayKey)
+	}
+	for _, key := range c.WriteKeys {
+		if !strings.HasPrefix(key, "sha256:") {
+			return key
+		}
+	}
+	return ""
 }
 
 // idBytes is more than an event_id and the end of its line are: the names, 16 digits of a

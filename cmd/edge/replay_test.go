@@ -249,3 +249,19 @@ func TestReplayOfTheLargestEvents(t *testing.T) {
 	f(http.StatusServiceUnavailable, "line 3: the broker has not confirmed in time; the event may count or not, and is not sent again: "+
 		"MAX_EVENT_BYTES leaves no room for an event_id", "accepted 2, rejected 0, ", map[string]int{"room": 1, "own": 1, "bare": 1})
 }
+
+func TestReplayKey(t *testing.T) {
+	digest := "sha256:" + strings.Repeat("0", 64)
+	f := func(own, keys, want string) {
+		t.Helper()
+		cfg, err := loadConfig(map[string]string{"REPLAY_KEY": own, "WRITE_KEYS": keys})
+		if got := cfg.replayKey(); err != nil || got != want {
+			t.Errorf("REPLAY_KEY=%s, WRITE_KEYS=%s: got %q, %v; want %q", own, keys, got, err, want)
+		}
+	}
+	f("", "", "")
+	f("", digest, "")
+	f("", "a,b", "a")
+	f("", digest+",b,c", "b")
+	f("own", "a", "own")
+}
