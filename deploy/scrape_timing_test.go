@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"testing"
 	"time"
 
@@ -28,11 +29,14 @@ func BenchmarkScraped(b *testing.B) {
 	req := fmt.Appendf(nil, "POST /events HTTP/1.1\r\nHost: edge\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
 	for _, every := range []time.Duration{0, 100 * time.Millisecond} {
 		b.Run(fmt.Sprintf("scraper=%v", every > 0), func(b *testing.B) {
-			cfg := server.Defaults()
-			cfg.Events = codec.NewPool(codec.Rules{MaxEvents: 1, MaxEventBytes: 1 << 16, MaxFieldBytes: 1 << 10, MaxAhead: time.Hour})
-			cfg.Publish = func(*codec.Batch) error { return nil }
-			cfg.Start = func(*codec.Batch, producer.Waiter) (bool, error) { return false, nil }
-			s := server.New(cfg)
+			s := server.New(server.Config{
+				Events:        codec.NewPool(codec.Rules{MaxEvents: 1, MaxEventBytes: 1 << 16, MaxFieldBytes: 1 << 10, MaxAhead: time.Hour}),
+				Publish:       func(*codec.Batch) error { return nil },
+				Start:         func(*codec.Batch, producer.Waiter) (bool, error) { return false, nil },
+				MaxEventBytes: 1 << 16, MaxBodyBytes: 1 << 20, MaxInflatedBytes: 1 << 20, MaxInflightBytes: 1 << 28,
+				MaxConns: 1 << 10, Loops: runtime.GOMAXPROCS(0), RetryAfter: time.Second,
+				AckTimeout: time.Minute, ReadTimeout: time.Minute, WriteTimeout: time.Minute, IdleTimeout: time.Minute,
+			})
 			ln, err := net.Listen("tcp", "127.0.0.1:0")
 			if err != nil {
 				b.Fatal(err)

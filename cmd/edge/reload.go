@@ -123,9 +123,6 @@ func (a *app) newServer(sc server.Config) (ln net.Listener, err error) {
 	if sc.KeyFile, err = a.cfg.loadKeys(); err != nil {
 		return nil, err
 	}
-	if err := sc.Validate(); err != nil {
-		return nil, err
-	}
 	a.server = server.New(sc)
 	if a.cfg.KeysFile != "" {
 		err = a.reloads.add(&reload{name: "KEYS_FILE", paths: []string{a.cfg.KeysFile}, load: func() error {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"runtime"
@@ -105,6 +106,9 @@ func (a *app) stopSinkAndWait(ctx context.Context) error {
 	}
 }
 
+// orCores is n, or one per core when n is 0.
+func orCores(n int) int { return cmp.Or(n, runtime.GOMAXPROCS(0)) }
+
 func (a *app) startProducer(ctx context.Context) (err error) {
 	c := &a.cfg
 	if !c.has(roleIngest) {
@@ -114,13 +118,9 @@ func (a *app) startProducer(ctx context.Context) (err error) {
 	if c.Ack == "memory" {
 		ack = producer.AckMemory
 	}
-	shards := c.Shards
-	if shards <= 0 {
-		shards = runtime.GOMAXPROCS(0)
-	}
 	a.producer, err = producer.New(producer.Config{
 		Kafka: a.kafka, Topic: c.KafkaTopic, Ack: ack, AckTimeout: c.AckTimeout,
-		Shards: shards, RingBatches: c.RingRequests, RingBytes: int64(c.RingBytes),
+		Shards: orCores(c.Shards), RingBatches: c.RingRequests, RingBytes: int64(c.RingBytes),
 		MaxInflight: c.MaxInflight, MaxInflightBytes: int(c.MaxBufferedBytes), Linger: c.Linger,
 	})
 	if err != nil {
@@ -162,25 +162,21 @@ func (a *app) stopProducer(ctx context.Context) error {
 
 func (a *app) startServer(context.Context) error {
 	c := &a.cfg
-	sc := server.Defaults()
-	sc.Events = codec.NewPool(codec.Rules{
-		MaxEventBytes: int(c.MaxEventBytes), MaxEvents: c.MaxEvents, MaxFieldBytes: int(c.MaxFieldBytes),
-		MinTime: c.MinTime.UnixMilli(), MaxAge: c.MaxAge, MaxAhead: c.MaxAhead,
-	})
-	sc.Log = a.log.With("component", "http")
-	sc.Checks = a.checks
-	sc.MaxEventBytes, sc.MaxBodyBytes = int(c.MaxEventBytes), int(c.MaxBodyBytes)
-	sc.MaxInflatedBytes, sc.MaxInflightBytes = int(c.MaxInflatedBytes), int64(c.MaxInflightBytes)
-	sc.MaxConns, sc.MaxConnsPerIP = c.MaxConns, c.MaxConnsPerIP
-	if c.ServerLoops != 0 {
-		sc.Loops = max(c.ServerLoops, 0)
+	sc := server.Config{
+		Events: codec.NewPool(codec.Rules{
+			MaxEventBytes: int(c.MaxEventBytes), MaxEvents: c.MaxEvents, MaxFieldBytes: int(c.MaxFieldBytes),
+			MinTime: c.MinTime.UnixMilli(), MaxAge: c.MaxAge, MaxAhead: c.MaxAhead,
+		}),
+		Checks: a.checks, Log: a.log.With("component", "http"),
+		MaxEventBytes: int(c.MaxEventBytes), MaxBodyBytes: int(c.MaxBodyBytes),
+		MaxInflatedBytes: int(c.MaxInflatedBytes), MaxInflightBytes: int64(c.MaxInflightBytes),
+		MaxConns: c.MaxConns, MaxConnsPerIP: c.MaxConnsPerIP, Loops: max(orCores(c.ServerLoops), 0),
+		ReadTimeout: c.ServerReadTimeout, WriteTimeout: c.ServerWriteTimeout, IdleTimeout: c.ServerIdleTimeout,
+		AckTimeout: c.AckTimeout, QueryTimeout: c.QueryTimeout, RetryAfter: c.RetryAfter,
+		WriteKeys: c.WriteKeys, ReadKeys: c.ReadKeys, KeyRate: c.KeyRate, Origins: c.origins(),
 	}
-	sc.ReadTimeout, sc.WriteTimeout, sc.IdleTimeout = c.ServerReadTimeout, c.ServerWriteTimeout, c.ServerIdleTimeout
-	sc.QueryTimeout = c.QueryTimeout
-	sc.KeyRate, sc.RetryAfter = c.KeyRate, c.RetryAfter
-	sc.WriteKeys, sc.ReadKeys, sc.Origins = c.WriteKeys, c.ReadKeys, c.origins()
 	if a.producer != nil {
-		sc.Publish, sc.Start, sc.AckTimeout = a.producer.Publish, a.producer.Start, c.AckTimeout
+		sc.Publish, sc.Start = a.producer.Publish, a.producer.Start
 	}
 	if a.query != nil {
 		sc.Query = a.query.Query

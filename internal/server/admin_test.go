@@ -15,7 +15,7 @@ import (
 func TestAdmin(t *testing.T) {
 	reg := NewRegistry("1.2.3", "abc123")
 	set := new(stat.Set)
-	New(Defaults()).Describe(set)
+	New(defaults()).Describe(set)
 	reg.MustRegister(set)
 	level := new(slog.LevelVar)
 	h := AdminHandler(reg, level)

@@ -90,7 +90,7 @@ func CheckKeys(list []string) error {
 	return err
 }
 
-// newKeyring returns the keys of cfg, which Validate has accepted.
+// newKeyring returns the keys of cfg.
 func newKeyring(cfg *Config) *keyring {
 	ring := new(keyring)
 	for scope, list := range [numScopes][]string{cfg.WriteKeys, cfg.ReadKeys} {
@@ -100,7 +100,10 @@ func newKeyring(cfg *Config) *keyring {
 		}
 		ks := &ring[scope]
 		ks.guarded = len(list) > 0
-		digests, _ := parseKeys(list)
+		digests, err := parseKeys(list)
+		if err != nil {
+			panic("BUG: keys that CheckKeys has not seen: " + err.Error())
+		}
 		for _, d := range digests {
 			ks.listed = append(ks.listed, newKey(d, rate))
 		}

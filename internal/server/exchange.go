@@ -52,7 +52,7 @@ func (s *sender) Write(p []byte) (int, error) {
 
 func (s *Server) newWhole() loop.Handler {
 	h := &whole{s: s}
-	h.header = bufio.NewReaderSize(&h.source, s.cfg.MaxHeaderBytes)
+	h.header = bufio.NewReaderSize(&h.source, maxHeaderBytes)
 	h.answer = bufio.NewWriterSize(&h.sender, 1<<10)
 	return h
 }

@@ -89,8 +89,7 @@ func (l *flaky) Accept() (net.Conn, error) {
 // fasthttp alone would stop accepting for good.
 func TestOutOfDescriptors(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		cfg := Defaults()
-		s := New(cfg)
+		s := New(defaults())
 		ln := &flaky{errs: []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.EMFILE}}
 		began := time.Now()
 		_, err := s.gate.listener(ln).Accept()

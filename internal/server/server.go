@@ -31,7 +31,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -45,7 +44,8 @@ import (
 	"github.com/valyala/fasthttp"
 )
 
-// Config is what a Server needs to know. Start from Defaults.
+// Config is what a Server needs to know. It has no defaults: a number is positive unless
+// its comment gives 0 a meaning, and whoever reads it from a user says what is wrong with it.
 type Config struct {
 	// Events holds the batches that requests are decoded into and Publish takes
 	// them on: nil once every event is durable as promised, else
@@ -68,8 +68,7 @@ type Config struct {
 	MaxEventBytes    int   // one event's text, as in codec.Rules
 	MaxBodyBytes     int   // one bulk body as it comes over the wire
 	MaxInflatedBytes int   // one bulk body after its content encoding is undone
-	MaxInflightBytes int64 // all bodies held at one time
-	MaxHeaderBytes   int   // request line and header; also the read buffer of a connection
+	MaxInflightBytes int64 // all bodies held at one time; MinInflightBytes at least
 	MaxConns         int   // open connections
 	MaxConnsPerIP    int   // open connections of one IPv4 address or IPv6 /64; 0 is no limit
 	Loops            int   // event loops for small requests; 0 is a goroutine a connection
@@ -81,7 +80,8 @@ type Config struct {
 	RetryAfter   time.Duration // what 429 and 503 ask for, rounded up to whole seconds
 
 	// WriteKeys guard the POST routes and ReadKeys guard GET /metrics, each only
-	// when not empty. An entry is the key, or "sha256:" and its digest in hex.
+	// when not empty. An entry is the key, or "sha256:" and its digest in hex, as CheckKeys
+	// accepts them.
 	WriteKeys, ReadKeys []string
 	// KeyFile has more keys, and with it both scopes are guarded; nil is no
 	// file. SetKeyFile replaces it in the running server.
@@ -98,75 +98,9 @@ type Check struct {
 	Func func() error
 }
 
-// Defaults returns a Config with every limit and timeout set.
-func Defaults() Config {
-	return Config{
-		MaxEventBytes:    64 << 10,
-		MaxBodyBytes:     10 << 20,
-		MaxInflatedBytes: 32 << 20,
-		MaxInflightBytes: 256 << 20,
-		// Browsers send up to 4 KiB of cookies next to a long referrer. A connection
-		// of fasthttp owns a buffer of this size.
-		MaxHeaderBytes: 8 << 10,
-		MaxConns:       32 << 10,
-		Loops:          runtime.GOMAXPROCS(0),
-		AckTimeout:     2 * time.Second,
-		ReadTimeout:    5 * time.Second,
-		WriteTimeout:   10 * time.Second,
-		IdleTimeout:    2 * time.Minute,
-		QueryTimeout:   10 * time.Second,
-		RetryAfter:     time.Second,
-		Origins:        []string{"*"},
-	}
-}
-
-// Validate returns every problem of c, one sentence each.
-func (c *Config) Validate() error {
-	var errs []error
-	positive := func(name string, n int64) {
-		if n <= 0 {
-			errs = append(errs, fmt.Errorf("%s is %d; it must be positive", name, n))
-		}
-	}
-	positive("the event size limit", int64(c.MaxEventBytes))
-	positive("the body size limit", int64(c.MaxBodyBytes))
-	positive("the inflated body size limit", int64(c.MaxInflatedBytes))
-	positive("the limit of connections", int64(c.MaxConns))
-	positive("the read timeout", int64(c.ReadTimeout))
-	positive("the write timeout", int64(c.WriteTimeout))
-	positive("the idle timeout", int64(c.IdleTimeout))
-	positive("the query timeout", int64(c.QueryTimeout))
-	positive("the retry-after time", int64(c.RetryAfter))
-	positive("the acknowledgement timeout", int64(c.AckTimeout))
-	if c.MaxHeaderBytes < 1<<10 {
-		errs = append(errs, fmt.Errorf("the header size limit is %d bytes; it must be at least 1024", c.MaxHeaderBytes))
-	}
-	if c.MaxConnsPerIP < 0 {
-		errs = append(errs, fmt.Errorf("the limit of connections per address is %d; it must not be negative", c.MaxConnsPerIP))
-	}
-	if c.KeyRate < 0 || c.KeyRate > maxKeyRate {
-		errs = append(errs, fmt.Errorf("the rate of events per key is %d; it must lie between 0 and 1000000000", c.KeyRate))
-	}
-	if need := MinInflightBytes(c.MaxBodyBytes, c.MaxInflatedBytes); c.MaxInflightBytes < need {
-		errs = append(errs, fmt.Errorf("the budget for request bodies is %d bytes; the body limits need at least %d", c.MaxInflightBytes, need))
-	}
-	if _, err := parseKeys(c.WriteKeys); err != nil {
-		errs = append(errs, fmt.Errorf("write keys: %w", err))
-	}
-	if _, err := parseKeys(c.ReadKeys); err != nil {
-		errs = append(errs, fmt.Errorf("read keys: %w", err))
-	}
-	if c.Loops < 0 {
-		errs = append(errs, fmt.Errorf("the number of loops is %d; it must not be negative", c.Loops))
-	}
-	if c.Publish != nil && c.Events == nil {
-		errs = append(errs, errors.New("ingesting needs a pool of batches"))
-	}
-	if (c.Publish == nil) != (c.Start == nil) {
-		errs = append(errs, errors.New("only one of Publish and Start is there"))
-	}
-	return errors.Join(errs...)
-}
+// maxHeaderBytes bounds the request line and header. Browsers send up to 4 KiB of cookies
+// next to a long referrer. A connection of fasthttp owns a read buffer of this size.
+const maxHeaderBytes = 8 << 10
 
 // MinInflightBytes is the least MaxInflightBytes for these limits: a body and its
 // inflated form are held together, in power-of-two blocks that exist twice while
@@ -207,10 +141,10 @@ type Server struct {
 	stopping atomic.Bool // refuses new work
 }
 
-// New returns a server for cfg, which Validate must accept.
+// New returns a server for cfg.
 func New(cfg Config) *Server {
-	if err := cfg.Validate(); err != nil {
-		panic("BUG: server config not validated: " + err.Error())
+	if (cfg.Publish == nil) != (cfg.Start == nil) || cfg.Publish != nil && cfg.Events == nil {
+		panic("BUG: to ingest, a server needs Events, Publish and Start")
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -239,7 +173,7 @@ func New(cfg Config) *Server {
 		StreamRequestBody: true,
 		// With streaming this only caps what is read ahead of the handler.
 		MaxRequestBodySize: max(cfg.MaxBodyBytes, cfg.MaxEventBytes),
-		ReadBufferSize:     cfg.MaxHeaderBytes,
+		ReadBufferSize:     maxHeaderBytes,
 		// Answers are a few hundred bytes; longer ones bypass the buffer.
 		WriteBufferSize: 1 << 10,
 		ReadTimeout:     cfg.ReadTimeout,

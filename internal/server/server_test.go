@@ -222,8 +222,7 @@ func TestReady(t *testing.T) {
 }
 
 func TestCatalogueStartsAtZero(t *testing.T) {
-	cfg := Defaults()
-	s := New(cfg)
+	s := New(defaults())
 	set := new(stat.Set)
 	s.Describe(set)
 	reg := prometheus.NewPedanticRegistry()
@@ -331,25 +330,4 @@ func TestShutdown(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Error(err)
 	}
-}
-
-func TestValidate(t *testing.T) {
-	good := Defaults()
-	if err := good.Validate(); err != nil {
-		t.Error(err)
-	}
-	f := func(want string, change func(*Config)) {
-		t.Helper()
-		c := Defaults()
-		change(&c)
-		if err := c.Validate(); err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("got %v; want an error with %q", err, want)
-		}
-	}
-	f("event size limit is 0", func(c *Config) { c.MaxEventBytes = 0 })
-	f("read timeout is -1", func(c *Config) { c.ReadTimeout = -1 })
-	f("header size limit is 10 bytes", func(c *Config) { c.MaxHeaderBytes = 10 })
-	f("budget for request bodies", func(c *Config) { c.MaxInflightBytes = 1 })
-	f("write keys: key 2 is empty", func(c *Config) { c.WriteKeys = []string{"a", ""} })
-	f("read keys: key 1 is not sha256:", func(c *Config) { c.ReadKeys = []string{"sha256:abc"} })
 }

@@ -54,7 +54,7 @@ func (c *replay) SetWriteDeadline(time.Time) error { return nil }
 
 // atMemory is a server whose Publish takes everything at once, as ACK=memory does.
 func atMemory() *Server {
-	cfg := Defaults()
+	cfg := defaults()
 	cfg.Events = codec.NewPool(codec.Rules{})
 	cfg.Publish = func(*codec.Batch) error { return nil }
 	cfg.Start = func(*codec.Batch, producer.Waiter) (bool, error) { return false, nil }
@@ -153,7 +153,7 @@ func guardedServer(t testing.TB, line string) *Server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg := Defaults()
+	cfg := defaults()
 	cfg.Events = codec.NewPool(codec.Rules{})
 	cfg.Publish = func(*codec.Batch) error { return nil }
 	cfg.Start = func(*codec.Batch, producer.Waiter) (bool, error) { return false, nil }
