@@ -15,8 +15,9 @@ import (
 	"github.com/caarlos0/env/v11"
 )
 
-// config is every setting. A field's tags are its name, its default and its
-// line in the README, which a test compares with this struct.
+// config is every setting. A field's tags are its name, its default, its line in the
+// README, which a test compares with this struct, and perhaps min: 1 if it must be positive,
+// 0 if it must not be negative.
 type config struct {
 	Roles    []string `env:"ROLES" envDefault:"ingest,sink,query" doc:"what this process does: any of ingest, sink, query"`
 	Embedded bool     `env:"EMBEDDED" envDefault:"false" doc:"run the broker and the ClickHouse engine inside, on disk under DATA_DIR"`
@@ -24,50 +25,50 @@ type config struct {
 
 	ServerHost         string        `env:"SERVER_HOST" envDefault:"" doc:"address the public listener binds to; empty is all"`
 	ServerPort         uint16        `env:"SERVER_PORT" envDefault:"8080" doc:"public HTTP port"`
-	ServerReadTimeout  time.Duration `env:"SERVER_READ_TIMEOUT" envDefault:"5s" doc:"one whole request, from its first byte; also a new connection up to its first byte"`
-	ServerWriteTimeout time.Duration `env:"SERVER_WRITE_TIMEOUT" envDefault:"10s" doc:"one answer"`
-	ServerIdleTimeout  time.Duration `env:"SERVER_IDLE_TIMEOUT" envDefault:"2m" doc:"between two requests on a connection"`
+	ServerReadTimeout  time.Duration `env:"SERVER_READ_TIMEOUT" envDefault:"5s" min:"1" doc:"one whole request, from its first byte; also a new connection up to its first byte"`
+	ServerWriteTimeout time.Duration `env:"SERVER_WRITE_TIMEOUT" envDefault:"10s" min:"1" doc:"one answer"`
+	ServerIdleTimeout  time.Duration `env:"SERVER_IDLE_TIMEOUT" envDefault:"2m" min:"1" doc:"between two requests on a connection"`
 	ServerLoops        int           `env:"SERVER_LOOPS" envDefault:"0" doc:"event loops that answer small posts; 0 is one per core, -1 none: each connection has a goroutine, as it always has over TLS"`
 	ServerTLSCert      string        `env:"SERVER_TLS_CERT" envDefault:"" doc:"file of the public listener's certificate and chain, PEM; with it the listener speaks TLS only"`
 	ServerTLSKey       string        `env:"SERVER_TLS_KEY" envDefault:"" doc:"file of its private key, PEM; both are read again on SIGHUP and when they change"`
 	AdminHost          string        `env:"ADMIN_HOST" envDefault:"127.0.0.1" doc:"address the admin listener binds to; it has no authentication"`
 	AdminPort          uint16        `env:"ADMIN_PORT" envDefault:"9091" doc:"Prometheus metrics, pprof and log level"`
 
-	MaxEventBytes    size `env:"MAX_EVENT_BYTES" envDefault:"64KiB" doc:"one event; larger is 413"`
-	MaxFieldBytes    size `env:"MAX_FIELD_BYTES" envDefault:"1KiB" doc:"event_name, user_id, campaign_id, event_id and each tag; longer is 400"`
-	MaxEvents        int  `env:"MAX_EVENTS" envDefault:"10000" doc:"events in one bulk request; more is 413"`
-	MaxBodyBytes     size `env:"MAX_BODY_BYTES" envDefault:"10MiB" doc:"one bulk body as sent; larger is 413"`
-	MaxInflatedBytes size `env:"MAX_INFLATED_BYTES" envDefault:"32MiB" doc:"one body after decompression; larger is 413"`
-	MaxInflightBytes size `env:"MAX_INFLIGHT_BYTES" envDefault:"256MiB" doc:"all request bodies and long answers in memory at once; beyond it 429"`
-	MaxConns         int  `env:"MAX_CONNS" envDefault:"32768" doc:"open connections; beyond it 503"`
-	MaxConnsPerIP    int  `env:"MAX_CONNS_PER_IP" envDefault:"0" doc:"open connections of one client address; 0 is no limit (right behind a proxy)"`
+	MaxEventBytes    size `env:"MAX_EVENT_BYTES" envDefault:"64KiB" min:"1" doc:"one event; larger is 413"`
+	MaxFieldBytes    size `env:"MAX_FIELD_BYTES" envDefault:"1KiB" min:"1" doc:"event_name, user_id, campaign_id, event_id and each tag; longer is 400"`
+	MaxEvents        int  `env:"MAX_EVENTS" envDefault:"10000" min:"1" doc:"events in one bulk request; more is 413"`
+	MaxBodyBytes     size `env:"MAX_BODY_BYTES" envDefault:"10MiB" min:"1" doc:"one bulk body as sent; larger is 413"`
+	MaxInflatedBytes size `env:"MAX_INFLATED_BYTES" envDefault:"32MiB" min:"1" doc:"one body after decompression; larger is 413"`
+	MaxInflightBytes size `env:"MAX_INFLIGHT_BYTES" envDefault:"256MiB" min:"1" doc:"all request bodies and long answers in memory at once; beyond it 429"`
+	MaxConns         int  `env:"MAX_CONNS" envDefault:"32768" min:"1" doc:"open connections; beyond it 503"`
+	MaxConnsPerIP    int  `env:"MAX_CONNS_PER_IP" envDefault:"0" min:"0" doc:"open connections of one client address; 0 is no limit (right behind a proxy)"`
 
 	MinTime  time.Time     `env:"MIN_TIME" envDefault:"2000-01-01T00:00:00Z" doc:"oldest timestamp an event may carry"`
-	MaxAge   time.Duration `env:"MAX_AGE" envDefault:"0s" doc:"oldest an event may be on arrival; 0 leaves it to MIN_TIME"`
-	MaxAhead time.Duration `env:"MAX_AHEAD" envDefault:"24h" doc:"how far in the future a timestamp may be"`
+	MaxAge   time.Duration `env:"MAX_AGE" envDefault:"0s" min:"0" doc:"oldest an event may be on arrival; 0 leaves it to MIN_TIME"`
+	MaxAhead time.Duration `env:"MAX_AHEAD" envDefault:"24h" min:"1" doc:"how far in the future a timestamp may be"`
 
 	WriteKeys   secrets  `env:"WRITE_KEYS" envDefault:"" doc:"keys that may POST events, each a key or sha256:<hex of it>; without any, and no KEYS_FILE, everyone may"`
 	ReadKeys    secrets  `env:"READ_KEYS" envDefault:"" doc:"keys that may GET /metrics, in the same way"`
 	KeysFile    string   `env:"KEYS_FILE" envDefault:"" doc:"file of more keys, made by edge key new, read again on SIGHUP and when it changes; with it POST and GET /metrics both need a key"`
 	ReplayKey   secret   `env:"REPLAY_KEY" envDefault:"" doc:"key that edge replay sends; empty is the first of WRITE_KEYS that is written out"`
-	KeyRate     int      `env:"KEY_RATE" envDefault:"0" doc:"events a second one write key may send; beyond it 429; 0 is no limit"`
+	KeyRate     int      `env:"KEY_RATE" envDefault:"0" min:"0" doc:"events a second one write key may send; beyond it 429; 0 is no limit"`
 	CORSOrigins []string `env:"CORS_ORIGINS" envDefault:"*" doc:"origins a browser may call from; * is any, none is none"`
 
 	Ack              string        `env:"ACK" envDefault:"broker" doc:"broker: 202 means acknowledged by the broker; memory: 202 means taken into memory, which a kill loses"`
-	RetryAfter       time.Duration `env:"RETRY_AFTER" envDefault:"1s" doc:"what 429 and 503 ask clients to wait, in whole seconds"`
-	AckTimeout       time.Duration `env:"ACK_TIMEOUT" envDefault:"2s" doc:"how long a request waits for the broker before 503"`
-	Shards           int           `env:"SHARDS" envDefault:"0" doc:"rings between HTTP and Kafka; 0 is one per core; small requests share the first while it keeps up"`
-	RingRequests     int           `env:"RING_REQUESTS" envDefault:"16384" doc:"requests one ring holds; beyond it 429"`
-	RingBytes        size          `env:"RING_BYTES" envDefault:"32MiB" doc:"bytes one ring holds; beyond it 429"`
-	MaxInflight      int           `env:"MAX_INFLIGHT_RECORDS" envDefault:"200000" doc:"records sent to Kafka and not yet acknowledged"`
-	MaxBufferedBytes size          `env:"MAX_BUFFERED_BYTES" envDefault:"64MiB" doc:"bytes of those records"`
-	Linger           time.Duration `env:"LINGER" envDefault:"0s" doc:"how long to wait for a fuller Kafka batch"`
+	RetryAfter       time.Duration `env:"RETRY_AFTER" envDefault:"1s" min:"1" doc:"what 429 and 503 ask clients to wait, in whole seconds"`
+	AckTimeout       time.Duration `env:"ACK_TIMEOUT" envDefault:"2s" min:"1" doc:"how long a request waits for the broker before 503"`
+	Shards           int           `env:"SHARDS" envDefault:"0" min:"0" doc:"rings between HTTP and Kafka; 0 is one per core; small requests share the first while it keeps up"`
+	RingRequests     int           `env:"RING_REQUESTS" envDefault:"16384" min:"1" doc:"requests one ring holds; beyond it 429"`
+	RingBytes        size          `env:"RING_BYTES" envDefault:"32MiB" min:"1" doc:"bytes one ring holds; beyond it 429"`
+	MaxInflight      int           `env:"MAX_INFLIGHT_RECORDS" envDefault:"200000" min:"1" doc:"records sent to Kafka and not yet acknowledged"`
+	MaxBufferedBytes size          `env:"MAX_BUFFERED_BYTES" envDefault:"64MiB" min:"1" doc:"bytes of those records"`
+	Linger           time.Duration `env:"LINGER" envDefault:"0s" min:"0" doc:"how long to wait for a fuller Kafka batch"`
 
 	KafkaBrokers     []string      `env:"KAFKA_BROKERS" envDefault:"localhost:19092" doc:"seed brokers, host:port"`
 	KafkaTopic       string        `env:"KAFKA_TOPIC" envDefault:"events" doc:"topic of the events; its dead letters go to <topic>.dead"`
-	KafkaPartitions  int32         `env:"KAFKA_PARTITIONS" envDefault:"0" doc:"partitions when the topic is created, fixed from then on; 0 is 8, and 1 embedded, where each costs two fsyncs"`
+	KafkaPartitions  int32         `env:"KAFKA_PARTITIONS" envDefault:"0" min:"0" doc:"partitions when the topic is created, fixed from then on; 0 is 8, and 1 embedded, where each costs two fsyncs"`
 	KafkaReplication int16         `env:"KAFKA_REPLICATION" envDefault:"-1" doc:"replicas when the topic is created; -1 is the broker's default"`
-	KafkaRetention   time.Duration `env:"KAFKA_RETENTION" envDefault:"168h" doc:"how long the topic keeps events, stored or not, when it is created; 0 is for ever"`
+	KafkaRetention   time.Duration `env:"KAFKA_RETENTION" envDefault:"168h" min:"0" doc:"how long the topic keeps events, stored or not, when it is created; 0 is for ever"`
 	KafkaGroup       string        `env:"KAFKA_GROUP" envDefault:"edge-sink" doc:"consumer group of the sink"`
 
 	KafkaTLS      bool   `env:"KAFKA_TLS" envDefault:"false" doc:"speak TLS to the brokers"`
@@ -90,30 +91,30 @@ type config struct {
 	ClickHouseTLSCert  string        `env:"CLICKHOUSE_TLS_CERT" envDefault:"" doc:"file of a client certificate, PEM"`
 	ClickHouseTLSKey   string        `env:"CLICKHOUSE_TLS_KEY" envDefault:"" doc:"file of its private key, PEM; both are read again on SIGHUP and when they change"`
 	ClickHouseCluster  string        `env:"CLICKHOUSE_CLUSTER" envDefault:"" doc:"cluster name: tables become Replicated, DDL runs ON CLUSTER"`
-	ClickHouseConns    int           `env:"CLICKHOUSE_CONNS" envDefault:"16" doc:"connections for metrics queries; an answer takes one or two as a rule, and up to four"`
+	ClickHouseConns    int           `env:"CLICKHOUSE_CONNS" envDefault:"16" min:"1" doc:"connections for metrics queries; an answer takes one or two as a rule, and up to four"`
 	ClickHouseCompress bool          `env:"CLICKHOUSE_COMPRESS" envDefault:"true" doc:"LZ4 on the way to ClickHouse: less network, for a third of the sink's processor time; metrics queries go without; false when both are on one machine"`
-	TableTTL           time.Duration `env:"TABLE_TTL" envDefault:"0s" doc:"how long rows are kept by their timestamp; 0 is for ever"`
+	TableTTL           time.Duration `env:"TABLE_TTL" envDefault:"0s" min:"0" doc:"how long rows are kept by their timestamp; 0 is for ever"`
 
-	FlushInterval time.Duration `env:"FLUSH_INTERVAL" envDefault:"100ms" doc:"shortest time between two inserts"`
-	FlushRows     int           `env:"FLUSH_ROWS" envDefault:"100000" doc:"rows that fill a block"`
-	FlushBytes    size          `env:"FLUSH_BYTES" envDefault:"64MiB" doc:"bytes that fill a block"`
-	FlushInserts  int           `env:"FLUSH_INSERTS" envDefault:"2" doc:"full blocks that are inserted at the same time"`
+	FlushInterval time.Duration `env:"FLUSH_INTERVAL" envDefault:"100ms" min:"1" doc:"shortest time between two inserts"`
+	FlushRows     int           `env:"FLUSH_ROWS" envDefault:"100000" min:"1" doc:"rows that fill a block"`
+	FlushBytes    size          `env:"FLUSH_BYTES" envDefault:"64MiB" min:"1" doc:"bytes that fill a block"`
+	FlushInserts  int           `env:"FLUSH_INSERTS" envDefault:"2" min:"1" doc:"full blocks that are inserted at the same time"`
 	InsertTimeout time.Duration `env:"INSERT_TIMEOUT" envDefault:"30s" doc:"one insert"`
-	DedupIDs      int64         `env:"DEDUP_MAX_IDS" envDefault:"4000000" doc:"deduplication window: records of the topic within which a repeated event_id counts once; 0 turns it off"`
-	DedupWindow   time.Duration `env:"DEDUP_WINDOW" envDefault:"24h" doc:"deduplication window: time within which it does"`
-	StuckAfter    time.Duration `env:"STUCK_AFTER" envDefault:"60s" doc:"a sink that has something to store and stores nothing for this long is not ready"`
+	DedupIDs      int64         `env:"DEDUP_MAX_IDS" envDefault:"4000000" min:"0" doc:"deduplication window: records of the topic within which a repeated event_id counts once; 0 turns it off"`
+	DedupWindow   time.Duration `env:"DEDUP_WINDOW" envDefault:"24h" min:"0" doc:"deduplication window: time within which it does"`
+	StuckAfter    time.Duration `env:"STUCK_AFTER" envDefault:"60s" min:"1" doc:"a sink that has something to store and stores nothing for this long is not ready"`
 
 	QueryTimeout time.Duration `env:"QUERY_TIMEOUT" envDefault:"10s" doc:"one metrics query"`
-	QueryKeep    time.Duration `env:"QUERY_KEEP" envDefault:"0s" doc:"how old an answer may be for who asks the same again, range included, at most 1m; 0 is no older than the question"`
+	QueryKeep    time.Duration `env:"QUERY_KEEP" envDefault:"0s" min:"0" doc:"how old an answer may be for who asks the same again, range included, at most 1m; 0 is no older than the question"`
 	QueryStates  size          `env:"QUERY_STATES" envDefault:"32MiB" doc:"what past buckets held of users, kept for queries that need them again, if their parts and counts are the same; 0 keeps none"`
 
 	EmbeddedSync             bool          `env:"EMBEDDED_SYNC" envDefault:"true" doc:"embedded broker: fsync before acknowledging; false survives a kill but not a power cut"`
-	EmbeddedRetention        time.Duration `env:"EMBEDDED_RETENTION" envDefault:"1h" doc:"embedded broker: how long it keeps events that are stored"`
+	EmbeddedRetention        time.Duration `env:"EMBEDDED_RETENTION" envDefault:"1h" min:"0" doc:"embedded broker: how long it keeps events that are stored"`
 	EmbeddedKafkaListen      string        `env:"EMBEDDED_KAFKA_LISTEN" envDefault:"" doc:"loopback host:port that opens the embedded broker to kcat and rpk; empty keeps it closed"`
 	EmbeddedClickHouseListen string        `env:"EMBEDDED_CLICKHOUSE_LISTEN" envDefault:"" doc:"loopback host:port that opens the embedded engine to clickhouse-client; empty keeps it closed"`
 
-	PrestopDelay    time.Duration `env:"PRESTOP_DELAY" envDefault:"0s" doc:"how long to keep serving after a stop signal, with /ready saying 503"`
-	ShutdownTimeout time.Duration `env:"SHUTDOWN_TIMEOUT" envDefault:"25s" doc:"for the whole stop; what is not done by then is left to the next start"`
+	PrestopDelay    time.Duration `env:"PRESTOP_DELAY" envDefault:"0s" min:"0" doc:"how long to keep serving after a stop signal, with /ready saying 503"`
+	ShutdownTimeout time.Duration `env:"SHUTDOWN_TIMEOUT" envDefault:"25s" min:"1" doc:"for the whole stop; what is not done by then is left to the next start"`
 	LogLevel        string        `env:"LOG_LEVEL" envDefault:"info" doc:"debug, info, warn or error; changeable at run time on the admin port"`
 }
 

@@ -6,6 +6,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestConfigDefaults(t *testing.T) {
@@ -70,6 +71,32 @@ func TestConfigRefusesBadValues(t *testing.T) {
 	f("KAFKA_TOPIC", strings.Repeat("x", 245), "244")
 	f("WRITE_KEYS", "good,,other", "key 2 is empty")
 	f("READ_KEYS", "sha256:zz", "64 hex digits")
+}
+
+func TestConfigRefusesLessThanTheLeast(t *testing.T) {
+	typ := reflect.TypeFor[config]()
+	f := func(field reflect.StructField, value, want string) {
+		t.Helper()
+		if field.Type == reflect.TypeFor[time.Duration]() {
+			value += "s"
+		}
+		name := field.Tag.Get("env")
+		if _, err := loadConfig(map[string]string{name: value}); err == nil || !strings.Contains(err.Error(), name) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s=%s: got %v; want it refused, %q", name, value, err, want)
+		}
+	}
+	for i := range typ.NumField() {
+		field := typ.Field(i)
+		switch least := field.Tag.Get("min"); {
+		case least == "1":
+			f(field, "0", "positive")
+			f(field, "-1", "")
+		case least == "0":
+			f(field, "-1", "negative")
+		case reflect.Zero(field.Type).CanInt(): // -1 may be a word of its own
+			f(field, "-3", "")
+		}
+	}
 }
 
 func TestConfigCORSOrigins(t *testing.T) {

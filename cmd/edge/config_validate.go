@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/url"
+	"reflect"
 	"regexp"
 	"slices"
 	"strconv"
@@ -30,30 +31,14 @@ func (c *config) validate() error {
 	if c.Ack != "broker" && c.Ack != "memory" {
 		bad("ACK is %q; it may be broker or memory", c.Ack)
 	}
-	for _, p := range []struct {
-		name string
-		n    int64
-	}{
-		{"MAX_EVENT_BYTES", int64(c.MaxEventBytes)}, {"MAX_FIELD_BYTES", int64(c.MaxFieldBytes)}, {"MAX_EVENTS", int64(c.MaxEvents)},
-		{"MAX_BODY_BYTES", int64(c.MaxBodyBytes)}, {"MAX_INFLATED_BYTES", int64(c.MaxInflatedBytes)}, {"MAX_INFLIGHT_BYTES", int64(c.MaxInflightBytes)},
-		{"MAX_CONNS", int64(c.MaxConns)}, {"RING_REQUESTS", int64(c.RingRequests)}, {"RING_BYTES", int64(c.RingBytes)},
-		{"MAX_INFLIGHT_RECORDS", int64(c.MaxInflight)}, {"MAX_BUFFERED_BYTES", int64(c.MaxBufferedBytes)},
-		{"CLICKHOUSE_CONNS", int64(c.ClickHouseConns)},
-		{"FLUSH_ROWS", int64(c.FlushRows)}, {"FLUSH_BYTES", int64(c.FlushBytes)}, {"FLUSH_INSERTS", int64(c.FlushInserts)},
-		{"SERVER_READ_TIMEOUT", int64(c.ServerReadTimeout)}, {"SERVER_WRITE_TIMEOUT", int64(c.ServerWriteTimeout)},
-		{"SERVER_IDLE_TIMEOUT", int64(c.ServerIdleTimeout)}, {"ACK_TIMEOUT", int64(c.AckTimeout)}, {"FLUSH_INTERVAL", int64(c.FlushInterval)},
-		{"MAX_AHEAD", int64(c.MaxAhead)}, {"STUCK_AFTER", int64(c.StuckAfter)}, {"RETRY_AFTER", int64(c.RetryAfter)}, {"SHUTDOWN_TIMEOUT", int64(c.ShutdownTimeout)},
-	} {
-		if p.n <= 0 {
-			bad("%s must be positive", p.name)
-		}
-	}
-	for _, p := range []struct {
-		name string
-		d    time.Duration
-	}{{"MAX_AGE", c.MaxAge}, {"LINGER", c.Linger}, {"TABLE_TTL", c.TableTTL}, {"QUERY_KEEP", c.QueryKeep}, {"KAFKA_RETENTION", c.KafkaRetention}, {"EMBEDDED_RETENTION", c.EmbeddedRetention}, {"KAFKA_PARTITIONS", time.Duration(c.KafkaPartitions)}, {"PRESTOP_DELAY", c.PrestopDelay}, {"KEY_RATE", time.Duration(c.KeyRate)}, {"MAX_CONNS_PER_IP", time.Duration(c.MaxConnsPerIP)}, {"SHARDS", time.Duration(c.Shards)}, {"DEDUP_MAX_IDS", time.Duration(c.DedupIDs)}, {"DEDUP_WINDOW", c.DedupWindow}} {
-		if p.d < 0 {
-			bad("%s must not be negative", p.name)
+	v := reflect.ValueOf(c).Elem()
+	for i := range v.NumField() {
+		tag := v.Type().Field(i).Tag
+		switch least := tag.Get("min"); {
+		case least == "1" && v.Field(i).Int() < 1:
+			bad("%s must be positive", tag.Get("env"))
+		case least == "0" && v.Field(i).Int() < 0:
+			bad("%s must not be negative", tag.Get("env"))
 		}
 	}
 	if c.SessionTimeout < 6*time.Second || c.SessionTimeout > 30*time.Minute {
