@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"strconv"
@@ -280,12 +279,7 @@ func replayDead(in *invocation) error {
 		defer f.Close()
 		body = f
 	}
-	url := "http://" + net.JoinHostPort(in.cfg.AdminHost, strconv.Itoa(int(in.cfg.AdminPort))) + "/dead-letters"
-	req, err := http.NewRequestWithContext(in.ctx, method, url, body)
-	if err != nil {
-		return err
-	}
-	resp, err := http.DefaultClient.Do(req)
+	answer, err := in.askAdmin(method, "/dead-letters", body)
 	switch {
 	case errors.Is(err, syscall.ECONNREFUSED) && in.cfg.Embedded:
 		return errors.New("no edge is running here; the embedded broker is inside it, so start it first")
@@ -294,12 +288,8 @@ func replayDead(in *invocation) error {
 	case err != nil:
 		return err
 	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		text, _ := io.ReadAll(io.LimitReader(resp.Body, 4096))
-		return fmt.Errorf("%s answered %s: %s", url, resp.Status, bytes.TrimSpace(text))
-	}
-	_, err = io.Copy(in.out, resp.Body)
+	defer answer.Close()
+	_, err = io.Copy(in.out, answer)
 	return err
 }
 

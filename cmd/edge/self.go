@@ -5,6 +5,8 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"strconv"
@@ -31,6 +33,29 @@ func (c *config) self(timeout time.Duration, verify func([]*x509.Certificate) er
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.TLSClientConfig = conf
 	return "https://" + addr, &http.Client{Timeout: timeout, Transport: transport}
+}
+
+// askAdmin asks the running server over its admin listener and returns the answer, which
+// the caller closes. The error is ECONNREFUSED when no server runs, and body is then as it
+// was: it is closed in no case.
+func (in *invocation) askAdmin(method, path string, body io.Reader) (io.ReadCloser, error) {
+	if body != nil {
+		body = io.NopCloser(body)
+	}
+	url := "http://" + net.JoinHostPort(in.cfg.AdminHost, strconv.Itoa(int(in.cfg.AdminPort))) + path
+	req, err := http.NewRequestWithContext(in.ctx, method, url, body)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode != http.StatusOK {
+		text, _ := io.ReadAll(io.LimitReader(resp.Body, 4096))
+		return nil, errors.Join(fmt.Errorf("%s answered %s: %s", url, resp.Status, bytes.TrimSpace(text)), resp.Body.Close())
+	}
+	return resp.Body, nil
 }
 
 // isSelf accepts the certificate in our own file, expired or not (a restart

@@ -4,11 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"net"
 	"net/http"
 	"os"
-	"strconv"
 	"syscall"
 	"time"
 
@@ -43,22 +40,13 @@ func verify(in *invocation) error {
 }
 
 func verifyRunning(in *invocation) (*sink.Report, error) {
-	url := "http://" + net.JoinHostPort(in.cfg.AdminHost, strconv.Itoa(int(in.cfg.AdminPort))) + "/verify"
-	req, err := http.NewRequestWithContext(in.ctx, http.MethodPost, url, nil)
+	answer, err := in.askAdmin(http.MethodPost, "/verify", nil)
 	if err != nil {
 		return nil, err
 	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return nil, err
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		text, _ := io.ReadAll(io.LimitReader(resp.Body, 4096))
-		return nil, fmt.Errorf("%s answered %s: %s", url, resp.Status, text)
-	}
+	defer answer.Close()
 	report := new(sink.Report)
-	return report, json.NewDecoder(resp.Body).Decode(report)
+	return report, json.NewDecoder(answer).Decode(report)
 }
 
 func verifyStored(in *invocation) (_ *sink.Report, err error) {
