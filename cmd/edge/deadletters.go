@@ -154,9 +154,17 @@ func readLetter(r *kgo.Record) letter {
 	return l
 }
 
-// replay puts back every letter that is an event by now and was not put back
+// replay puts back what is in repaired or, when that is nil, in the topic.
+func (d *deadLetters) replay(ctx context.Context, repaired io.Reader) (replayed, error) {
+	if repaired == nil {
+		return d.replayTopic(ctx)
+	}
+	return d.replayRepaired(ctx, repaired)
+}
+
+// replayTopic puts back every letter that is an event by now and was not put back
 // before; the rest stays where it is.
-func (d *deadLetters) replay(ctx context.Context) (out replayed, err error) {
+func (d *deadLetters) replayTopic(ctx context.Context) (out replayed, err error) {
 	topic, group := d.cfg.deadLetterTopic(), d.cfg.KafkaGroup+".dead"
 	client, err := d.producer()
 	if err != nil {
@@ -267,7 +275,7 @@ func replayDead(in *invocation) error {
 	if len(in.args) > 1 || len(in.args) == 1 && !list && !isFileName(in.args[0]) {
 		return &usageError{"replay-dlq wants --list, a file of repaired letters, or nothing"}
 	}
-	method, body := http.MethodPost, io.Reader(nil)
+	method, repaired := http.MethodPost, io.Reader(nil)
 	switch {
 	case list:
 		method = http.MethodGet
@@ -277,23 +285,19 @@ func replayDead(in *invocation) error {
 			return err
 		}
 		defer f.Close()
-		body = f
+		repaired = f
 	}
-	answer, err := in.askAdmin(method, "/dead-letters", body)
+	answer, err := in.askAdmin(method, "/dead-letters", repaired)
 	switch {
-	case errors.Is(err, syscall.ECONNREFUSED) && in.cfg.Embedded:
-		return errors.New("no edge is running here; the embedded broker is inside it, so start it first")
-	case errors.Is(err, syscall.ECONNREFUSED):
-		return replayDeadDirectly(in, list)
-	case err != nil:
+	case err == nil:
+		defer answer.Close()
+		_, err = io.Copy(in.out, answer)
 		return err
+	case !errors.Is(err, syscall.ECONNREFUSED):
+		return err
+	case in.cfg.Embedded:
+		return errors.New("no edge is running here; the embedded broker is inside it, so start it first")
 	}
-	defer answer.Close()
-	_, err = io.Copy(in.out, answer)
-	return err
-}
-
-func replayDeadDirectly(in *invocation, list bool) error {
 	options, _, err := in.cfg.kafkaOptions()
 	if err != nil {
 		return err
@@ -303,17 +307,7 @@ func replayDeadDirectly(in *invocation, list bool) error {
 	if list {
 		return d.list(in.ctx, in.out)
 	}
-	var out replayed
-	if len(in.args) == 1 {
-		f, openErr := os.Open(in.args[0])
-		if openErr != nil {
-			return openErr
-		}
-		defer f.Close()
-		out, err = d.replayRepaired(in.ctx, f)
-	} else {
-		out, err = d.replay(in.ctx)
-	}
+	out, err := d.replay(in.ctx, repaired)
 	return errors.Join(err, json.NewEncoder(in.out).Encode(out))
 }
 
@@ -321,24 +315,24 @@ func replayDeadDirectly(in *invocation, list bool) error {
 // repaired letters) on the admin listener.
 func (a *app) deadLettersHandler(w http.ResponseWriter, r *http.Request) {
 	d := deadLetters{a.kafka, &a.cfg}
-	var out replayed
-	var err error
-	switch {
-	case r.Method == http.MethodGet:
+	switch r.Method {
+	case http.MethodGet:
 		w.Header().Set("Content-Type", "application/x-ndjson")
 		if err := d.list(r.Context(), w); err != nil {
 			a.log.Error("list dead letters", "err", err)
 		}
 		return
-	case r.Method != http.MethodPost:
+	case http.MethodPost:
+	default:
 		w.Header().Set("Allow", "GET, POST")
 		http.Error(w, "use GET or POST", http.StatusMethodNotAllowed)
 		return
-	case r.ContentLength != 0:
-		out, err = d.replayRepaired(r.Context(), r.Body)
-	default:
-		out, err = d.replay(r.Context())
 	}
+	var repaired io.Reader
+	if r.ContentLength != 0 {
+		repaired = r.Body
+	}
+	out, err := d.replay(r.Context(), repaired)
 	if err != nil {
 		status := http.StatusServiceUnavailable
 		if wrong := new(lettersError); errors.As(err, &wrong) {
