@@ -41,13 +41,13 @@ func (r *Result) bytes() int {
 func (r *Result) AppendJSON(dst []byte) []byte {
 	dst = slices.Grow(dst, 256+96*len(r.Groups))
 	dst = append(dst, `{"event_name":`...)
-	dst = appendString(dst, r.Request.EventName)
+	dst = AppendString(dst, r.Request.EventName)
 	dst = append(dst, `,"from":`...)
 	dst = strconv.AppendInt(dst, r.Request.From, 10)
 	dst = append(dst, `,"to":`...)
 	dst = strconv.AppendInt(dst, r.Request.To, 10)
 	dst = append(dst, `,"grouped_by":`...)
-	dst = appendString(dst, r.Request.GroupBy)
+	dst = AppendString(dst, r.Request.GroupBy)
 	dst = r.appendCounts(append(dst, ','), r.Events, r.Users)
 	dst = append(dst, `,"data":[`...)
 	for i, g := range r.Groups {
@@ -55,7 +55,7 @@ func (r *Result) AppendJSON(dst []byte) []byte {
 			dst = append(dst, ',')
 		}
 		dst = append(dst, `{"group":`...)
-		dst = appendString(dst, g.Label)
+		dst = AppendString(dst, g.Label)
 		dst = r.appendCounts(append(dst, ','), g.Events, g.Users)
 		dst = append(dst, '}')
 	}
@@ -76,16 +76,16 @@ func (r *Result) appendCounts(dst []byte, events int64, users uint64) []byte {
 	return strconv.AppendUint(dst, users, 10)
 }
 
-// appendString appends s as a JSON string. Bytes that are not UTF-8, which only
-// a foreign writer can have put into the tables, become U+FFFD.
-func appendString(dst []byte, s string) []byte {
+// AppendString appends s as a JSON string. Bytes that are not UTF-8, which a foreign
+// writer may have put into the tables and a client into its header, become U+FFFD.
+func AppendString(dst []byte, s string) []byte {
 	const hex = "0123456789abcdef"
 	dst = append(dst, '"')
 	for _, c := range s { // an invalid byte ranges as U+FFFD
 		switch {
 		case c == '"' || c == '\\':
 			dst = append(dst, '\\', byte(c))
-		case c < ' ':
+		case c < ' ' || c == 0x7f:
 			dst = append(dst, '\\', 'u', '0', '0', hex[c>>4], hex[c&15])
 		default:
 			dst = utf8.AppendRune(dst, c)

@@ -35,11 +35,11 @@ func TestAppendStringIsJSON(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		s := rapid.String().Draw(t, "s")
 		var got string
-		if err := json.Unmarshal(appendString(nil, s), &got); err != nil || got != s {
-			t.Fatalf("appendString(%q) reads back as %q, %v", s, got, err)
+		if err := json.Unmarshal(AppendString(nil, s), &got); err != nil || got != s {
+			t.Fatalf("AppendString(%q) reads back as %q, %v", s, got, err)
 		}
 	})
-	if got := string(appendString(nil, "a\xffb")); got != "\"a\uFFFDb\"" {
+	if got := string(AppendString(nil, "a\xffb")); got != "\"a\uFFFDb\"" {
 		t.Errorf("a byte that is not UTF-8 became %s", got)
 	}
 }

@@ -174,11 +174,17 @@ func sentence(err error) string {
 func (s *Server) fail(ctx *fasthttp.RequestCtx, err error) {
 	status, _ := verdict(err)
 	var buf [256]byte
-	body := appendString(append(buf[:0], `{"error":`...), sentence(err))
+	body := query.AppendString(append(buf[:0], `{"error":`...), sentence(err))
 	s.answerError(ctx, status, append(body, '}'))
 	if wait, ok := err.(rateError); ok {
 		ctx.Response.Header.SetCanonical(keyRetryAfter, appendSeconds(nil, time.Duration(wait)))
 	}
+}
+
+// appendSeconds appends d in whole seconds, rounded up, at least 1: a
+// Retry-After of 0 invites the storm it is there to calm.
+func appendSeconds(dst []byte, d time.Duration) []byte {
+	return strconv.AppendInt(dst, int64(max(1, (d+time.Second-1)/time.Second)), 10)
 }
 
 // answerError sends body, which it copies, with the headers status calls for.

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"edge/internal/loop"
+	"edge/internal/query"
 
 	"github.com/valyala/fasthttp"
 )
@@ -49,7 +50,7 @@ func newGate(cfg *Config, s *Server) *gate {
 }
 
 func rawAnswer(status string, retry []byte, text string) []byte {
-	body := append(appendString([]byte(`{"error":`), text), '}')
+	body := append(query.AppendString([]byte(`{"error":`), text), '}')
 	return fmt.Appendf(nil, "HTTP/1.1 %s\r\nConnection: close\r\nContent-Type: application/json\r\n"+
 		"X-Content-Type-Options: nosniff\r\nCache-Control: no-store\r\nRetry-After: %s\r\nContent-Length: %d\r\n\r\n%s",
 		status, retry, len(body), body)

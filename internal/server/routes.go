@@ -302,8 +302,8 @@ func (s *Server) getReady(ctx *fasthttp.RequestCtx) error {
 		if i > 0 {
 			checks = append(checks, ',')
 		}
-		checks = append(appendString(checks, c.Name), ':')
-		checks = appendString(checks, state)
+		checks = append(query.AppendString(checks, c.Name), ':')
+		checks = query.AppendString(checks, state)
 	}
 	checks = append(checks, '}')
 	if s.draining.Load() {
@@ -313,7 +313,7 @@ func (s *Server) getReady(ctx *fasthttp.RequestCtx) error {
 		ctx.Response.SetBodyRaw(fmt.Appendf(nil, `{"status":"ready","checks":%s}`, checks))
 		return nil
 	}
-	body := appendString([]byte(`{"status":"not ready","error":`), problems)
+	body := query.AppendString([]byte(`{"status":"not ready","error":`), problems)
 	body = append(append(body, `,"checks":`...), checks...)
 	s.answerError(ctx, fasthttp.StatusServiceUnavailable, append(body, '}'))
 	return nil
