@@ -51,20 +51,40 @@ const (
 
 func main() { os.Exit(command(os.Args[1:], os.Stdout, os.Stderr)) }
 
+// subcommand is one of those that usage lists.
+type subcommand struct {
+	run     func(*invocation) error
+	args    bool // it takes arguments
+	noFiles bool // it reads no file that a setting names
+	serves  bool // it runs until it is stopped
+	hangup  bool // it sees to SIGHUP itself, which stops every other
+}
+
+var subcommands = map[string]subcommand{
+	"serve":      {run: serve, serves: true, hangup: true},
+	"migrate":    {run: migrate},
+	"replay":     {run: replay, args: true},
+	"verify":     {run: verify},
+	"replay-dlq": {run: replayDead, args: true},
+	"health":     {run: health, noFiles: true}, // the server it asks has read them
+	"key":        {run: keyCommand, args: true},
+	"config":     {run: func(in *invocation) error { _, err := fmt.Fprint(in.out, in.cfg); return err }},
+	"kafka":      {run: runBroker, serves: true},
+	"clickhouse": {run: runEngine, serves: true},
+	"version": {run: func(in *invocation) error {
+		v, c := buildVersion()
+		_, err := fmt.Fprintln(in.out, "edge", v, c)
+		return err
+	}},
+}
+
 // command runs one subcommand and returns the exit status.
 func command(args []string, out, errOut io.Writer) int {
 	name := "serve"
 	if len(args) > 0 {
 		name, args = args[0], args[1:]
 	}
-	commands := map[string]func(*invocation) error{
-		"serve": serve, "migrate": migrate, "replay": replay, "health": health,
-		"verify": verify, "replay-dlq": replayDead, "kafka": runBroker, "clickhouse": runEngine,
-		"key":     keyCommand,
-		"config":  func(in *invocation) error { _, err := fmt.Fprint(out, in.cfg); return err },
-		"version": func(*invocation) error { v, c := buildVersion(); _, err := fmt.Fprintln(out, "edge", v, c); return err },
-	}
-	run, ok := commands[name]
+	c, ok := subcommands[name]
 	switch {
 	case name == "help", isHelp(name), slices.ContainsFunc(args, isHelp):
 		fmt.Fprint(out, usage)
@@ -72,52 +92,23 @@ func command(args []string, out, errOut io.Writer) int {
 	case !ok:
 		fmt.Fprintf(errOut, "edge: unknown command %q\n\n%s", name, usage)
 		return exitUsage
-	case len(args) > 0 && !slices.Contains([]string{"replay", "replay-dlq", "key"}, name):
+	case len(args) > 0 && !c.args:
 		fmt.Fprintf(errOut, "edge: %s takes no argument, and got %q\n", name, args[0])
 		return exitUsage
 	}
 	in := &invocation{args: args, out: out}
-	load := loadConfig
-	if name == "health" { // of a process that has its files already
-		load = parseConfig
-	}
-	var err error
-	if in.cfg, err = load(environ()); err == nil {
-		err = in.level.UnmarshalText([]byte(in.cfg.LogLevel))
-		if err != nil {
-			err = fmt.Errorf("LOG_LEVEL is %q; it may be debug, info, warn or error", in.cfg.LogLevel)
-		}
-	}
-	if err != nil {
+	if err := in.configure(c); err != nil {
 		for line := range strings.Lines(err.Error()) {
 			fmt.Fprint(errOut, "edge: ", line)
 		}
 		fmt.Fprintln(errOut)
 		return exitUsage
 	}
-	terminal := isTerminal(errOut)
-	direct := slog.New(logHandler(errOut, terminal, &in.level))
-	lines := logging.NewWriter(errOut, func(dropped int64) {
-		direct.Warn("log lines dropped: they were not read fast enough", "component", "logging", "lines", dropped)
-	})
-	limiter := logging.New(logHandler(lines, terminal, &in.level), logging.Period)
-	in.log = slog.New(limiter)
-	slog.SetDefault(in.log) // for what libraries say by themselves
-	ctx, stop := context.WithCancel(context.Background())
-	defer stop()
-	// serve may have files to read again on SIGHUP, and says itself what it means.
-	ends := []os.Signal{os.Interrupt, syscall.SIGTERM}
-	if name != "serve" && !signal.Ignored(syscall.SIGHUP) {
-		ends = append(ends, syscall.SIGHUP)
-	}
-	defer stopOnSignal(stop, ends...)()
-	if slices.Contains([]string{"serve", "kafka", "clickhouse"}, name) {
-		signal.Ignore(syscall.SIGPIPE) // who reads the log may go away
-	}
-	in.ctx = ctx
-	err = run(in)
-	limiter.Flush()
-	lines.Close(time.Second)
+	closeLog := in.openLog(errOut)
+	ended := in.heedSignals(c)
+	err := c.run(in)
+	closeLog()
+	ended()
 	var asked *usageError
 	switch {
 	case errors.As(err, &asked):
@@ -128,6 +119,55 @@ func command(args []string, out, errOut io.Writer) int {
 		return exitFailed
 	}
 	return 0
+}
+
+// configure reads the settings.
+func (in *invocation) configure(c subcommand) (err error) {
+	load := loadConfig
+	if c.noFiles {
+		load = parseConfig
+	}
+	if in.cfg, err = load(environ()); err != nil {
+		return err
+	}
+	if in.level.UnmarshalText([]byte(in.cfg.LogLevel)) != nil {
+		return fmt.Errorf("LOG_LEVEL is %q; it may be debug, info, warn or error", in.cfg.LogLevel)
+	}
+	return nil
+}
+
+// openLog makes in's log, which goes to w and waits for nobody who reads it.
+func (in *invocation) openLog(w io.Writer) (closeLog func()) {
+	terminal := isTerminal(w)
+	direct := slog.New(logHandler(w, terminal, &in.level))
+	lines := logging.NewWriter(w, func(dropped int64) {
+		direct.Warn("log lines dropped: they were not read fast enough", "component", "logging", "lines", dropped)
+	})
+	limiter := logging.New(logHandler(lines, terminal, &in.level), logging.Period)
+	in.log = slog.New(limiter)
+	slog.SetDefault(in.log) // for what libraries say by themselves
+	return func() {
+		limiter.Flush()
+		lines.Close(time.Second)
+	}
+}
+
+// heedSignals makes in's context, which ends when one of the signals comes that stop c.
+func (in *invocation) heedSignals(c subcommand) (ended func()) {
+	ends := []os.Signal{os.Interrupt, syscall.SIGTERM}
+	if !c.hangup && !signal.Ignored(syscall.SIGHUP) {
+		ends = append(ends, syscall.SIGHUP)
+	}
+	if c.serves {
+		signal.Ignore(syscall.SIGPIPE) // who reads the log may go away
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	in.ctx = ctx
+	forget := stopOnSignal(stop, ends...)
+	return func() {
+		forget()
+		stop()
+	}
 }
 
 // stopOnSignal calls stop at the first of the signals. The second ends the process at once,

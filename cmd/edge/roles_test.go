@@ -170,10 +170,12 @@ func (p *edgeProcess) wantCalmLog(t *testing.T) {
 }
 
 // command runs another subcommand with p's settings.
-func (p *edgeProcess) command(args ...string) (string, error) { return subcommand(p.settings, args...) }
+func (p *edgeProcess) command(args ...string) (string, error) {
+	return runSubcommand(p.settings, args...)
+}
 
-// subcommand runs one with settings (name, value, …) on top of the environment.
-func subcommand(settings []string, args ...string) (string, error) {
+// runSubcommand runs one with settings (name, value, …) on top of the environment.
+func runSubcommand(settings []string, args ...string) (string, error) {
 	cmd := exec.Command(os.Args[0], args...)
 	cmd.Env = os.Environ()
 	for i := 0; i < len(settings); i += 2 {

@@ -33,7 +33,7 @@ func TestVerifyOfAStoppedEdge(t *testing.T) {
 	}
 	says := func(ok bool, want string) {
 		t.Helper()
-		report, err := subcommand(p.settings, "verify")
+		report, err := runSubcommand(p.settings, "verify")
 		if (err == nil) != ok || !strings.Contains(report, want) {
 			t.Errorf("edge verify says %v and\n%s\nwant %q", err, report, want)
 		}
