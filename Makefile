@@ -43,7 +43,7 @@ test: setup
 ## race: the packages in which goroutines meet, under the race detector; the longest repetitions of a fault are make test's
 race: setup
 	EDGE_REQUIRE_ENGINE=1 $(GO) test -race -timeout 20m -skip 'EngineKilled|CallFails|InsertCutAtEveryStep|ClickHouseDown' $(RACE)
-	EDGE_REQUIRE_ENGINE=1 $(GO) test -race -run 'Wave|Kept|Few|ADay|Describe|Connections' ./internal/query # the rest is one goroutine that waits for the engine
+	EDGE_REQUIRE_ENGINE=1 $(GO) test -race -run 'Call|Kept|Few|ADay|Describe|Connections' ./internal/query # the rest is one goroutine that waits for the engine
 
 ## health: GET /health of the running server
 health:

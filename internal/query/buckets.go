@@ -15,13 +15,13 @@ import (
 func (e *Engine) buckets(ctx context.Context, a *answer, b *builder, cut []piece) error {
 	q := &reader{e: e, a: a, b: b, scope: scopeOf(&a.request)}
 	first := q.firstRound(cut, time.Now())
-	seen, studied := newFound(q.scope, nil), newFound(q.scope, &e.states)
+	seen, seconds := newFound(q.scope, nil), newFound(q.scope, &e.states)
 	seen.known, seen.counts = true, true
-	defer studied.drop()
+	defer seconds.drop()
 	all, allCtx := errgroup.WithContext(ctx)
 	all.Go(func() error { return q.buckets(allCtx, first.rest) })
 	all.Go(func() error { return q.rows(allCtx, first.plain) })
-	all.Go(func() error { return q.seconds(allCtx, first.study, studied) })
+	all.Go(func() error { return q.seconds(allCtx, first.bySecond, seconds) })
 	all.Go(func() error { return q.counts(allCtx, first.check, seen) })
 	if err := all.Wait(); err != nil {
 		return err
@@ -36,11 +36,11 @@ func (e *Engine) buckets(ctx context.Context, a *answer, b *builder, cut []piece
 			return err
 		}
 	}
-	others, again, err := q.ends(first.ends, seen, studied)
+	others, again, err := q.ends(first.ends, seen, seconds)
 	if err != nil {
 		return err
 	}
-	if len(first.plain)+len(first.study)+len(again) > 0 {
+	if len(first.plain)+len(first.bySecond)+len(again) > 0 {
 		e.sources[rawTable].Inc()
 	}
 	all, allCtx = errgroup.WithContext(ctx)
@@ -64,10 +64,10 @@ type round struct {
 	held, rest []piece // buckets that are kept, and those that are read
 	ends       []end
 
-	check   []piece // buckets of which is asked what parts have rows of them: those kept, and
-	unknown []piece // the ends' five minutes of which nothing is known
-	study   []piece // five minutes that are read by the second
-	plain   []piece // ends that are read as rows
+	check    []piece // buckets of which is asked what parts have rows of them: those kept, and
+	unknown  []piece // the ends' five minutes of which nothing is known
+	bySecond []piece // five minutes that are read by the second
+	plain    []piece // ends that are read as rows
 }
 
 // firstRound is that of an answer that has the ends cut.
@@ -85,15 +85,15 @@ func (q *reader) firstRound(cut []piece, now time.Time) (r round) {
 	// about an end yet, it may have many events: then this question reads plain rows, and
 	// the next one can read seconds.
 	sparse := fewIn(r.have, fiveGrain.seconds())
-	studies := sparse || len(r.unknown) == 0
+	maySeconds := sparse || len(r.unknown) == 0
 	for i := range r.ends {
 		x := &r.ends[i]
 		if x.was != nil {
 			r.check = append(r.check, x.of)
 		}
-		switch x.studied = studies && x.few(sparse) && !x.kept(); {
-		case x.studied:
-			r.study = append(r.study, x.of)
+		switch x.bySecond = maySeconds && x.few(sparse) && !x.kept(); {
+		case x.bySecond:
+			r.bySecond = append(r.bySecond, x.of)
 		case !x.kept():
 			r.plain = append(r.plain, x.piece)
 		}
@@ -163,13 +163,13 @@ func (q *reader) counts(ctx context.Context, pieces []piece, f *found) error {
 	})
 }
 
-// ends adds those that are kept and as they were, and keeps what was learnt of others. Of
+// ends adds those that are kept and as they were, and keeps what was read of others. Of
 // those that have changed it returns the five minutes, and the rows that the answer lacks.
-func (q *reader) ends(ends []end, seen, studied *found) (changed, again []piece, err error) {
+func (q *reader) ends(ends []end, seen, seconds *found) (changed, again []piece, err error) {
 	c := &q.e.states
 	for _, x := range ends {
 		kept := x.kept() // and not in the answer yet, as those are that were read
-		if x.was == nil && x.studied {
+		if x.was == nil && x.bySecond {
 			x.was = c.at(q.scope, x.of) // perhaps another question's by now
 		}
 		switch {
@@ -183,8 +183,8 @@ func (q *reader) ends(ends []end, seen, studied *found) (changed, again []piece,
 			if err := q.a.addCells(x.was.all()); err != nil {
 				return nil, nil, err
 			}
-		case x.studied && !x.was.studied:
-			c.learn(x.was, studied)
+		case x.bySecond && !x.was.hasSeconds:
+			c.keepSeconds(x.was, seconds)
 		}
 	}
 	return changed, again, nil
@@ -235,12 +235,12 @@ type end struct {
 	of  piece   // the five minutes
 	was *bucket // as they are kept; nil: they are not
 
-	unknown bool // nothing is known of them
-	studied bool // their seconds are asked for
+	unknown  bool // nothing is known of them
+	bySecond bool // it is read by the second
 }
 
 // kept tells whether what each second has of it is kept.
-func (x *end) kept() bool { return x.was != nil && x.was.studied }
+func (x *end) kept() bool { return x.was != nil && x.was.hasSeconds }
 
 // few tells whether that may be kept. Of five minutes of which nothing is known sparse says
 // whether few events are to be expected.
@@ -266,7 +266,7 @@ func fewIn(buckets map[span]*bucket, seconds int64) bool {
 func (c *stateCache) at(s scope, p piece) *bucket {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if e := c.byKey[bucketKey{s, span{p.grain.seconds(), p.from}}]; e != nil && e.Value.(*bucket).restless == 0 {
+	if e := c.byKey[bucketKey{s, span{p.grain.seconds(), p.from}}]; e != nil && e.Value.(*bucket).backoff == 0 {
 		return e.Value.(*bucket)
 	}
 	return nil
@@ -287,10 +287,10 @@ func (c *stateCache) ends(s scope, rows []piece, now time.Time) (ends []end, res
 				b = e.Value.(*bucket)
 			}
 			switch age := now.Sub(b.read); {
-			case age > maxStateAge, b.restless > 0 && age >= b.restless: // or there is none
+			case age > maxStateAge, b.backoff > 0 && age >= b.backoff: // or there is none
 				rest = append(rest, x.of)
 				x.unknown = true
-			case b.restless == 0:
+			case b.backoff == 0:
 				c.used.MoveToFront(e)
 				x.was = b
 			}
@@ -300,10 +300,10 @@ func (c *stateCache) ends(s scope, rows []piece, now time.Time) (ends []end, res
 	return ends, rest
 }
 
-// learn keeps the seconds of was that f has found, if they hold as many events.
-func (c *stateCache) learn(was *bucket, f *found) {
+// keepSeconds keeps the seconds of was that f has found, if they hold as many events.
+func (c *stateCache) keepSeconds(was *bucket, f *found) {
 	b := *was
-	b.studied, b.cells = true, nil
+	b.hasSeconds, b.cells = true, nil
 	for _, cell := range was.cells {
 		b.bytes -= cell.bytes()
 	}

@@ -110,7 +110,7 @@ func TestEndsBecomeWhole(t *testing.T) {
 			}
 		}
 		for _, at := range []int64{dataFrom, dataFrom + 2*hour} {
-			if b := e.states.at(scopeOf(&r), piece{fiveGrain, at, at + 5*minute}); b == nil || !b.studied || len(b.seconds) == 0 {
+			if b := e.states.at(scopeOf(&r), piece{fiveGrain, at, at + 5*minute}); b == nil || !b.hasSeconds || len(b.seconds) == 0 {
 				t.Errorf("%+v: the seconds from %d are not kept", r, at)
 			}
 		}
@@ -180,10 +180,10 @@ func TestWhichSecondsAreKept(t *testing.T) {
 		}
 		return f
 	}
-	studied := func(first, second bool) {
+	hasSeconds := func(first, second bool) {
 		t.Helper()
 		for i, want := range []bool{first, second} {
-			if x := ends()[i]; x.was == nil || x.was.studied != want {
+			if x := ends()[i]; x.was == nil || x.was.hasSeconds != want {
 				t.Errorf("end %d is kept as %+v; want its seconds: %v", i, x.was, want)
 			}
 		}
@@ -192,32 +192,32 @@ func TestWhichSecondsAreKept(t *testing.T) {
 		t.Error("what was never read is kept")
 	}
 	c.put(s, two, holding(s, two, "a", 2, 100), now)
-	studied(false, false)
-	c.learn(ends()[0].was, seconds(1, width-1, width))
-	studied(true, false)
-	c.learn(ends()[1].was, seconds(1, width))
-	studied(true, false)
+	hasSeconds(false, false)
+	c.keepSeconds(ends()[0].was, seconds(1, width-1, width))
+	hasSeconds(true, false)
+	c.keepSeconds(ends()[1].was, seconds(1, width))
+	hasSeconds(true, false)
 	full := seconds(width, 2*width-1)
 	full.full = true
-	c.learn(ends()[1].was, full)
-	studied(true, false)
+	c.keepSeconds(ends()[1].was, full)
+	hasSeconds(true, false)
 	was := ends()[1].was
 	c.put(s, two[:1], holding(s, two, "b", 2, 100), now) // read again: it is not the one that was asked about
-	c.learn(was, seconds(width, 2*width-1))
-	studied(false, false)
-	c.learn(ends()[1].was, seconds(width, 2*width-1))
-	studied(false, true)
+	c.keepSeconds(was, seconds(width, 2*width-1))
+	hasSeconds(false, false)
+	c.keepSeconds(ends()[1].was, seconds(width, 2*width-1))
+	hasSeconds(false, true)
 	bounded(t, &c)
 	c.put(s, two, holding(s, two, "c", 3, 100), now)
 	if x := ends(); x[0].was != nil || x[1].was != nil {
 		t.Error("five minutes that get events are kept")
 	}
-	now = now.Add(restlessTime)
+	now = now.Add(minBackoff)
 	both := []piece{{fiveGrain, 0, width}, {fiveGrain, width, 2 * width}}
 	ends(both...)
 	c.put(s, two, holding(s, two, "d", 3, 100), now)
 	now = now.Add(maxStateAge)
-	studied(false, false)
+	hasSeconds(false, false)
 	now = now.Add(1)
 	ends(both...)
 	c.limit = 0
@@ -235,18 +235,18 @@ func TestEndsThatAnotherQuestionHasKept(t *testing.T) {
 	e.states.put(s, []piece{five}, holding(s, []piece{five}, "a", 1, 9), now)
 	f := newFound(s, nil)
 	f.buckets[span{1, 10}] = &bucket{parts: []bucketPart{{"", 1}}, cells: []bucketCell{{10, "", 1, []byte{1, 0}}}, bytes: 100}
-	e.states.learn(e.states.at(s, five), f)
+	e.states.keepSeconds(e.states.at(s, five), f)
 	kept := e.states.at(s, five)
 	for part, changes := range map[string]int{"a": 0, "b": 1} {
 		a := newAnswer(&r, time.UTC)
 		q := &reader{e: e, a: a, scope: s}
-		changed, again, err := q.ends([]end{{piece: piece{rowGrain, 7, 5 * minute}, of: five, unknown: true, studied: true}}, holding(s, []piece{five}, part, 1, 0), f)
+		changed, again, err := q.ends([]end{{piece: piece{rowGrain, 7, 5 * minute}, of: five, unknown: true, bySecond: true}}, holding(s, []piece{five}, part, 1, 0), f)
 		if err != nil || len(changed) != changes || len(again) != 0 || a.whole.events != 0 {
 			t.Errorf("in part %s: %d events more, rows of %v and five minutes of %v to be read again, %v; want none and %d", part, a.whole.events, again, changed, err, changes)
 		}
 	}
 	if e.states.at(s, five) != kept {
-		t.Error("what was kept has been learnt again")
+		t.Error("what was kept has been kept again")
 	}
 	bounded(t, &e.states)
 }
@@ -274,7 +274,7 @@ func TestFiveMinutesOfWhichOnlyEventsAreKnown(t *testing.T) {
 	for _, sec := range []int64{0, 299} {
 		f.buckets[span{1, sec}] = &bucket{parts: []bucketPart{{"", 1}}, cells: []bucketCell{{sec, "", 1, []byte{1, 0}}}, bytes: 100}
 	}
-	c.learn(ends[0].was, f)
+	c.keepSeconds(ends[0].was, f)
 	have, held, _ := c.look(s, five, now)
 	if len(held) != 1 {
 		t.Fatal("five minutes are not held whose seconds are")
@@ -293,9 +293,9 @@ func TestWhichEndsAreFew(t *testing.T) {
 		}
 	}
 	for _, sparse := range []bool{false, true} {
-		unknown, restless := end{unknown: true}, end{}
-		if unknown.few(sparse) != sparse || restless.few(sparse) {
-			t.Errorf("few of unknown ones: %v, of restless ones: %v; want %v and false", unknown.few(sparse), restless.few(sparse), sparse)
+		unknown, changing := end{unknown: true}, end{}
+		if unknown.few(sparse) != sparse || changing.few(sparse) {
+			t.Errorf("few of unknown ones: %v, of changing ones: %v; want %v and false", unknown.few(sparse), changing.few(sparse), sparse)
 		}
 	}
 	f := func(want bool, events ...int64) {
@@ -326,7 +326,7 @@ func TestSecondsThereIsNoRoomFor(t *testing.T) {
 	for sec := range int64(40) {
 		f.buckets[span{1, sec}] = &bucket{parts: []bucketPart{{"", 1}}, cells: []bucketCell{{sec, "", 1, make([]byte, 100)}}, bytes: cellBytes + 100}
 	}
-	c.learn(ends[0].was, f)
+	c.keepSeconds(ends[0].was, f)
 	if ends, _ = c.ends(s, []piece{{rowGrain, 7, 5 * minute}}, now); ends[0].was == nil || ends[0].kept() {
 		t.Error("the five minutes were forgotten, or their seconds kept")
 	}

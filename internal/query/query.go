@@ -37,7 +37,7 @@
 // Buckets are kept for the next question: it asks which parts have rows of them, and reads
 // those with their users that are not what they were (states.go).
 // Requests for the same, from and to included, that come while one is under way share
-// the next, or get its answer if it may be that old (wave.go).
+// the next, or get its answer if it may be that old (calls.go).
 //
 // # What a caller may rely on
 //
@@ -90,7 +90,7 @@ type Engine struct {
 	timeout  time.Duration
 	settings []ch.Setting
 
-	waves   waves
+	calls   calls
 	states  stateCache
 	seconds *stat.Histogram
 	sources [tables]stat.Counter
@@ -124,7 +124,7 @@ func New(pool *clickhouse.Pool, o Options) *Engine {
 			{Key: "optimize_use_projections", Value: "0"},
 			{Key: "optimize_use_implicit_projections", Value: "0"},
 		},
-		waves:   waves{keep: o.Keep},
+		calls:   calls{keep: o.Keep},
 		states:  stateCache{limit: o.States},
 		seconds: stat.NewHistogram(stat.Seconds),
 	}
@@ -135,7 +135,7 @@ func New(pool *clickhouse.Pool, o Options) *Engine {
 // and must not be changed. The error wraps ErrTooExpensive when asking again as is
 // will not help; every other error is the database's or ctx's.
 func (e *Engine) Query(ctx context.Context, r Request) (*Result, error) {
-	return e.waves.do(ctx, r, func(ctx context.Context) (*Result, error) { return e.ask(ctx, r) })
+	return e.calls.do(ctx, r, func(ctx context.Context) (*Result, error) { return e.ask(ctx, r) })
 }
 
 // ask runs r's query.

@@ -57,11 +57,11 @@ type stateCache struct {
 }
 
 const (
-	maxStateAge  = 10 * time.Minute
-	restlessTime = time.Minute // at first, maxStateAge at last
-	bucketBytes  = 448         // of a bucket beside what is in it: its key, its places in map and list
-	partBytes    = 24          // of a part in it beside its name
-	cellBytes    = 80          // of a cell in it beside its name and state
+	maxStateAge = 10 * time.Minute
+	minBackoff  = time.Minute // twice as long each time, up to maxStateAge
+	bucketBytes = 448         // of a bucket beside what is in it: its key, its places in map and list
+	partBytes   = 24          // of a part in it beside its name
+	cellBytes   = 80          // of a cell in it beside its name and state
 
 	// How many events five minutes may have whose seconds are kept. Of more the rows are
 	// read, from the second that is asked for.
@@ -112,18 +112,18 @@ type bucketKey struct {
 
 // bucket is what one held. It is not written to any more.
 type bucket struct {
-	key      bucketKey
-	number   uint64 // no other ever had it
-	parts    []bucketPart
-	cells    []bucketCell
-	seconds  []bucketCell // of five minutes: what each second has of them, in place of cells
-	studied  bool         // they are there
-	counted  bool         // neither cells nor seconds are
-	sum      *stateSum    // of others
-	bytes    int
-	read     time.Time
-	restless time.Duration // got events while it was kept: nothing is in it, and will not be for so long
-	relapse  time.Duration // the next time for so long
+	key         bucketKey
+	number      uint64 // no other ever had it
+	parts       []bucketPart
+	cells       []bucketCell
+	seconds     []bucketCell // of five minutes: what each second has of them, in place of cells
+	hasSeconds  bool         // they are there
+	counted     bool         // neither cells nor seconds are
+	sum         *stateSum    // of others
+	bytes       int
+	read        time.Time
+	backoff     time.Duration // got events while it was kept: nothing is in it, and will not be for so long
+	nextBackoff time.Duration // of the next time
 }
 
 // bucketPart is that a part has rows of a bucket.
@@ -144,11 +144,11 @@ type bucketCell struct {
 func (c *bucketCell) bytes() int { return cellBytes + len(c.name) + len(c.state) }
 
 // whole tells whether b has all that its parts do.
-func (b *bucket) whole() bool { return b.studied || !b.counted }
+func (b *bucket) whole() bool { return b.hasSeconds || !b.counted }
 
 // all are the cells of b, and how wide they are.
 func (b *bucket) all() (cells []bucketCell, width int64) {
-	if b.studied {
+	if b.hasSeconds {
 		return b.seconds, 1
 	}
 	return b.cells, b.key.width
@@ -173,7 +173,7 @@ func (c *stateCache) look(s scope, pieces []piece, now time.Time) (have map[span
 	defer c.mu.Unlock()
 	for at := range spans(pieces) {
 		e := c.byKey[bucketKey{s, at}]
-		if e == nil || e.Value.(*bucket).restless > 0 || !e.Value.(*bucket).whole() {
+		if e == nil || e.Value.(*bucket).backoff > 0 || !e.Value.(*bucket).whole() {
 			rest = extend(rest, at)
 			continue
 		}
@@ -210,16 +210,16 @@ func (c *stateCache) put(s scope, pieces []piece, f *found, now time.Time) {
 		if b == nil {
 			b = new(bucket)
 		}
-		b.key, b.counted, b.read, b.relapse = key, f.counts, now, restlessTime
+		b.key, b.counted, b.read, b.nextBackoff = key, f.counts, now, minBackoff
 		if e != nil {
 			before := e.Value.(*bucket)
 			switch age := now.Sub(before.read); {
-			case age < before.restless:
+			case age < before.backoff:
 				continue
-			case before.restless > 0 || age <= maxStateAge && before.events() == b.events():
-				b.relapse = before.relapse
+			case before.backoff > 0 || age <= maxStateAge && before.events() == b.events():
+				b.nextBackoff = before.nextBackoff
 			case age <= maxStateAge:
-				b = &bucket{key: key, read: now, restless: before.relapse, relapse: min(2*before.relapse, maxStateAge)}
+				b = &bucket{key: key, read: now, backoff: before.nextBackoff, nextBackoff: min(2*before.nextBackoff, maxStateAge)}
 			}
 			c.remove(e)
 		}

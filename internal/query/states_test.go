@@ -84,7 +84,7 @@ func TestAnswersAreNoOlderForWhatIsKept(t *testing.T) {
 		if i%10 == 9 { // time passes
 			for e := kept.states.used.Front(); e != nil; e = e.Next() {
 				b := e.Value.(*bucket)
-				b.read = b.read.Add(-b.restless)
+				b.read = b.read.Add(-b.backoff)
 			}
 		}
 	}
@@ -176,7 +176,7 @@ func TestWhichBucketsAreKept(t *testing.T) {
 		events++
 		put(second, "grown", events)
 		look(first, others)
-		now = now.Add(times*restlessTime - 1)
+		now = now.Add(times*minBackoff - 1)
 		events++
 		put(second, "grown again", events)
 		look(first, others)

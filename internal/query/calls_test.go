@@ -11,10 +11,10 @@ import (
 	"time"
 )
 
-// tide is waves of one request whose queries end when the test says so.
-type tide struct {
+// callers ask for the same, and their queries end when the test says so.
+type callers struct {
 	t     *testing.T
-	waves waves
+	calls calls
 
 	mu    sync.Mutex
 	begun []*asked
@@ -30,13 +30,13 @@ type told struct {
 	err    error
 }
 
-func newTide(t *testing.T) *tide { return &tide{t: t} }
+func newCallers(t *testing.T) *callers { return &callers{t: t} }
 
 // call asks and returns where its answer will be.
-func (d *tide) call(ctx context.Context) chan told {
+func (d *callers) call(ctx context.Context) chan told {
 	out := make(chan told, 1)
 	go func() {
-		res, err := d.waves.do(ctx, Request{EventName: "a", To: 1}, func(ctx context.Context) (*Result, error) {
+		res, err := d.calls.do(ctx, Request{EventName: "a", To: 1}, func(ctx context.Context) (*Result, error) {
 			q := &asked{ctx, make(chan error)}
 			d.mu.Lock()
 			d.begun = append(d.begun, q)
@@ -60,7 +60,7 @@ func (d *tide) call(ctx context.Context) chan told {
 }
 
 // queries wants n to have begun.
-func (d *tide) queries(n int) {
+func (d *callers) queries(n int) {
 	d.t.Helper()
 	synctest.Wait()
 	d.mu.Lock()
@@ -71,19 +71,19 @@ func (d *tide) queries(n int) {
 }
 
 // query is the nth, counted from 1.
-func (d *tide) query(n int) *asked {
+func (d *callers) query(n int) *asked {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.begun[n-1]
 }
 
 // end ends query n, counted from 1.
-func (d *tide) end(n int, err error) {
+func (d *callers) end(n int, err error) {
 	d.query(n).end <- err
 	synctest.Wait()
 }
 
-func (d *tide) gets(call chan told, want told) {
+func (d *callers) gets(call chan told, want told) {
 	d.t.Helper()
 	if got := <-call; got != want {
 		d.t.Errorf("got %v; want %v", got, want)
@@ -91,28 +91,28 @@ func (d *tide) gets(call chan told, want told) {
 }
 
 // keep has answers of so many bytes more be kept.
-func (d *tide) keep(bytes int) {
-	d.waves.mu.Lock()
-	defer d.waves.mu.Unlock()
-	d.waves.kept += bytes
+func (d *callers) keep(bytes int) {
+	d.calls.mu.Lock()
+	defer d.calls.mu.Unlock()
+	d.calls.kept += bytes
 }
 
 // empty wants nothing to be kept.
-func (d *tide) empty() {
+func (d *callers) empty() {
 	d.t.Helper()
 	synctest.Wait()
-	d.waves.mu.Lock()
-	defer d.waves.mu.Unlock()
-	if n, size := len(d.waves.last), d.waves.kept; n != 0 || size != 0 {
-		d.t.Errorf("%d waves are kept, %d bytes", n, size)
+	d.calls.mu.Lock()
+	defer d.calls.mu.Unlock()
+	if n, size := len(d.calls.last), d.calls.kept; n != 0 || size != 0 {
+		d.t.Errorf("%d calls are kept, %d bytes", n, size)
 	}
 }
 
-func TestWaves(t *testing.T) {
-	f := func(name string, test func(d *tide)) {
+func TestCalls(t *testing.T) {
+	f := func(name string, test func(d *callers)) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				d := newTide(t)
+				d := newCallers(t)
 				test(d)
 				d.empty()
 			})
@@ -120,7 +120,7 @@ func TestWaves(t *testing.T) {
 	}
 	broken := errors.New("broken")
 
-	f("those who come during a query share the next", func(d *tide) {
+	f("those who come during a query share the next", func(d *callers) {
 		first := d.call(d.t.Context())
 		second, third := d.call(d.t.Context()), d.call(d.t.Context())
 		d.queries(1)
@@ -135,9 +135,9 @@ func TestWaves(t *testing.T) {
 		d.end(3, nil)
 		d.gets(fourth, told{3, nil}) // an error does not stay
 	})
-	f("a long query keeps nobody", func(d *tide) {
+	f("a long query keeps nobody", func(d *callers) {
 		first, second := d.call(d.t.Context()), d.call(d.t.Context())
-		<-time.After(waveTurn - 1)
+		<-time.After(callTurn - 1)
 		d.queries(1)
 		<-time.After(1)
 		d.queries(2)
@@ -151,7 +151,7 @@ func TestWaves(t *testing.T) {
 		d.end(3, nil)
 		d.gets(third, told{3, nil})
 	})
-	f("who gives up leaves the others theirs", func(d *tide) {
+	f("who gives up leaves the others theirs", func(d *callers) {
 		short, giveUp := context.WithCancel(d.t.Context())
 		first, second := d.call(short), d.call(d.t.Context())
 		third := d.call(short)
@@ -165,14 +165,14 @@ func TestWaves(t *testing.T) {
 		d.end(2, nil)
 		d.gets(second, told{2, nil})
 	})
-	f("no query for nobody", func(d *tide) {
+	f("no query for nobody", func(d *callers) {
 		first := d.call(d.t.Context())
 		short, giveUp := context.WithCancel(d.t.Context())
 		second := d.call(short)
 		giveUp()
 		d.gets(second, told{0, context.Canceled})
 		third := d.call(d.t.Context()) // after the second has gone
-		d.queries(2)                   // it had no wave to wait for
+		d.queries(2)                   // it had no call to wait for
 		d.end(1, nil)
 		d.gets(first, told{1, nil})
 		d.end(2, nil)
@@ -182,26 +182,26 @@ func TestWaves(t *testing.T) {
 
 func TestKeptAnswers(t *testing.T) {
 	const keep = time.Second
-	f := func(name string, test func(d *tide)) {
+	f := func(name string, test func(d *callers)) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				d := newTide(t)
-				d.waves.keep = keep
+				d := newCallers(t)
+				d.calls.keep = keep
 				test(d)
 				<-time.After(keep)
 				d.empty()
 			})
 		})
 	}
-	f("an answer is as old as its query's begin", func(d *tide) {
+	f("an answer is as old as its query's begin", func(d *callers) {
 		first := d.call(d.t.Context())
 		d.queries(1)
-		<-time.After(waveTurn - 1)
+		<-time.After(callTurn - 1)
 		second := d.call(d.t.Context()) // joins a query under way
 		d.end(1, nil)
 		d.gets(first, told{1, nil})
 		d.gets(second, told{1, nil})
-		<-time.After(keep - waveTurn)
+		<-time.After(keep - callTurn)
 		d.gets(d.call(d.t.Context()), told{1, nil})
 		<-time.After(1)
 		third := d.call(d.t.Context())
@@ -209,12 +209,12 @@ func TestKeptAnswers(t *testing.T) {
 		d.end(2, nil)
 		d.gets(third, told{2, nil})
 	})
-	f("a long query keeps nobody, and its answer is kept", func(d *tide) {
+	f("a long query keeps nobody, and its answer is kept", func(d *callers) {
 		first := d.call(d.t.Context())
-		<-time.After(waveTurn)
+		<-time.After(callTurn)
 		second := d.call(d.t.Context())
 		d.queries(1)
-		<-time.After(waveTurn)
+		<-time.After(callTurn)
 		d.queries(2)
 		d.end(1, nil)
 		d.gets(first, told{1, nil})
@@ -223,7 +223,7 @@ func TestKeptAnswers(t *testing.T) {
 		d.gets(second, told{2, nil})
 		d.gets(third, told{2, nil})
 	})
-	f("an answer that took longer than it is good for is not kept", func(d *tide) {
+	f("an answer that took longer than it is good for is not kept", func(d *callers) {
 		first := d.call(d.t.Context())
 		<-time.After(keep)
 		d.end(1, nil)
@@ -233,7 +233,7 @@ func TestKeptAnswers(t *testing.T) {
 		d.end(2, nil)
 		d.gets(second, told{2, nil})
 	})
-	f("an error is not kept", func(d *tide) {
+	f("an error is not kept", func(d *callers) {
 		broken := errors.New("broken")
 		first := d.call(d.t.Context())
 		d.end(1, broken)
@@ -243,7 +243,7 @@ func TestKeptAnswers(t *testing.T) {
 		d.end(2, nil)
 		d.gets(second, told{2, nil})
 	})
-	f("nor is a query that nobody waited for", func(d *tide) {
+	f("nor is a query that nobody waited for", func(d *callers) {
 		short, giveUp := context.WithCancel(d.t.Context())
 		first := d.call(short)
 		giveUp()
@@ -253,7 +253,7 @@ func TestKeptAnswers(t *testing.T) {
 		d.end(2, nil)
 		d.gets(second, told{2, nil})
 	})
-	f("what is kept is bounded", func(d *tide) {
+	f("what is kept is bounded", func(d *callers) {
 		d.keep(maxKept) // of other requests
 		first := d.call(d.t.Context())
 		d.end(1, nil)
@@ -266,16 +266,16 @@ func TestKeptAnswers(t *testing.T) {
 	})
 }
 
-func TestWaveOfABug(t *testing.T) {
-	var w waves
+func TestCallThatPanics(t *testing.T) {
+	var cs calls
 	for range 2 {
 		func() {
 			defer func() {
-				if text := fmt.Sprint(recover()); !strings.Contains(text, "a bug") || !strings.Contains(text, "wave_test.go") {
+				if text := fmt.Sprint(recover()); !strings.Contains(text, "a bug") || !strings.Contains(text, "calls_test.go") {
 					t.Errorf("panicked with %s", text)
 				}
 			}()
-			w.do(t.Context(), Request{}, func(context.Context) (*Result, error) { panic("a bug") })
+			cs.do(t.Context(), Request{}, func(context.Context) (*Result, error) { panic("a bug") })
 			t.Error("it did not panic")
 		}()
 	}
