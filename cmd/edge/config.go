@@ -60,8 +60,8 @@ type config struct {
 	Shards           int           `env:"SHARDS" envDefault:"0" min:"0" doc:"rings between HTTP and Kafka; 0 is one per core; small requests share the first while it keeps up"`
 	RingRequests     int           `env:"RING_REQUESTS" envDefault:"16384" min:"1" doc:"requests one ring holds; beyond it 429"`
 	RingBytes        size          `env:"RING_BYTES" envDefault:"32MiB" min:"1" doc:"bytes one ring holds; beyond it 429"`
-	MaxInflight      int           `env:"MAX_INFLIGHT_RECORDS" envDefault:"200000" min:"1" doc:"records sent to Kafka and not yet acknowledged"`
-	MaxBufferedBytes size          `env:"MAX_BUFFERED_BYTES" envDefault:"64MiB" min:"1" doc:"bytes of those records"`
+	MaxInflight      int           `env:"MAX_INFLIGHT_RECORDS" envDefault:"200000" min:"1" doc:"records in Kafka batches, sent or not, that are not acknowledged; each shard has an equal part"`
+	MaxBufferedBytes size          `env:"MAX_BUFFERED_BYTES" envDefault:"64MiB" min:"1" doc:"bytes of those records; each shard has an equal part"`
 	Linger           time.Duration `env:"LINGER" envDefault:"0s" min:"0" doc:"how long to wait for a fuller Kafka batch"`
 
 	KafkaBrokers     []string      `env:"KAFKA_BROKERS" envDefault:"localhost:19092" doc:"seed brokers, host:port"`
@@ -95,7 +95,7 @@ type config struct {
 	ClickHouseCompress bool          `env:"CLICKHOUSE_COMPRESS" envDefault:"true" doc:"LZ4 on the way to ClickHouse: less network, for a third of the sink's processor time; metrics queries go without; false when both are on one machine"`
 	TableTTL           time.Duration `env:"TABLE_TTL" envDefault:"0s" min:"0" doc:"how long rows are kept by their timestamp; 0 is for ever"`
 
-	FlushInterval time.Duration `env:"FLUSH_INTERVAL" envDefault:"100ms" min:"1" doc:"shortest time between two inserts"`
+	FlushInterval time.Duration `env:"FLUSH_INTERVAL" envDefault:"100ms" min:"1" doc:"shortest time between inserts of blocks that are not full"`
 	FlushRows     int           `env:"FLUSH_ROWS" envDefault:"100000" min:"1" doc:"rows that fill a block"`
 	FlushBytes    size          `env:"FLUSH_BYTES" envDefault:"64MiB" min:"1" doc:"bytes that fill a block"`
 	FlushInserts  int           `env:"FLUSH_INSERTS" envDefault:"2" min:"1" doc:"full blocks that are inserted at the same time"`

@@ -39,9 +39,11 @@ import (
 //	Prometheus ── GET ──▶ 1 admin                                          │
 //	                    └──────────────────────────────────────────────────┘
 //
-// 2 and 3 exist only in embedded mode; 5 to 7 as ROLES says. Nothing but their
-// two start functions knows which mode it is: it shows in how kafka.Options and
-// clickhouse.Options dial.
+// 2 and 3 exist only in embedded mode; 5 to 7 as ROLES says. All others reach
+// Kafka and ClickHouse by kafka.Options and clickhouse.Options, in either mode.
+// What else differs in embedded mode: 4 lays down the schema and compares the log
+// with what is stored before 5 starts, 6 is told to scan the log after the machine
+// has died, topics are there from the start, and config.go has two of its defaults.
 type app struct {
 	cfg      config
 	ln       listeners

@@ -16,10 +16,10 @@ const prefetch = 8 << 10
 const keepBytes = 1 << 20
 
 // memory hands out the blocks that request bodies are read and inflated into, and
-// long answers wait in, and keeps all of them together under a budget. A block is paid for before it
-// is allocated, in powers of two from prefetch on, and grows only when bytes
-// have really arrived: a Content-Length of 10 MiB and nothing behind it costs
-// 8 KiB, or else a handful of silent clients would own the budget.
+// long answers wait in, and keeps all of them together under a budget. A block is
+// paid for before it is allocated, in powers of two from prefetch on, and grows
+// only when bytes have really arrived: a Content-Length of 10 MiB and nothing
+// behind it costs 8 KiB, or else a handful of silent clients would own the budget.
 type memory struct {
 	limit   int64
 	used    atomic.Int64

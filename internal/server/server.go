@@ -18,8 +18,9 @@
 // Body memory is given back before Publish waits: a Batch holds copies. A
 // request parked for its acknowledgement costs its batch and its connection.
 //
-// What a request needs of the pipeline is two functions, Publish and Query. A
-// process without that role leaves it nil and the route answers 404.
+// What requests need of the pipeline is three functions: Publish and Start, which are
+// the same for a goroutine and for a loop, and Query. A process without their role
+// leaves them nil and the route answers 404.
 //
 // Everything a fasthttp.RequestCtx hands out dies with the handler; nothing
 // here keeps any of it. All methods may be called from any goroutine.
@@ -68,7 +69,7 @@ type Config struct {
 	MaxEventBytes    int   // one event's text, as in codec.Rules
 	MaxBodyBytes     int   // one bulk body as it comes over the wire
 	MaxInflatedBytes int   // one bulk body after its content encoding is undone
-	MaxInflightBytes int64 // all bodies held at one time; MinInflightBytes at least
+	MaxInflightBytes int64 // all bodies and long answers held at one time; MinInflightBytes at least
 	MaxConns         int   // open connections
 	MaxConnsPerIP    int   // open connections of one IPv4 address or IPv6 /64; 0 is no limit
 	Loops            int   // event loops for small requests; 0 is a goroutine a connection

@@ -53,7 +53,7 @@ const (
 	timedOut                                        // the body came too slowly
 	unauthorized
 	rateLimited // the key is over its rate
-	memoryFull  // the budget for bodies is spent
+	memoryFull  // the budget for bodies and long answers is spent
 	ringFull    // the producer has no room
 	brokerTimeout
 	brokerRefused
@@ -145,7 +145,7 @@ func (s *Server) Describe(set *stat.Set) {
 	set.Counter("edge_http_timeouts_total", "Requests that did not arrive within the read timeout.", &st.Timeouts)
 	set.Counter("edge_http_panics_total", "Handlers that panicked; each is a bug.", &st.Panics)
 	set.Gauge("edge_http_inflight_bytes", "Bytes of request bodies and long answers held.", func() float64 { return float64(s.memory.used.Load()) })
-	set.Gauge("edge_http_inflight_limit_bytes", "Bytes of request bodies that may be held.", func() float64 { return float64(s.memory.limit) })
+	set.Gauge("edge_http_inflight_limit_bytes", "Bytes of request bodies and long answers that may be held.", func() float64 { return float64(s.memory.limit) })
 	set.Counter("edge_events_accepted_total", "Events that a 202 promised.", &st.Accepted)
 	set.CounterVec("edge_events_rejected_total", "Events refused; a body refused unread counts as one.", []string{"reason"}, func(emit stat.Emit) {
 		for r := malformed; r < numReasons; r++ {
