@@ -319,7 +319,7 @@ func (a *app) deadLettersHandler(w http.ResponseWriter, r *http.Request) {
 	case http.MethodGet:
 		w.Header().Set("Content-Type", "application/x-ndjson")
 		if err := d.list(r.Context(), w); err != nil {
-			a.log.Error("list dead letters", "err", err)
+			a.log.Error("dead letters not read to the end; their list is cut short", "err", err)
 		}
 		return
 	case http.MethodPost:

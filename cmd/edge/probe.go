@@ -25,15 +25,16 @@ func (a *app) checkKafka(ctx context.Context) error {
 	return nil
 }
 
-// until repeats f until it succeeds or ctx ends.
-func until(ctx context.Context, log *slog.Logger, what string, f func(context.Context) error) {
+// until repeats f until it succeeds or ctx ends. failed is the log's message when it
+// does not.
+func until(ctx context.Context, log *slog.Logger, failed string, f func(context.Context) error) {
 	const pause = 2 * time.Second
 	for attempt := 1; ctx.Err() == nil; attempt++ {
 		err := f(ctx)
 		if err == nil || ctx.Err() != nil {
 			return
 		}
-		log.Error(what, "err", err, "attempt", attempt, "pause_ms", pause.Milliseconds())
+		log.Error(failed, "err", err, "attempt", attempt, "pause_ms", pause.Milliseconds())
 		select {
 		case <-ctx.Done():
 		case <-time.After(pause):

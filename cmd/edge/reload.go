@@ -58,7 +58,7 @@ func same(a, b os.FileInfo) bool {
 func (r *reload) again(log *slog.Logger) {
 	if err := r.load(); err != nil {
 		r.bad.Inc()
-		log.Error("reload; the old stays in force", "setting", r.name, "err", err)
+		log.Error("keys or certificate not reloaded; the old ones stay in force", "setting", r.name, "err", err)
 		return
 	}
 	r.ok.Inc()

@@ -60,7 +60,7 @@ func (a *app) startSink(ctx context.Context) error {
 	if a.broker != nil && a.broker.UncleanHostBoot() {
 		rescan = func() {
 			if err := a.broker.Scanned(); err != nil {
-				a.log.Error("note that the log was scanned", "err", err)
+				a.log.Error("embedded log was scanned and that could not be noted; the next start scans it again", "err", err)
 			}
 		}
 	}
@@ -78,18 +78,18 @@ func (a *app) startSink(ctx context.Context) error {
 	a.background.Go(func() { auditor.Run(ctx) })
 	a.checks = append(a.checks, server.Check{Name: "sink", Func: func() error { return a.sink.Ready(c.StuckAfter) }})
 	a.background.Go(func() {
-		for _, step := range []struct {
-			name string
-			run  func(context.Context) error
-		}{{"ensure topics", a.ensureTopics}, {"migrate", a.migrate}, {"sink", a.sink.Run}} {
-			until(ctx, log, step.name, func(ctx context.Context) error {
-				err := step.run(ctx)
+		first := func(failed, step string, f func(context.Context) error) {
+			until(ctx, log, failed, func(ctx context.Context) error {
+				err := f(ctx)
 				if err != nil {
-					a.sink.Failed(fmt.Errorf("%s: %w", step.name, err))
+					a.sink.Failed(fmt.Errorf("%s: %w", step, err))
 				}
 				return err
 			})
 		}
+		first("topics not created; trying again", "create topics", a.ensureTopics)
+		first("schema not laid down, nothing is stored until it is; trying again", "lay down the schema", a.migrate)
+		until(ctx, log, "sink ended, nothing is stored; starting it again", a.sink.Run)
 	})
 	return nil
 }
@@ -131,7 +131,7 @@ func (a *app) startProducer(ctx context.Context) (err error) {
 	probing, cancel := context.WithCancel(ctx)
 	stopSink := a.stopSink
 	a.stopSink = func() { cancel(); stopSink() }
-	a.background.Go(func() { until(probing, a.log, "ensure topics", a.ensureTopics) })
+	a.background.Go(func() { until(probing, a.log, "topics not created; trying again", a.ensureTopics) })
 	a.check(probing, "kafka", func(ctx context.Context) error { return a.kafka.Explain(a.producer.Ping(ctx)) })
 	return nil
 }

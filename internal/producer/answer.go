@@ -109,7 +109,7 @@ func (s *shard) conclude(pt *partition, answer *kmsg.ProduceResponseTopicPartiti
 		s.retry(pt, r)
 	case anew:
 		if pt.sequence > 0 && answer.LogStartOffset <= pt.acked { // else retention took all we wrote
-			s.p.cfg.Kafka.Logger.Error("broker has forgotten what it acknowledged, sequence restarted", "topic", s.p.cfg.Topic, "partition", pt.index, "err", err)
+			s.p.cfg.Kafka.Logger.Error("broker has forgotten this producer, records that it acknowledged may be lost; sending goes on under a new producer id", "topic", s.p.cfg.Topic, "partition", pt.index, "err", err)
 			s.p.cfg.Kafka.Errors.Count("produce", errors.New("data loss"))
 		}
 		pt.forget()

@@ -299,7 +299,7 @@ func (s *Server) outcome(batch *codec.Batch, key *bucket, err error) error {
 	case errors.Is(err, producer.ErrTimeout):
 		return producer.ErrTimeout
 	}
-	s.log.Error("events not published", "err", err)
+	s.log.Error("broker refused events; the client gets 503", "err", err)
 	return brokerError{err}
 }
 

@@ -228,7 +228,7 @@ func (s *Server) getMetrics(ctx *fasthttp.RequestCtx) error {
 		return query.ErrTooExpensive
 	}
 	if err != nil {
-		s.log.Error("query not answered", "err", err)
+		s.log.Error("metrics query failed; the client gets 503", "err", err)
 		return storeError{err}
 	}
 	answer := s.memory.fill(res.AppendJSON)
