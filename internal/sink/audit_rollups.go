@@ -5,32 +5,53 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/ClickHouse/ch-go"
 	"github.com/ClickHouse/ch-go/proto"
+
+	"edge/internal/clickhouse"
 )
 
-// rollups compares month by month. A sink that writes meanwhile makes rows and
-// rollups differ for the moment between two parts of one insert, so only what
-// differs in the same way again and again counts.
+// rollups compares each with what it sums up. A sink that writes meanwhile makes rows and
+// rollups differ for the moment between two parts of one insert, so only what differs in
+// the same way again and again counts.
 func (a *Audit) rollups(ctx context.Context, r *Report) error {
-	months, err := a.months(ctx)
-	if err != nil {
-		return err
-	}
 	expiry, err := a.ClickHouse.ReadExpiry(ctx)
 	if err != nil {
 		return fmt.Errorf("read the TTL of events: %w", err)
 	}
-	oldest := oldest(expiry)
+	of := a.all
+	if !a.Since.IsZero() {
+		of = a.recent
+	}
+	all, err := of(ctx, oldest(expiry))
+	if err != nil {
+		return err
+	}
+	for _, c := range all {
+		if err := a.compare(ctx, r, c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// all compares everything, month by month.
+func (a *Audit) all(ctx context.Context, oldest time.Time) ([]comparison, error) {
+	months, err := a.months(ctx)
+	if err != nil {
+		return nil, err
+	}
 	slices.SortFunc(months, func(x, y span) int { return x.from.Compare(y.from) })
 	compared := make(map[int64]time.Time) // by width, up to where
+	var all []comparison
 	for _, month := range months {
-		var all []comparison
 		if kept := (span{later(month.from, oldest), month.to}); kept.from.Before(kept.to) {
-			all = comparisons(kept)
+			all = append(all, comparisons(kept.of)...)
+			all = append(all, wider(aDay, anHour, kept.of))
 		}
 		for _, width := range []int64{long, longer} {
 			after := compared[width]
@@ -38,17 +59,34 @@ func (a *Audit) rollups(ctx context.Context, r *Report) error {
 				after = later(after, oldestDay(oldest))
 			}
 			if wide := month.widen(width, after); wide.from.Before(wide.to) {
-				all = append(all, wider(width, aDay, wide))
+				all = append(all, wider(width, aDay, wide.of))
 				compared[width] = wide.to
 			}
 		}
-		for _, c := range all {
-			if err := a.compare(ctx, r, c); err != nil {
-				return err
-			}
+	}
+	return all, nil
+}
+
+// recent compares the buckets that recently received events touch.
+func (a *Audit) recent(ctx context.Context, oldest time.Time) ([]comparison, error) {
+	hours, err := a.recentHours(ctx)
+	if err != nil {
+		return nil, err
+	}
+	w := touching(hours).since(oldest)
+	var all []comparison
+	if len(w.hours.starts) > 0 {
+		all = comparisons(w.hours.within)
+	}
+	for _, s := range []struct {
+		spans
+		narrow int64
+	}{{w.days, anHour}, {w.long, aDay}, {w.longer, aDay}} {
+		if len(s.starts) > 0 {
+			all = append(all, wider(s.width, s.narrow, s.within))
 		}
 	}
-	return nil
+	return all, nil
 }
 
 func (a *Audit) compare(ctx context.Context, r *Report, c comparison) error {
@@ -94,34 +132,52 @@ func (s span) widen(width int64, after time.Time) span {
 	return span{time.Unix(max(s.from.Unix()/width*width, up(after)), 0).UTC(), time.Unix(up(s.to), 0).UTC()}
 }
 
-// months returns the spans to compare: whole months of data, or the days that
-// recently received events touch.
+// months returns the months that any table has something of.
 func (a *Audit) months(ctx context.Context) ([]span, error) {
-	if a.Since.IsZero() {
-		starts, err := a.ClickHouse.Strings(ctx, `SELECT toString(toUnixTimestamp(toDateTime(month, 'UTC'))) AS s FROM (
-			SELECT DISTINCT toStartOfMonth(m) AS month FROM events_1m
-			UNION DISTINCT SELECT DISTINCT toStartOfMonth(at) FROM events_users WHERE width <= 86400
-			UNION DISTINCT SELECT toDate(concat(substring(partition, 1, 4), '-', substring(partition, 5, 2), '-01')) FROM system.parts
-				WHERE database = currentDatabase() AND table = 'events' AND active
-		) ORDER BY month`)
-		return parseSpans(starts, func(t time.Time) time.Time { return t.AddDate(0, 1, 0) }), err
-	}
-	const mostDays = 62
-	starts, err := a.ClickHouse.Strings(ctx, fmt.Sprintf(`SELECT DISTINCT toString(toUnixTimestamp(toStartOfDay(ts))) AS s FROM events
-		WHERE received_at >= toDateTime64(%d, 3, 'UTC') ORDER BY s DESC LIMIT %d`, a.Since.Unix(), mostDays))
-	return parseSpans(starts, func(t time.Time) time.Time { return t.AddDate(0, 0, 1) }), err
-}
-
-func parseSpans(starts []string, end func(time.Time) time.Time) []span {
+	starts, err := unixSeconds(ctx, a.ClickHouse, `SELECT toString(toUnixTimestamp(toDateTime(month, 'UTC'))) AS s FROM (
+		SELECT DISTINCT toStartOfMonth(m) AS month FROM events_1m
+		UNION DISTINCT SELECT DISTINCT toStartOfMonth(at) FROM events_users WHERE width <= 86400
+		UNION DISTINCT SELECT toDate(concat(substring(partition, 1, 4), '-', substring(partition, 5, 2), '-01')) FROM system.parts
+			WHERE database = currentDatabase() AND table = 'events' AND active
+	)`)
 	var out []span
 	for _, s := range starts {
-		var unix int64
-		if _, err := fmt.Sscan(s, &unix); err == nil {
-			from := time.Unix(unix, 0).UTC()
-			out = append(out, span{from, end(from)})
+		from := time.Unix(s, 0).UTC()
+		out = append(out, span{from, from.AddDate(0, 1, 0)})
+	}
+	return out, err
+}
+
+// mostRows is how many rows an audit of recent events reads about: five seconds of one
+// core, and an hour at four times the design load. Late events may touch more hours than
+// that, the newest come first, and an audit of all has the rest.
+const mostRows = 32_000_000
+
+// recentHours are the hours that recently received events are of, as Unix seconds.
+func (a *Audit) recentHours(ctx context.Context) ([]int64, error) {
+	hours, err := unixSeconds(ctx, a.ClickHouse, fmt.Sprintf(`SELECT DISTINCT toString(toUnixTimestamp(toStartOfHour(ts))) AS s FROM events
+		WHERE %s ORDER BY toUInt32(s) DESC LIMIT %d`, a.lately(), maxListed))
+	if err != nil || len(hours) == 0 {
+		return nil, err
+	}
+	// What they count is in the rollups; an hour that is not in them is still compared.
+	rest, err := unixSeconds(ctx, a.ClickHouse, fmt.Sprintf(`SELECT toString(toUnixTimestamp(at)) AS s FROM (
+			SELECT at, sum(c) OVER (ORDER BY at DESC) - c AS newer FROM (
+				SELECT at, sum(n) AS c FROM events_users WHERE by_channel = 0 AND width = %d AND at IN (%s) GROUP BY at)
+		) WHERE newer >= %d`, anHour, list(hours), mostRows))
+	return slices.DeleteFunc(hours, func(h int64) bool { return slices.Contains(rest, h) }), err
+}
+
+// unixSeconds answers a query of such, as texts.
+func unixSeconds(ctx context.Context, pool *clickhouse.Pool, sql string) ([]int64, error) {
+	texts, err := pool.Strings(ctx, sql)
+	out := make([]int64, len(texts))
+	for i, s := range texts {
+		if out[i], err = strconv.ParseInt(s, 10, 64); err != nil {
+			return nil, fmt.Errorf("BUG: a time is %q: %w", s, err)
 		}
 	}
-	return out
+	return out, err
 }
 
 // difference is one cell that does not add up.

@@ -317,3 +317,37 @@ func TestAuditAfterAClockThatWasAhead(t *testing.T) {
 		t.Errorf("the audit of the last hour, in which nothing came, is of %+v, %v", r.Partitions, err)
 	}
 }
+
+// An audit of the last hour compares the hours that its events are of, the newest first, and
+// no more of them than it can read in its time.
+func TestAuditOfRecentHours(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, 1)
+	now := time.Now().Truncate(time.Hour).Add(-48 * time.Hour) // what came now is of then
+	row := func(hours int, received string) {
+		l.exec(fmt.Sprintf("INSERT INTO events (ts, event_name, user_id, received_at, _offset) SELECT toDateTime64(%d, 3, 'UTC'), 'edge', 'u', %s, %d", now.Unix()+int64(hours)*3600, received, hours))
+	}
+	row(0, "now64(3)")
+	row(3, "now64(3)")
+	row(5, "now64(3) - toIntervalDay(1)")
+	a := &Audit{ClickHouse: l.pool, Since: time.Now().Add(-time.Hour)}
+	differ := func(hours int, want int64) {
+		t.Helper()
+		at := now.Unix() + int64(hours)*3600
+		l.exec(fmt.Sprintf("INSERT INTO events_1m (m, event_name, channel, n) SELECT toDateTime(%d, 'UTC'), 'edge', '', 1", at))
+		var r Report
+		if err := a.rollups(t.Context(), &r); err != nil || r.Mismatched != want {
+			t.Errorf("hour %d: %d rows differ, %v, %v; want %d", hours, r.Mismatched, r.Problems, err, want)
+		}
+		l.exec(fmt.Sprintf("INSERT INTO events_1m (m, event_name, channel, n) SELECT toDateTime(%d, 'UTC'), 'edge', '', -1", at))
+	}
+	const minuteAndFive = 3 // against the row, by channel and of all
+	differ(0, minuteAndFive)
+	differ(3, minuteAndFive)
+	differ(5, 0)
+	l.exec(fmt.Sprintf("INSERT INTO events_users (event_name, by_channel, width, at, n) SELECT 'many', 0, 3600, toDateTime(%d, 'UTC'), %d", now.Unix()+3*3600, mostRows))
+	hours, err := a.recentHours(t.Context())
+	if err != nil || len(hours) != 1 || hours[0] != now.Unix()+3*3600 {
+		t.Errorf("of an hour with all that an audit reads and one before: %v, %v", hours, err)
+	}
+}

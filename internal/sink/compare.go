@@ -24,28 +24,29 @@ const exactUsers = 512
 
 var otherUsers = fmt.Sprintf("diff != 0 AND NOT ((max(c) = %[1]d OR min(c) = -%[1]d) AND abs(diff) <= %[1]d / 20)", exactUsers)
 
-// comparisons compares what lies in s, a number of whole days.
-func comparisons(s span) []comparison {
-	minute := cells{bucket{0, true}, "m", "", "events_1m", s.of("m")}
-	rows := cells{bucket{0, true}, "", "", "events", s.of("ts")}
+// comparisons compares minutes, five minutes and hours. What of them is a condition on a
+// time column, of whole hours.
+func comparisons(in func(column string) string) []comparison {
+	minute := cells{bucket{0, true}, "m", "", "events_1m", in("m")}
+	rows := cells{bucket{0, true}, "", "", "events", in("ts")}
 	minutes := comparison{"events_1m", "events", []cells{rows.by("toStartOfMinute(ts)").counting("toInt64(count())"), minute.counting("-sum(n)")}, nil}
 	five := comparison{rollup: nameOf(fiveMinutes), from: "events"}
 	for _, byChannel := range []bool{true, false} {
 		b := bucket{fiveMinutes, byChannel}
-		own := cells{b, "at", "", "events_users", b.is() + " AND " + s.of("at")}
+		own := cells{b, "at", "", "events_users", b.is() + " AND " + in("at")}
 		five.counts = append(five.counts, minute.by(floor("m", fiveMinutes)).into(b).counting("sum(n)"), own.counting("-sum(n)"))
 		five.users = append(five.users, rows.by(floor("ts", fiveMinutes)).into(b).counting(usersOfRows), own.counting(lessUsers))
 	}
-	return []comparison{minutes, five, wider(anHour, fiveMinutes, s), wider(aDay, anHour, s)}
+	return []comparison{minutes, five, wider(anHour, fiveMinutes, in)}
 }
 
-// wider compares the buckets of a width in s, whole buckets of it, with narrower ones.
-func wider(width, narrow int64, s span) comparison {
+// wider compares the buckets of a width, in whole buckets of it, with narrower ones.
+func wider(width, narrow int64, in func(column string) string) comparison {
 	c := comparison{rollup: nameOf(width), from: nameOf(narrow)}
 	for _, byChannel := range []bool{true, false} {
 		b, n := bucket{width, byChannel}, bucket{narrow, byChannel}
-		own := cells{b, "at", "", "events_users", b.is() + " AND " + s.of("at")}
-		parts := cells{b, floor("at", width), "", "events_users", n.is() + " AND " + s.of("at")}
+		own := cells{b, "at", "", "events_users", b.is() + " AND " + in("at")}
+		parts := cells{b, floor("at", width), "", "events_users", n.is() + " AND " + in("at")}
 		c.counts = append(c.counts, parts.counting("sum(n)"), own.counting("-sum(n)"))
 		c.users = append(c.users, parts.counting(usersOfStates), own.counting(lessUsers))
 	}

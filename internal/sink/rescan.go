@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"maps"
-	"strconv"
 	"time"
 
 	"github.com/ClickHouse/ch-go"
@@ -146,22 +145,15 @@ func (t *session) compareRollups(ctx context.Context, id int32, first, end int64
 	f := newFlight(newBlock())
 	f.batches[id] = &batch{first: first, last: end - 1}
 	rows := fmt.Sprintf("_src = %d AND _part = %d AND _offset BETWEEN %d AND %d", t.source.id, id, first, end-1)
-	starts, err := t.cfg.ClickHouse.Strings(ctx, "SELECT DISTINCT toString(toUnixTimestamp(toStartOfHour(ts))) AS s FROM events WHERE "+rows)
-	if err != nil || len(starts) == 0 {
+	hours, err := unixSeconds(ctx, t.cfg.ClickHouse, "SELECT DISTINCT toString(toUnixTimestamp(toStartOfHour(ts))) AS s FROM events WHERE "+rows)
+	if err != nil || len(hours) == 0 {
 		return false, err
-	}
-	hours := make([]int64, len(starts))
-	for i, s := range starts {
-		if hours[i], err = strconv.ParseInt(s, 10, 64); err != nil {
-			return false, fmt.Errorf("BUG: an hour is %q: %w", s, err)
-		}
 	}
 	expiry, err := t.cfg.ClickHouse.ReadExpiry(ctx)
 	if err != nil {
 		return false, fmt.Errorf("read the TTL of events: %w", err)
 	}
-	return t.repairRollups(ctx, f, touched{
-		hours: spansOf(hours, anHour), days: spansOf(hours, aDay), long: spansOf(hours, long), longer: spansOf(hours, longer),
-		named: "1", rows: rows,
-	}.since(oldest(expiry)))
+	w := touching(hours)
+	w.named, w.rows = "1", rows
+	return t.repairRollups(ctx, f, w.since(oldest(expiry)))
 }

@@ -17,6 +17,14 @@ type touched struct {
 	rows                      string // condition that selects the rows in events
 }
 
+// touching are the buckets that hold the given Unix seconds.
+func touching(seconds []int64) touched {
+	return touched{
+		hours: spansOf(seconds, anHour), days: spansOf(seconds, aDay),
+		long: spansOf(seconds, long), longer: spansOf(seconds, longer),
+	}
+}
+
 // since returns w without the buckets of which a TTL may have taken what they sum up.
 func (w touched) since(oldest time.Time) touched {
 	if oldest.IsZero() {
@@ -38,11 +46,10 @@ func (t *session) touches(f *flight) touched {
 	for i, ms := range f.block.ts.Data {
 		seconds[i] = int64(ms) / 1000
 	}
-	return touched{
-		hours: spansOf(seconds, anHour), days: spansOf(seconds, aDay), long: spansOf(seconds, long), longer: spansOf(seconds, longer),
-		named: f.block.named(),
-		rows:  fmt.Sprintf("_src = %d AND (%s) AND toYYYYMM(ts) IN (%s)", t.source.id, strings.Join(batches, " OR "), f.block.months()),
-	}
+	w := touching(seconds)
+	w.named = f.block.named()
+	w.rows = fmt.Sprintf("_src = %d AND (%s) AND toYYYYMM(ts) IN (%s)", t.source.id, strings.Join(batches, " OR "), f.block.months())
+	return w
 }
 
 // months lists the partitions of the table that b touches: "202401,202402".
