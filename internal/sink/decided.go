@@ -68,21 +68,22 @@ func (t *session) decidedOf(ctx context.Context, ids []int32, next map[int32]pla
 	})
 }
 
-// retake takes the batch of plan p again, from the log into f: d, where there is one, says
-// which records are rows, and else the window of the partition.
-func (t *session) retake(ctx context.Context, f *flight, p plan, of *partition, d *decided) error {
+// retake takes the batch of plan p again, from the log into f, and returns its last offset:
+// d, where there is one, says which records are rows. Else the window of the partition does,
+// and the batch ends where it has most bytes of records.
+func (t *session) retake(ctx context.Context, f *flight, p plan, of *partition, d *decided, most int) (last int64, err error) {
 	if d == nil {
-		return t.reread(ctx, f, p, of)
+		return t.reread(ctx, f, p, of, most)
 	}
 	all := newFlight(newBlock())
-	if err := t.reread(ctx, all, p, &partition{id: of.id}); err != nil {
-		return err
+	if _, err := t.reread(ctx, all, p, &partition{id: of.id}, math.MaxInt); err != nil {
+		return 0, err
 	}
 	var far *window
 	if d.open() {
 		far = newWindow(max(t.cfg.DedupIDs, p.last-p.first+1, farthest), math.MaxInt64)
 		if err := t.loadWindow(ctx, of.id, p.first, far); err != nil {
-			return err
+			return 0, err
 		}
 	}
 	for i, duplicate := range d.duplicates(all.block, of.window, far) {
@@ -100,7 +101,7 @@ func (t *session) retake(ctx context.Context, f *flight, p plan, of *partition, 
 	b := all.batches[of.id]
 	b.rows, b.duplicates, b.dead = d.batch.rows, d.batch.duplicates, d.batch.dead
 	f.batches[of.id] = b
-	return nil
+	return p.last, nil
 }
 
 // farthest is how many records back the original of a repeat is looked for at least: the

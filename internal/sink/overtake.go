@@ -21,7 +21,12 @@ import (
 // left alone, holes in it are filled, the rollups are compared, and the group
 // is moved on. And what is not stored yet may still be: the owner before may have died or
 // be frozen with an insert that the plan replaced here was for, so inserts of these
-// partitions are ended first. Callers hold mu.
+// partitions are ended first.
+//
+// All this may take many times what a rebalance waits for, so it does not keep one waiting:
+// a member that did would be put out of the group, as would the one that comes in its
+// place, in turns. What is given up meanwhile is its next owner's to compare. Callers hold
+// mu, which is free while flights land and rollups are compared.
 func (t *session) overtake(ctx context.Context) error {
 	var assigned []int32
 	for id, p := range t.partitions {
@@ -45,10 +50,11 @@ func (t *session) overtake(ctx context.Context) error {
 			return err
 		}
 		if end > p.next {
+			t.client.AllowRebalance()
 			if err := t.land(ctx); err != nil {
 				return err
 			}
-			if err := t.overtakePartition(ctx, p, first, end); err != nil {
+			if err := t.overtakePartition(ctx, p, first, end); err != nil && t.partitions[id] == p {
 				return fmt.Errorf("partition %d: %w", id, err)
 			}
 		}
@@ -81,6 +87,9 @@ func (t *session) overtakePartition(ctx context.Context, p *partition, first, en
 	}
 	if _, err := t.compareRollups(ctx, p.id, from, end); err != nil {
 		return err
+	}
+	if t.partitions[p.id] != p {
+		return errDisowned
 	}
 	p.open, p.next, p.known = nil, end, true
 	if err := t.commitUntil(ctx, map[int32]commitOffset{p.id: {at: end}}); err != nil {

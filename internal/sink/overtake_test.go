@@ -1,9 +1,16 @@
 package sink
 
 import (
+	"bytes"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"edge/internal/codec"
 )
 
 // What the log ends with left no rows, only notes, and the group is put back: nothing of it
@@ -55,4 +62,91 @@ func TestIdleAfterOffsetsArePutBack(t *testing.T) {
 	if err := s.sink.Ready(0); err != nil {
 		t.Errorf("not ready: %v", err)
 	}
+}
+
+// Comparing rollups takes longer than a rebalance waits for: another sink joins meanwhile,
+// nobody is put out of the group, and the first gets to the end of it.
+func TestSinkJoinsWhileAnotherCompares(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, 1)
+	l.history(2, 20)
+	l.commit(0, 0, "")
+	locker := l.prepare()
+	t.Cleanup(locker.pool.Close)
+	lock, err := (&session{Sink: locker.sink}).lockRollups(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.unlock()
+	slow := func(c *Config) { c.RevokeTimeout = time.Minute } // a rebalance waits two minutes and more
+	first := l.prepare(slow)
+	waits := make(chan struct{})
+	once := sync.OnceFunc(func() { close(waits) })
+	first.click.watch = func(_ *wireConn, p []byte, sent bool) {
+		if sent && bytes.Contains(p, []byte(repairMark)) {
+			once()
+		}
+	}
+	first.run()
+	<-waits
+	second := l.start(slow)
+	eventually(t, "the second is a member", func() error { return second.sink.Ready(time.Hour) })
+	lock.unlock()
+	l.settled()
+	l.exact()
+	for _, p := range []*process{first, second} {
+		if n := p.sink.stats.disowned.Load(); n != 0 {
+			t.Errorf("%d flights were disowned", n)
+		}
+	}
+	if got := first.owns(); len(got) != 1 {
+		t.Errorf("the first has partitions %v; want the one", got)
+	}
+}
+
+// The states of a comparison are inserted a few blocks at a time, so that none takes longer
+// than an insert may.
+func TestStatesOfAComparisonComeInPieces(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, 1)
+	l.history(3, 20)
+	l.commit(0, 0, "")
+	s := l.prepare(func(c *Config) { c.FlushRows = 2 })
+	var pieces atomic.Int32
+	s.click.watch = func(_ *wireConn, p []byte, sent bool) {
+		if sent && bytes.Contains(p, []byte("INSERT INTO events_users")) && bytes.Contains(p, []byte("uniqCombined64State")) {
+			pieces.Add(1)
+		}
+	}
+	l.lose("events_users", "1")
+	l.exec(`INSERT INTO events_users (event_name, by_channel, width, at, channel, n) SELECT event_name, by_channel, width, toDateTime(intDiv(toUnixTimestamp(ts), width) * width, 'UTC') AS at, if(by_channel = 1, channel, '') AS c, count()
+		FROM events ARRAY JOIN [0,0,0,0,0,1,1,1,1,1] AS by_channel, [300, 3600, 86400, 1382400, 22118400, 300, 3600, 86400, 1382400, 22118400] AS width GROUP BY event_name, by_channel, width, at, c`)
+	s.run()
+	l.settled()
+	l.exact()
+	if got := pieces.Load(); got != 3 {
+		t.Errorf("%d inserts of states for sixty records, twenty at a time", got)
+	}
+}
+
+// A hole is filled in blocks that are full by bytes, too.
+func TestHoleOfManyBytes(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, 1)
+	s := l.start()
+	l.produce(200, func(_ int, ev *codec.Event) { ev.Metadata = []byte(`{"a":"` + strings.Repeat("x", 5000) + `"}`) })
+	l.settled()
+	l.produce(1)
+	l.settled()
+	s.stop()
+	l.uncountAll("_offset < 200")
+	l.lose("events", "_offset < 200")
+	l.commit(0, 0, "")
+	s = l.start(func(c *Config) { c.FlushBytes = 100_000 })
+	l.settled()
+	l.exact()
+	if n := s.sink.stats.recovered.Load(); n < 9 {
+		t.Errorf("a megabyte was inserted again in %d blocks of 100 kB", n)
+	}
+	l.adds()
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -54,7 +55,7 @@ func (t *session) recoverOpen() {
 			break
 		}
 		p := t.partitions[id]
-		if err := t.retake(ctx, f, first, p, known[id]); err != nil {
+		if _, err := t.retake(ctx, f, first, p, known[id], math.MaxInt); err != nil {
 			t.lost(fmt.Errorf("read declared batch %d:[%d,%d] again: %w", id, first.first, first.last, err))
 			return
 		}
@@ -81,9 +82,10 @@ func (t *session) open() bool {
 // maxRereadBytes is half of what the columns of a block can count.
 const maxRereadBytes = 1 << 31
 
-// reread takes the offsets of plan p from the log into f; the window of the partition
-// says which are duplicates.
-func (t *session) reread(ctx context.Context, f *flight, p plan, of *partition) error {
+// reread takes the offsets of plan p from the log into f, or the first of them, until there
+// are most bytes of records, and returns the last; the window of the partition says which
+// are duplicates.
+func (t *session) reread(ctx context.Context, f *flight, p plan, of *partition, most int) (last int64, err error) {
 	id, w := of.id, of.window
 	client, err := t.cfg.Kafka.Client(
 		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{t.cfg.Topic: {id: kgo.NewOffset().At(p.first)}}),
@@ -91,17 +93,17 @@ func (t *session) reread(ctx context.Context, f *flight, p plan, of *partition) 
 		kgo.FetchMaxPartitionBytes(8<<20),
 	)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer client.Close()
 	start, end, err := t.logRange(ctx, id)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	if end <= p.last && end > start {
-		return fmt.Errorf("the log ends at offset %d: it has lost its tail", end)
+		return 0, fmt.Errorf("the log ends at offset %d: it has lost its tail", end)
 	}
-	next := p.first
+	next, before := p.first, f.block.bytes
 	if start > p.last {
 		// Nothing of it is left, and nothing may come after it to be read.
 		t.lostRange(id, p.first, p.last)
@@ -110,7 +112,7 @@ func (t *session) reread(ctx context.Context, f *flight, p plan, of *partition) 
 	for next <= p.last {
 		fetches := client.PollFetches(ctx)
 		if err := fetches.Err(); err != nil {
-			return err
+			return 0, err
 		}
 		fetches.EachRecord(func(r *kgo.Record) {
 			// Retention was faster than the sink: what is gone is gone, and says
@@ -119,14 +121,17 @@ func (t *session) reread(ctx context.Context, f *flight, p plan, of *partition) 
 				t.lostRange(id, next, upTo-1)
 			}
 			if r.Offset > p.last {
-				next = r.Offset
+				next = max(next, r.Offset)
 				return
 			}
 			f.take(r, w)
 			next = r.Offset + 1
+			if f.block.bytes-before >= most {
+				p.last = r.Offset
+			}
 		})
 		if f.block.bytes > maxRereadBytes {
-			return fmt.Errorf("more than %d bytes of records at once: lower FLUSH_ROWS, of which missing rows are read as many", maxRereadBytes)
+			return 0, fmt.Errorf("more than %d bytes of records at once: lower FLUSH_ROWS, of which missing rows are read as many", maxRereadBytes)
 		}
 	}
 	// The batch is the declared one, whatever was left of it.
@@ -135,7 +140,7 @@ func (t *session) reread(ctx context.Context, f *flight, p plan, of *partition) 
 	} else {
 		f.batches[id] = &batch{first: p.first, last: p.last}
 	}
-	return nil
+	return p.last, nil
 }
 
 // logRange returns the offsets [start,end) that the log of a partition has.
@@ -173,7 +178,9 @@ var errNoOffset = errors.New("no answer for it")
 //     are inserted anew: merging a user in twice changes nothing.
 func (t *session) recover(ctx context.Context, f *flight) error {
 	for try := 0; ; try++ {
-		err := t.recoverOnce(ctx, f)
+		// Comparing hours of raw rows may take longer than one insert may, and begins
+		// anew with each try.
+		err := t.recoverOnce(ctx, f, 10*t.cfg.InsertTimeout<<min(try, 10))
 		if err == nil {
 			return nil
 		}
@@ -187,9 +194,8 @@ func (t *session) recover(ctx context.Context, f *flight) error {
 	}
 }
 
-func (t *session) recoverOnce(ctx context.Context, f *flight) error {
-	// Comparing hours of raw rows may take longer than one insert may.
-	ctx, cancel := context.WithTimeout(ctx, 10*t.cfg.InsertTimeout)
+func (t *session) recoverOnce(ctx context.Context, f *flight, limit time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	if err := t.quiesce(ctx, slices.Collect(maps.Keys(f.batches))); err != nil {
 		return fmt.Errorf("end earlier inserts: %w", err)

@@ -141,7 +141,7 @@ func (t *session) repairRollups(ctx context.Context, f *flight, w touched) (bool
 	if err != nil {
 		return repaired, err
 	}
-	return repaired, t.insertStates(ctx, f, w)
+	return repaired, t.insertStates(ctx, f, w.rows)
 }
 
 // repairCounts is the part that one sink does at a time.
@@ -241,12 +241,13 @@ func (r *repair) one(ctx context.Context, sql string) (string, error) {
 	return oneString(ctx, r.conn, sql)
 }
 
-// insertStates inserts the distinct users of w's rows into their buckets again.
-func (t *session) insertStates(ctx context.Context, f *flight, w touched) error {
+// insertStates inserts the distinct users of rows, a condition on events, into their buckets
+// again.
+func (t *session) insertStates(ctx context.Context, f *flight, rows string) error {
 	err := t.exec(ctx, f, fmt.Sprintf(`INSERT INTO events_users (event_name, by_channel, width, at, channel, n, u)
 		SELECT event_name, by_channel, width, toDateTime(intDiv(toUnixTimestamp(t), width) * width, 'UTC') AS at, if(by_channel = 1, c, '') AS channel, 0, u
 		FROM (SELECT event_name, channel AS c, toStartOfFiveMinutes(ts) AS t, uniqCombined64State(14)(user_id) AS u FROM events WHERE %[1]s GROUP BY event_name, c, t)
-		ARRAY JOIN [0,0,0,0,0,1,1,1,1,1] AS by_channel, [%[2]s,%[2]s] AS width`, w.rows, list(widths)))
+		ARRAY JOIN [0,0,0,0,0,1,1,1,1,1] AS by_channel, [%[2]s,%[2]s] AS width`, rows, list(widths)))
 	if err != nil {
 		return fmt.Errorf("insert user states: %w", err)
 	}

@@ -108,44 +108,62 @@ func (t *session) holes(ctx context.Context, id int32, from, end int64) ([]plan,
 	return out, err
 }
 
-// fill recovers one hole of a partition and waits until it is stored. The group stands
-// behind it, and goes on standing there. Callers hold mu.
+// fill recovers one hole of a partition, a block at a time, and waits until it is stored.
+// The group stands behind it, and goes on standing there. Callers hold mu.
 func (t *session) fill(ctx context.Context, p *partition, hole plan, stands commitOffset) error {
+	for hole.first <= hole.last {
+		last, err := t.fillFirst(ctx, p, hole, stands)
+		if err != nil {
+			return err
+		}
+		hole.first = last + 1
+	}
+	return nil
+}
+
+// fillFirst is fill for as much as a block takes; it returns the last offset of that.
+func (t *session) fillFirst(ctx context.Context, p *partition, hole plan, stands commitOffset) (last int64, err error) {
 	id := p.id
 	if t.partitions[id] != p {
-		return errDisowned // while the hole before landed, in good order: we are a member still
+		return 0, errDisowned // while the one before landed, in good order: we are a member still
 	}
 	of := &partition{id: id}
 	if t.cfg.DedupIDs > 0 {
 		of.window = t.newWindow()
 		if err := t.loadWindow(ctx, id, hole.first, of.window); err != nil {
-			return err
+			return 0, err
 		}
 	}
 	f := newFlight(newBlock())
 	f.recover, f.stands = true, map[int32]commitOffset{id: stands}
 	known, err := t.decided(ctx, map[int32]plan{id: hole})
 	if err != nil {
-		return err
+		return 0, err
 	}
-	if err := t.retake(ctx, f, hole, of, known[id]); err != nil {
-		return err
+	if last, err = t.retake(ctx, f, hole, of, known[id], t.cfg.FlushBytes); err != nil {
+		return 0, err
 	}
 	t.cfg.Logger.Warn("stored rows are missing, inserting them again", "batches", f.ranges(), "rows", f.block.rows())
 	t.flyAlone(f)
-	return t.land(ctx)
+	return last, t.land(ctx)
 }
 
 // compareRollups corrects the rollups over everything that the rows of
 // [first,end) touch: a rollup's part may be lost although the row's is not.
+// Callers hold mu, which is free meanwhile: it may take many times what a
+// rebalance waits for.
 func (t *session) compareRollups(ctx context.Context, id int32, first, end int64) (bool, error) {
 	if first >= end {
 		return false, nil
 	}
+	t.mu.Unlock()
+	defer t.mu.Lock()
 	f := newFlight(newBlock())
 	f.batches[id] = &batch{first: first, last: end - 1}
-	rows := fmt.Sprintf("_src = %d AND _part = %d AND _offset BETWEEN %d AND %d", t.source.id, id, first, end-1)
-	hours, err := unixSeconds(ctx, t.cfg.ClickHouse, "SELECT DISTINCT toString(toUnixTimestamp(toStartOfHour(ts))) AS s FROM events WHERE "+rows)
+	rows := func(first, end int64) string {
+		return fmt.Sprintf("_src = %d AND _part = %d AND _offset BETWEEN %d AND %d", t.source.id, id, first, end-1)
+	}
+	hours, err := unixSeconds(ctx, t.cfg.ClickHouse, "SELECT DISTINCT toString(toUnixTimestamp(toStartOfHour(ts))) AS s FROM events WHERE "+rows(first, end))
 	if err != nil || len(hours) == 0 {
 		return false, err
 	}
@@ -154,6 +172,16 @@ func (t *session) compareRollups(ctx context.Context, id int32, first, end int64
 		return false, fmt.Errorf("read the TTL of events: %w", err)
 	}
 	w := touching(hours)
-	w.named, w.rows = "1", rows
-	return t.repairRollups(ctx, f, w.since(oldest(expiry)))
+	w.named = "1"
+	repaired, err := t.repairCounts(ctx, f, w.since(oldest(expiry)))
+	if err != nil {
+		return repaired, err
+	}
+	// The states of a few blocks at a time: each is one insert, and ends as soon.
+	for some := int64(10 * t.cfg.FlushRows); first < end; first += some {
+		if err := t.insertStates(ctx, f, rows(first, min(first+some, end))); err != nil {
+			return repaired, err
+		}
+	}
+	return repaired, nil
 }
