@@ -150,3 +150,44 @@ func TestHoleOfManyBytes(t *testing.T) {
 	}
 	l.adds()
 }
+
+// Another producer writes in transactions. Their markers take offsets and are no events: they
+// are dead letters, and everything adds up.
+func TestTransactionMarkers(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, 1)
+	s := l.start()
+	l.produce(10)
+	l.settled()
+	client, err := l.kafka.Client(kgo.TransactionalID("other"), kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.DefaultProduceTopic(topic))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	for range 2 {
+		records := l.records(5)
+		if err := client.BeginTransaction(); err != nil {
+			t.Fatal(err)
+		}
+		if err := client.ProduceSync(t.Context(), records...).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+		if err := client.EndTransaction(t.Context(), kgo.TryCommit); err != nil {
+			t.Fatal(err)
+		}
+		l.enter(records)
+	}
+	l.settled()
+	l.rollupsAreRaw()
+	l.batchesAddUp()
+	l.adds()
+	if n := l.value("SELECT count() FROM events"); n != "20" {
+		t.Errorf("%s rows of 20 events", n)
+	}
+	if n := s.sink.stats.lostRecords.Load(); n > 0 {
+		t.Errorf("%d records are counted as lost", n)
+	}
+	if n := len(l.letters()); n != 2 {
+		t.Errorf("%d dead letters; want the two markers", n)
+	}
+}

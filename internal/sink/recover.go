@@ -91,6 +91,7 @@ func (t *session) reread(ctx context.Context, f *flight, p plan, of *partition, 
 		kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{t.cfg.Topic: {id: kgo.NewOffset().At(p.first)}}),
 		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
 		kgo.FetchMaxPartitionBytes(8<<20),
+		kgo.KeepControlRecords(),
 	)
 	if err != nil {
 		return 0, err

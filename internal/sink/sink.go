@@ -252,6 +252,7 @@ func (s *Sink) session(ctx context.Context) error {
 		kgo.FetchMaxBytes(2<<20),
 		kgo.FetchMaxPartitionBytes(512<<10),
 		kgo.WithPools(new(recycled)),
+		kgo.KeepControlRecords(), // a transaction's marker has an offset, too: it is a dead letter
 		// Dead letters: kept through every outage, the partition waits for them.
 		kgo.RequiredAcks(kgo.AllISRAcks()),
 		kgo.ProducerLinger(0),
