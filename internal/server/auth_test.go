@@ -142,10 +142,17 @@ func TestKeyRate(t *testing.T) {
 				t.Errorf("got a wait of %v; want %v", got, want)
 			}
 		}
+		take := func(b *bucket, n int, want time.Duration) {
+			t.Helper()
+			if got := b.take(n, time.Now()); got != want {
+				t.Errorf("%d events: got a wait of %v; want %v", n, got, want)
+			}
+		}
 		f(noisy, 0)
-		noisy.charge(100, time.Now()) // the burst
+		take(noisy, 100, 0) // the burst
 		f(noisy, 0)
-		noisy.charge(50, time.Now())
+		take(noisy, 50, 0)
+		take(noisy, 1, 500*time.Millisecond) // and nothing is charged
 		f(noisy, 500*time.Millisecond)
 		f(quiet, 0)
 		<-time.After(499 * time.Millisecond)
@@ -153,8 +160,12 @@ func TestKeyRate(t *testing.T) {
 		<-time.After(time.Millisecond)
 		f(noisy, 0)
 		<-time.After(time.Hour) // rest is not saved up beyond the burst
-		noisy.charge(101, time.Now())
+		take(noisy, 101, 0)
 		f(noisy, 10*time.Millisecond)
+		noisy.giveBack(101)
+		f(noisy, 0)
+		take(noisy, 1e6, 0) // more than a burst may have: once
+		take(noisy, 1, 1e6*10*time.Millisecond-burst)
 	})
 
 	var full atomic.Bool
@@ -181,5 +192,39 @@ func TestKeyRate(t *testing.T) {
 	e.do("POST", "/events", header("X-API-Key", "quiet"), []byte(good)).check(t, 202, "accepted")
 	if got := e.rejections()["rate_limited"]; got != 1 {
 		t.Errorf("got %d refused over the rate; want 1", got)
+	}
+}
+
+// TestKeyRateOfManyAtOnce holds that requests whose headers were all in before the
+// first was charged do not all pass: what is over the rate is refused when it is decoded.
+func TestKeyRateOfManyAtOnce(t *testing.T) {
+	e := start(t, func(c *Config) { c.WriteKeys, c.KeyRate = []string{"k"}, 1 })
+	const events, n = 100, 8
+	body := "[" + strings.Repeat(good+",", events-1) + good + "]"
+	var held []*conn
+	for range n {
+		c := e.dial()
+		c.send("POST /events/bulk HTTP/1.1\r\nHost: a\r\nX-API-Key: k\r\nTransfer-Encoding: chunked\r\n\r\n" +
+			itohex(len(body)) + "\r\n" + body[:len(body)-1])
+		held = append(held, c)
+	}
+	eventually(t, "all headers are in", func() bool { return e.memory.used.Load() == n*16<<10 })
+	var accepted, refused int
+	for _, c := range held {
+		c.send("]\r\n0\r\n\r\n")
+		switch a := c.answer(); {
+		case a.StatusCode == 202 && strings.Contains(a.body, `"accepted":100`):
+			accepted++
+		case a.StatusCode == 429 && strings.Contains(a.body, "over its rate") && a.Header.Get("Retry-After") != "":
+			refused++
+		default:
+			t.Errorf("got %d %s", a.StatusCode, a.body)
+		}
+	}
+	if accepted != 1 || refused != n-1 || e.published.Load() != events {
+		t.Errorf("got %d accepted, %d refused, %d events published; want 1, %d, %d", accepted, refused, e.published.Load(), n-1, events)
+	}
+	if got := e.rejections()["rate_limited"]; got != (n-1)*events {
+		t.Errorf("got %d events refused over the rate; want %d", got, (n-1)*events)
 	}
 }

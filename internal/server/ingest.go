@@ -251,8 +251,12 @@ type published func(s *Server, ctx *fasthttp.RequestCtx, batch *codec.Batch, err
 // hand publishes batch, which is hand's from here on, and has then answer the
 // request: before it returns, or, in a loop that cannot wait for the outcome, later.
 func (s *Server) hand(ctx *fasthttp.RequestCtx, batch *codec.Batch, key *bucket, then published) {
-	if key != nil {
-		key.charge(batch.Len(), time.Now())
+	if key != nil && batch.Len() > 0 {
+		if wait := key.take(batch.Len(), time.Now()); wait > 0 {
+			then(s, ctx, batch, rateError(wait))
+			batch.Release()
+			return
+		}
 	}
 	x := exchangeOf(ctx)
 	switch {
@@ -289,7 +293,7 @@ func (s *Server) outcome(batch *codec.Batch, key *bucket, err error) error {
 	}
 	full, closed := errors.Is(err, producer.ErrFull), errors.Is(err, producer.ErrClosed)
 	if key != nil && (full || closed) {
-		key.charge(-batch.Len(), time.Now())
+		key.giveBack(batch.Len())
 	}
 	switch {
 	case full:

@@ -217,7 +217,9 @@ func (s *Server) getMetrics(ctx *fasthttp.RequestCtx) error {
 		return parameterError{err}
 	}
 	if key != nil {
-		key.charge(1, time.Now())
+		if wait := key.take(1, time.Now()); wait > 0 {
+			return rateError(wait)
+		}
 	}
 	// Not ctx as parent: it ends with Shutdown, which lets requests finish. A second
 	// more, so that the server's own word on a query that takes too long comes first.
