@@ -158,7 +158,7 @@ func (s *Server) done(ctx *fasthttp.RequestCtx, label route) {
 		x.label = label
 		return // here, too
 	}
-	if s.stopping.Load() {
+	if s.draining.Load() { // or it would meet the end of its connection: when stopping, idle ones are closed
 		ctx.SetConnectionClose()
 	}
 	s.stats.observe(label, status, since(ctx))

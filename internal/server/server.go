@@ -248,7 +248,8 @@ func (s *Server) serveLoops(tcp *net.TCPListener) error {
 }
 
 // Drain makes /ready answer 503 while everything else goes on, so that load
-// balancers look elsewhere before Shutdown.
+// balancers look elsewhere before Shutdown. Every answer is its connection's last, so
+// that those who keep one open come back on a new one, or elsewhere.
 func (s *Server) Drain() { s.draining.Store(true) }
 
 // Shutdown stops accepting, lets the requests already admitted finish, answers

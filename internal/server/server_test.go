@@ -221,6 +221,41 @@ func TestReady(t *testing.T) {
 	e.do("POST", "/events", nil, []byte(good)).check(t, 202, "accepted")
 }
 
+// TestDrainEndsConnections holds that whoever keeps a connection open is told to let go
+// of it before it is closed under the next request, by loops and without.
+func TestDrainEndsConnections(t *testing.T) {
+	for _, loops := range []int{0, 1} {
+		e := start(t, func(c *Config) { c.Loops = loops })
+		kept := e.kept(4)
+		f := func(c *conn, raw string, status int, last bool) {
+			t.Helper()
+			c.send(raw)
+			if a := c.answer(); a.StatusCode != status || a.Close != last {
+				t.Errorf("%d loops: got %d %s, close %v; want %d, %v", loops, a.StatusCode, a.body, a.Close, status, last)
+			}
+		}
+		post := func(path, body string) string {
+			return "POST " + path + " HTTP/1.1\r\nHost: a\r\nContent-Length: " + itoa(len(body)) + "\r\n\r\n" + body
+		}
+		requests := []struct {
+			raw    string
+			status int
+		}{
+			{post("/events", good), 202}, {post("/events/bulk", "["+good+"]"), 202}, {post("/events", "{}"), 400},
+			{"GET /health HTTP/1.1\r\nHost: a\r\n\r\n", 200},
+		}
+		for i, r := range requests {
+			f(kept[i], r.raw, r.status, false)
+		}
+		e.Drain()
+		for i, r := range requests {
+			f(kept[i], r.raw, r.status, true)
+			kept[i].closed()
+		}
+		f(e.dial(), requests[0].raw, 202, true) // one that is new
+	}
+}
+
 func TestCatalogueStartsAtZero(t *testing.T) {
 	s := New(defaults())
 	set := new(stat.Set)
