@@ -301,6 +301,48 @@ func TestShutdownMeetsANewConnection(t *testing.T) {
 	w.ln = nil
 }
 
+// A request that came before the stop, and was not read yet, is answered before its
+// connection is closed.
+func TestShutdownMeetsARequest(t *testing.T) {
+	w := start(t, 1, nil)
+	holds, asks, lends, part, gone, rests := w.dial(), w.dial(), w.dial(), w.dial(), w.dial(), w.dial()
+	for _, c := range []*client{asks, lends, part, gone, rests} { // the loop has them
+		c.say("echo x\n")
+		c.hear("x")
+	}
+	holds.say("late hold\n")
+	(<-w.late).Resume()
+	<-w.held // the loop goes through what was posted, and has the events of its round
+	asks.say("echo y\n")
+	lends.say("lend z\n")
+	part.say("echo in ")
+	gone.Close()
+	w.ln.Close()
+	<-w.ended
+	ended := make(chan error, 1)
+	go func() { ended <- w.g.Shutdown(context.Background()) }()
+	eventually(t, "it is to stop", w.g.stopping.Load)
+	w.held <- struct{}{}
+	asks.hear("y")
+	asks.end()
+	lends.hear("z")
+	lends.end()
+	eventually(t, "the piece is read", func() bool { return w.begun.Load() == 1 })
+	part.say("pieces\n")
+	part.hear("in pieces")
+	part.end()
+	rests.end()
+	holds.hear("hold")
+	holds.end()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if got := w.closed.Load(); got != 6 {
+		t.Errorf("%d connections closed; want 6", got)
+	}
+	w.ln = nil
+}
+
 // Many clients, every way through a loop, requests cut at random places: each gets
 // exactly its own answers, in order.
 func TestStress(t *testing.T) {

@@ -376,10 +376,15 @@ func (l *loop) expire() {
 	}
 }
 
-// drained closes what rests and reports whether nothing is left.
+// drained closes what rests and reports whether nothing is left. A request that is
+// there already has its answer: closed with it unread, the client would be told of a
+// broken connection.
 func (l *loop) drained() bool {
 	for _, c := range l.conns {
-		if c != nil && c.state == idle {
+		if c == nil || c.state != idle {
+			continue
+		}
+		if l.read(c); c.state == idle && c.fd >= 0 {
 			l.close(c)
 		}
 	}
