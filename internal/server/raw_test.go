@@ -55,9 +55,15 @@ func TestRequestSmugglingShapes(t *testing.T) {
 	f("CL hexadecimal", post+"Content-Length: 0x5\r\n\r\n{}   "+smuggled, 400)
 	f("CL beyond 64 bits", post+"Content-Length: 99999999999999999999\r\n\r\n{}"+smuggled, 400)
 	f("TE xchunked", post+"Transfer-Encoding: xchunked\r\n\r\n"+chunked+smuggled, 400)
-	// RFC 2616's word for no encoding; without a length there is no body, and
-	// every reading of it finds the next request in the same place.
-	f("TE identity", post+"Transfer-Encoding: identity\r\n\r\n"+smuggled, 400, 200)
+	// RFC 2616's word for no encoding: some take the length beside it, others read to
+	// the end of the connection.
+	f("TE identity", post+"Transfer-Encoding: identity\r\n\r\n"+smuggled, 400)
+	f("TE identity and CL", post+"Transfer-Encoding: identity\r\n"+length+"\r\n"+good+smuggled, 400)
+	f("CL and TE identity", post+length+"transfer-encoding:\tIdentity \r\n\r\n"+good+smuggled, 400)
+	f("TE identity on GET", "GET /health HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: identity\r\n\r\n"+smuggled, 400)
+	f("TE empty", post+"Transfer-Encoding:\r\n"+length+"\r\n"+good+smuggled, 400)
+	f("TE in capitals", post+"TRANSFER-ENCODING:CHUNKED \r\n\r\n"+chunked, 202)
+	f("name as long as TE", post+"X-Some-Other-Name: identity\r\n"+length+"\r\n"+good+smuggled, 202, 200)
 	f("TE gzip, chunked", post+"Transfer-Encoding: gzip, chunked\r\n\r\n"+chunked+smuggled, 400)
 	f("duplicate TE", post+"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n"+chunked+smuggled, 400)
 	f("TE on HTTP/1.0", "POST /events HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n"+chunked+smuggled, 400)

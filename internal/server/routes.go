@@ -113,7 +113,9 @@ func (s *Server) on(label route, h handler) fasthttp.RequestHandler {
 // framing refuses what fasthttp lets pass and a proxy in front may read
 // otherwise: versions other than 1.x; header lines that end in a bare LF, which
 // to some are part of the line; lines folded into the one before, which some take
-// for a header of their own; and names that are no tokens, which some cut short.
+// for a header of their own; names that are no tokens, which some cut short; and
+// transfer encodings other than chunked, of which RFC 9112 6.3 says that nobody knows
+// where the body ends.
 func framing(h *fasthttp.RequestHeader) error {
 	if p := h.Protocol(); len(p) < 6 || p[5] != '1' {
 		return errVersion
@@ -124,9 +126,9 @@ func framing(h *fasthttp.RequestHeader) error {
 		if end < 1 || raw[end-1] != '\r' {
 			return errHTTP
 		}
-		for _, c := range raw[:end] {
+		for at, c := range raw[:end] {
 			if !isToken[c] {
-				if c != ':' {
+				if c != ':' || at == len(transferEncoding) && equalFold(raw[:at], transferEncoding) && !equalFold(bytes.TrimSpace(raw[at+1:end]), "chunked") {
 					return errHTTP
 				}
 				break
@@ -136,6 +138,8 @@ func framing(h *fasthttp.RequestHeader) error {
 	}
 	return nil
 }
+
+const transferEncoding = "transfer-encoding"
 
 // isToken are the bytes a header's name may have, RFC 9110 5.6.2.
 var isToken = func() (table [256]bool) {
