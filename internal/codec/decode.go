@@ -8,15 +8,15 @@ import (
 // A Decoder holds the scratch that decoding needs. The zero value is ready; it
 // serves one goroutine.
 type Decoder struct {
-	scratch []byte             // unescaped text of the event at hand
-	tags    [][]byte           // backing of Event.Tags
-	stack   [stackWords]uint64 // brackets below the 64 innermost, see skipValue
-	offset  [fieldCount]int    // of each field's last value, 0 when absent: the brace comes first
-	rough   bool               // something was unescaped, so that text may need escaping
-	nul     uint16             // fields, by bit, whose last value holds U+0000
-	start   int                // of the event at hand
-	broken  Error              // first rule broken, if broken.what != none
-	fatal   Error              // where the text stopped being JSON
+	scratch []byte          // unescaped text of the event at hand
+	tags    [][]byte        // backing of Event.Tags
+	stack   []uint64        // brackets below the 64 innermost, see skipValue
+	offset  [fieldCount]int // of each field's last value, 0 when absent: the brace comes first
+	rough   bool            // something was unescaped, so that text may need escaping
+	nul     uint16          // fields, by bit, whose last value holds U+0000
+	start   int             // of the event at hand
+	broken  Error           // first rule broken, if broken.what != none
+	fatal   Error           // where the text stopped being JSON
 }
 
 // Decode decodes one whole document, checking what the contract demands

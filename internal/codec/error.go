@@ -68,7 +68,6 @@ const (
 	trailingData
 	emptyBody
 	wantArray
-	bracketsLost
 
 	// One event breaks a rule.
 	wantObject
@@ -104,7 +103,6 @@ var sentences = [...]string{
 	trailingData:   "unexpected data after the document",
 	emptyBody:      "the body is empty",
 	wantArray:      "expected an array of events or an object with the key events",
-	bracketsLost:   "nested far too deep to go on",
 	wantObject:     "expected an object",
 	badUTF8:        "is not valid UTF-8",
 	missing:        "is required",
@@ -134,7 +132,7 @@ func (w what) reason() Reason {
 		return TooOld
 	case eventTooLarge:
 		return TooLarge
-	case nestedTooDeep, bracketsLost:
+	case nestedTooDeep:
 		return TooDeep
 	case tooManyEvents:
 		return TooMany

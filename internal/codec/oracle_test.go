@@ -294,7 +294,9 @@ func FuzzBulk(f *testing.F) {
 	f.Fuzz(func(t *testing.T, body []byte) {
 		b := pool.Get()
 		defer b.Release()
-		if err := b.DecodeArray(body, now); err == nil && !json.Valid(body) && utf8.Valid(body) {
+		// encoding/json calls more than 10,000 levels invalid.
+		shallow := bytes.Count(body, []byte("["))+bytes.Count(body, []byte("{")) <= 10_000
+		if err := b.DecodeArray(body, now); err == nil && !json.Valid(body) && utf8.Valid(body) && shallow {
 			t.Fatalf("%q: accepted a body that is no JSON", body)
 		} else if got := verdict(b, err); strings.HasPrefix(got, "BUG") || strings.HasPrefix(got, "record ") {
 			t.Fatalf("%q: %s", body, got)

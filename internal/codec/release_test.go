@@ -57,18 +57,26 @@ func TestLargeBatchIsNotPinned(t *testing.T) {
 	b := NewPool(Rules{MaxEventBytes: 8 << 20, MaxEvents: 100_000, MaxFieldBytes: 8 << 20}).Get()
 	tags := strings.Repeat(`"\u0041",`, 5000)
 	huge := `{"event_name":"` + strings.Repeat(`\n`, 1<<20) + `","user_id":"u","timestamp":1708732800000,"tags":[` + tags + `"x"]}`
-	body := "[" + huge + strings.Repeat(","+one("a")+",{}", 20_000) + "]"
+	deep := strings.Repeat("[", 100_000) + strings.Repeat("]", 100_000)
+	body := "[" + huge + strings.Repeat(","+one("a")+",{}", 20_000) + "," + deep + "]"
 	if err := b.DecodeArray([]byte(body), now); err != nil {
 		t.Fatal(err)
 	}
-	if b.Len() != 20_001 || len(b.Rejected()) != 20_000 {
-		t.Fatalf("got %d records, %d rejections", b.Len(), len(b.Rejected()))
+	if b.Len() != 20_001 || len(b.Rejected()) != 20_001 || cap(b.dec.stack) <= keepStack {
+		t.Fatalf("got %d records, %d rejections, stack %d", b.Len(), len(b.Rejected()), cap(b.dec.stack))
+	}
+	b.ForgetRejected() // and the broker may take its time
+	if cap(b.rejected) > 64 || cap(b.dec.stack) > keepStack {
+		t.Errorf("waits with %d rejections and stack %d", cap(b.rejected), cap(b.dec.stack))
+	}
+	if err := b.DecodeArray([]byte(body), now); err != nil {
+		t.Fatal(err)
 	}
 	b.Release()
 	if cap(b.arena) > keepArena || cap(b.records) > keepRecords || cap(b.rejected) > keepRecords ||
-		cap(b.dec.scratch) > keepScratch || cap(b.dec.tags) > keepTags {
-		t.Errorf("kept arena %d, records %d, rejected %d, scratch %d, tags %d",
-			cap(b.arena), cap(b.records), cap(b.rejected), cap(b.dec.scratch), cap(b.dec.tags))
+		cap(b.dec.scratch) > keepScratch || cap(b.dec.tags) > keepTags || cap(b.dec.stack) > keepStack {
+		t.Errorf("kept arena %d, records %d, rejected %d, scratch %d, tags %d, stack %d",
+			cap(b.arena), cap(b.records), cap(b.rejected), cap(b.dec.scratch), cap(b.dec.tags), cap(b.dec.stack))
 	}
 
 	b.refs.Store(1)

@@ -2,17 +2,13 @@ package codec
 
 import "unicode/utf8"
 
-// stackWords bounds how far brackets are followed. An event nested deeper than
-// MaxDepth is rejected by itself as long as its closing bracket can be found,
-// which needs one bit a level; beyond 64*(stackWords+1) = 4160 levels the body
-// fails. Halving it would still be far above anything that is not an attack,
-// doubling it costs 512 bytes more a Decoder.
-const stackWords = 64
-
 // skipValue validates the value at i, which must exist, and returns the index
 // behind it. depth is the nesting around the value. It is a loop and not a
 // recursion, so the input cannot choose the stack it takes: the kinds of the
-// open brackets are bits, object 1 and array 0, innermost lowest.
+// open brackets are bits, object 1 and array 0, innermost lowest. An event nested
+// deeper than MaxDepth is lost, yet its brackets are followed to the end, however
+// many they are, or its neighbours were lost with it: a bit a level, and a level is
+// at least a byte of the body.
 func (d *Decoder) skipValue(data []byte, i, depth int) int {
 	var kinds uint64
 	open := 0 // brackets opened by this value
@@ -30,10 +26,7 @@ value:
 			d.reject(nestedTooDeep, unknownField, i, MaxDepth)
 		}
 		if open > 64 && open&63 == 1 {
-			if open>>6 > stackWords {
-				return d.fail(bracketsLost, i)
-			}
-			d.stack[open>>6-1] = kinds
+			d.stack = append(d.stack[:open>>6-1], kinds)
 		}
 		kinds <<= 1
 		i = skipSpace(data, i+1)
@@ -127,6 +120,13 @@ key:
 		i = skipSpace(data, i)
 	}
 	goto value
+}
+
+// dropStack gives up what only an attack takes.
+func (d *Decoder) dropStack() {
+	if cap(d.stack) > keepStack {
+		d.stack = nil
+	}
 }
 
 // skipString validates the string whose text starts at i.

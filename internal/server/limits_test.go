@@ -31,8 +31,11 @@ func TestDeepNesting(t *testing.T) {
 	f("/events", event(objects(62)), 202, "accepted")
 	f("/events", event(objects(63)), 400, "nested deeper than the limit, 64 (byte ")
 	f("/events", event(lists(30_000)), 400, "nested")
-	f("/events", event(strings.Repeat("[", 60_000)), 400, "nested")
-	f("/events/bulk", "["+good+","+event(lists(63))+","+good+"]", 202, `"accepted":2,"rejected":1`)
+	f("/events", event(strings.Repeat("[", 60_000)), 400, "expected a value")
+	for _, n := range []int{63, 4_158, 4_159, 5_000, 1_000_000} {
+		f("/events/bulk", "["+good+","+event(lists(n))+","+good+"]", 202, `"accepted":2,"rejected":1`)
+		f("/events/bulk", `{"v":1,"events":[`+good+","+event(objects(n))+","+good+"]}", 202, `"accepted":2,"rejected":1`)
+	}
 	f("/events/bulk", strings.Repeat("[", 5<<20), 400, "")
 	f("/events/bulk", strings.Repeat(`{"events":[`, 500_000), 400, "")
 	if got := e.rejections()["too_deep"] - before; got < 5 {
