@@ -137,8 +137,12 @@ func (r *keyring) with(f *KeyFile, writeRate int) *keyring {
 	return &next
 }
 
-// SetKeyFile replaces the keys of the keys file for all requests from now on.
+// SetKeyFile replaces the keys of the keys file for all requests from now on. One
+// without keys lets nobody in but those of WriteKeys and ReadKeys.
 func (s *Server) SetKeyFile(f *KeyFile) {
+	if f.Len(Write)+f.Len(Read) == 0 {
+		s.log.Warn("the keys file has no key: nobody is let in by it")
+	}
 	s.keys.Store(s.keys.Load().with(f, s.cfg.KeyRate))
 }
 

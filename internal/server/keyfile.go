@@ -42,28 +42,31 @@ const defaultRate = -1
 var keyIDs = regexp.MustCompile(`^[A-Za-z0-9-]{1,64}$`)
 
 // ParseKeyFile reads a keys file. An error names the line and never quotes it:
-// what stands in the wrong place may be a key. A file without any key is an
-// error too: it is more often one that is just being written than the wish to
-// lock everybody out.
+// what stands in the wrong place may be a key. A file without a word is an error
+// too: it is more often one that is just being written than the wish to lock
+// everybody out. Comments alone say that wish: the last key was revoked.
 func ParseKeyFile(text []byte) (*KeyFile, error) {
 	f := new(KeyFile)
 	for scope := range f.keys {
 		f.keys[scope] = make(map[string]fileKey)
 	}
-	line, n := 0, 0
+	line, said := 0, 0
 	for row := range bytes.Lines(text) {
 		line++
 		words := strings.Fields(string(row))
-		if len(words) == 0 || strings.HasPrefix(words[0], "#") {
+		if len(words) == 0 {
+			continue
+		}
+		said++
+		if strings.HasPrefix(words[0], "#") {
 			continue
 		}
 		if err := f.add(words); err != nil {
 			return nil, fmt.Errorf("line %d: %w", line, err)
 		}
-		n++
 	}
-	if n == 0 {
-		return nil, errors.New("it holds no key")
+	if said == 0 {
+		return nil, errors.New("it is empty; a comment and no key lets nobody in")
 	}
 	return f, nil
 }

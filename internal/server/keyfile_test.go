@@ -58,8 +58,9 @@ func TestKeyFile(t *testing.T) {
 		}
 	}
 	const shape = "want scope, id, SHA-256 and perhaps a rate"
-	bad("", "it holds no key")
-	bad("# nothing\n\n", "it holds no key")
+	const empty = "it is empty; a comment and no key lets nobody in"
+	bad("", empty)
+	bad(" \r\n\n\t", empty)
 	bad("\nwrite shop", "line 2: "+shape)
 	bad("edge_w_shop_ABCDEFGHIJKLMNOPQRSTUVWXYZ", "line 1: "+shape)
 	bad(shop+" 1 2", "line 1: "+shape)
@@ -145,6 +146,34 @@ func TestKeysAreReplaced(t *testing.T) {
 	f("legacy", 202, 401)
 	basic := header("Authorization", "Basic "+base64.StdEncoding.EncodeToString([]byte(reader+":x")))
 	e.do("GET", "/metrics?event_name=a", basic, nil).check(t, 200, "")
+}
+
+// TestLastKeyIsRevoked holds that a keys file of comments lets nobody in, in the running
+// server and at a start, and never everybody.
+func TestLastKeyIsRevoked(t *testing.T) {
+	shop, line := newTestKey(t, Write, "shop")
+	for _, nobody := range []string{"# " + line, "# who posts\n\n", "#"} {
+		var log lockedBuffer
+		file := keyFile(t, nobody)
+		running := start(t, func(c *Config) {
+			c.Log, c.WriteKeys, c.KeyFile = slog.New(slog.NewTextHandler(&log, nil)), []string{"listed"}, keyFile(t, line)
+		})
+		running.do("POST", "/events", header("X-API-Key", shop), []byte(good)).check(t, 202, "accepted")
+		running.SetKeyFile(file)
+		if !strings.Contains(log.String(), "the keys file has no key") {
+			t.Errorf("%q: not a word in the log:\n%s", nobody, log.String())
+		}
+		fresh := start(t, func(c *Config) { c.KeyFile = file })
+		for _, e := range []*edge{running, fresh} {
+			for _, key := range []string{shop, "", "edge_w_shop_", "edge_w__"} {
+				e.do("POST", "/events", header("X-API-Key", key), []byte(good)).check(t, 401, "API key")
+			}
+			e.do("GET", "/health", nil, nil).check(t, 200, "healthy")
+		}
+		running.do("POST", "/events", header("X-API-Key", "listed"), []byte(good)).check(t, 202, "accepted")
+		running.SetKeyFile(keyFile(t, line))
+		running.do("POST", "/events", header("X-API-Key", shop), []byte(good)).check(t, 202, "accepted")
+	}
 }
 
 // TestKeyFileRates holds whose rate counts, and that a reload forgives nobody.
