@@ -122,7 +122,7 @@ func (a *asker) ask(more []ch.Setting, total, users, table, where, group string)
 		OnResult: func(_ context.Context, b proto.Block) error {
 			for i := range b.Rows {
 				r.total += n.Row(i)
-				r.users += distinct.Row(i)
+				r.users += min(distinct.Row(i), uint64(n.Row(i))) // as edge says it
 			}
 			return nil
 		},

@@ -227,6 +227,10 @@ func (a *answer) close(g *cell) {
 	}
 }
 
+// distinct is how many users g has: a sketch may estimate more than there are events, which
+// are exact and of a user each.
+func (g *cell) distinct() uint64 { return min(g.users, uint64(max(g.events, 0))) }
+
 // add adds events and, if there is one, the state of their users.
 func (g *cell) add(events int64, state []byte) error {
 	if g.closed {
@@ -263,17 +267,17 @@ func (a *answer) finish() *Result {
 		}
 		return cmp.Or(cmp.Compare(y.events, x.events), cmp.Compare(x.name, y.name))
 	})
-	res := &Result{Request: a.request, Events: a.whole.events, Users: a.whole.users}
 	if a.whole.sketch != nil {
-		res.Users = a.whole.sketch.count()
+		a.whole.users = a.whole.sketch.count()
 	}
+	res := &Result{Request: a.request, Events: a.whole.events, Users: a.whole.distinct()}
 	names := 0
 	for i, g := range groups {
 		if names += len(g.name); a.width == 0 && (i == maxNames || names > maxNamesBytes) {
 			res.Truncated = true
 			break
 		}
-		entry := Group{Label: g.name, Events: g.events, Users: g.users}
+		entry := Group{Label: g.name, Events: g.events, Users: g.distinct()}
 		if a.width != 0 {
 			entry.Label = timeLabel(a.request.GroupBy, g.time, a.zone)
 		}

@@ -92,6 +92,60 @@ func TestADayThatComesAgain(t *testing.T) {
 	}
 }
 
+// A sketch that estimates more users than there are events is known to be wrong.
+func TestNoMoreUsersThanEvents(t *testing.T) {
+	f := func(estimate uint64, events int64, want uint64) {
+		t.Helper()
+		a := newAnswer(&Request{GroupBy: "channel"}, time.UTC)
+		a.served = true
+		a.whole = cell{events: events, users: estimate}
+		a.groups[key{name: "web"}] = &cell{events: events, users: estimate}
+		a.groups[key{name: "api"}] = &cell{events: 1, users: 1}
+		res := a.finish()
+		if res.Users != want || res.Groups[0].Users != want || res.Groups[1].Users != 1 {
+			t.Errorf("%d estimated of %d events: got %d users, in groups %v; want %d", estimate, events, res.Users, res.Groups, want)
+		}
+	}
+	f(10_109, 10_000, 10_000)
+	f(9_950, 10_000, 9_950)
+	f(10_000, 10_000, 10_000)
+
+	pool := openDatabase(t, "users")
+	const names, users = 8, 1000
+	from := time.Date(2024, 2, 24, 0, 0, 0, 0, time.UTC).Unix()
+	var events []event
+	for i := range int64(names * users) {
+		events = append(events, event{from*1000 + i, fmt.Sprint("view ", i%names), "web", "", fmt.Sprint("user ", i)})
+	}
+	insert(t, pool, events)
+	capped := 0 // half of all estimates are too large
+	for name := range names {
+		for _, group := range []string{"", "channel", "hour", "campaign_id"} {
+			for _, inside := range []int64{0, 1} { // whole buckets, and with rows at the ends
+				r := Request{EventName: fmt.Sprint("view ", name), From: from - inside, To: from + day + inside, GroupBy: group, Zone: "UTC"}
+				got, err := New(pool, Options{}).Query(t.Context(), r)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if got.Events != users || got.Users > users || got.Users < users*97/100 {
+					t.Errorf("%+v: %d users of %d events", r, got.Users, got.Events)
+				}
+				for _, g := range got.Groups {
+					if g.Users != got.Users {
+						t.Errorf("%+v: %d users, in the only group %d", r, got.Users, g.Users)
+					}
+				}
+				if got.Users == users {
+					capped++
+				}
+			}
+		}
+	}
+	if capped == 0 {
+		t.Error("no estimate was too large")
+	}
+}
+
 // Names that are long are fewer: all together are bounded, too.
 func TestLongNamesAreCutOff(t *testing.T) {
 	a := newAnswer(&Request{GroupBy: "campaign_id", CountsOnly: true}, time.UTC)
