@@ -112,6 +112,14 @@ func TestDecodeEnvelope(t *testing.T) {
 
 	f(`{}`, "invalid_field: events is required (byte 0)")
 	f(a, "invalid_field: events is required (byte 0)")
+	const lines = "malformed: malformed JSON: unexpected data after the document; one event a line is application/x-ndjson "
+	f(a+"\n"+z, lines+"(byte 59)")
+	f(a+"\r\n\n"+z+"\n", lines+"(byte 61)")
+	f("{}\n"+a, lines+"(byte 3)")
+	f(a+"{", lines+"(byte 58)")
+	f(a+"\n", "invalid_field: events is required (byte 0)")
+	f(a+"]", "malformed: malformed JSON: unexpected data after the document (byte 58)")
+	f("{}\x00", "malformed: malformed JSON: unexpected data after the document (byte 2)")
 	f(`{"Events":[]}`, "invalid_field: events is required (byte 0)")
 	f(`{"events":{}}`, "invalid_field: events must be an array (byte 10)")
 	f(`{"events":"x"}`, "invalid_field: events must be an array (byte 10)")

@@ -12,8 +12,7 @@ func (b *Batch) envelope(body []byte, i int) int {
 	}
 	i = skipSpace(body, i+1)
 	if i < len(body) && body[i] == '}' {
-		b.fail(missing, "events", start, 0)
-		return -1
+		return b.noEvents(body, start, i+1)
 	}
 	for {
 		var key []byte
@@ -50,8 +49,7 @@ func (b *Batch) envelope(body []byte, i int) int {
 			return fatal()
 		case body[i] == '}':
 			if !found {
-				b.fail(missing, "events", start, 0)
-				return -1
+				return b.noEvents(body, start, i+1)
 			}
 			return i + 1
 		case body[i] != ',':
@@ -60,4 +58,19 @@ func (b *Batch) envelope(body []byte, i int) int {
 		}
 		i = skipSpace(body, i+1)
 	}
+}
+
+// noEvents fails for the object at start, which has no events and ends before i. Another
+// one behind it is lines of events under the wrong type: that there is more comes first,
+// since it is no JSON.
+func (b *Batch) noEvents(body []byte, start, i int) int {
+	switch i = skipSpace(body, i); {
+	case i == len(body):
+		b.fail(missing, "events", start, 0)
+	case body[i] == '{':
+		b.fail(wantLines, "", i, 0)
+	default:
+		b.fail(trailingData, "", i, 0)
+	}
+	return -1
 }

@@ -66,6 +66,7 @@ const (
 	badControl
 	unexpectedEnd
 	trailingData
+	wantLines
 	emptyBody
 	wantArray
 
@@ -101,6 +102,7 @@ var sentences = [...]string{
 	badControl:     "raw control character in a string",
 	unexpectedEnd:  "unexpected end",
 	trailingData:   "unexpected data after the document",
+	wantLines:      "unexpected data after the document; one event a line is application/x-ndjson",
 	emptyBody:      "the body is empty",
 	wantArray:      "expected an array of events or an object with the key events",
 	wantObject:     "expected an object",
