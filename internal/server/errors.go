@@ -45,6 +45,7 @@ var (
 type sizeError struct {
 	limit    int
 	inflated bool
+	one      bool // the limit is an event's, which is what its sender knows
 }
 
 // Error names the limit.
@@ -53,7 +54,11 @@ func (e *sizeError) Error() string {
 	if e.inflated {
 		what = "the body after inflation"
 	}
-	return what + " is larger than the limit of " + strconv.Itoa(e.limit) + " bytes"
+	what += " is larger than the limit of " + strconv.Itoa(e.limit) + " bytes"
+	if e.one {
+		what += " for an event"
+	}
+	return what
 }
 
 // unsupportedError is a content type or encoding nobody here speaks.

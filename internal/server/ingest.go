@@ -100,6 +100,9 @@ func (s *Server) take(ctx *fasthttp.RequestCtx, lines bool, limit, inflated int)
 	if err == nil {
 		body, err = s.receive(ctx, a.encoding, limit, inflated)
 	}
+	if size, ok := err.(*sizeError); ok && !lines {
+		size.one, size.limit = true, s.cfg.MaxEventBytes
+	}
 	if err != nil {
 		s.refuse(ctx, err, 1)
 		return nil, a

@@ -215,7 +215,7 @@ func TestExpectContinue(t *testing.T) {
 		c.closed()
 	}
 	f("POST /events", "Content-Length: 9\r\n", 401, "API key")
-	f("POST /events", key+"Content-Length: 999999\r\n", 413, "66560")
+	f("POST /events", key+"Content-Length: 999999\r\n", 413, "the limit of 65536 bytes for an event")
 	f("POST /events/bulk", key+"Content-Length: 99999999\r\n", 413, "10485760")
 	f("POST /events", key+"Content-Length: 9\r\nContent-Type: text/html\r\n", 415, "text/html")
 	f("POST /events", key+"Content-Length: 9\r\nContent-Encoding: lzma\r\n", 415, "lzma")
