@@ -48,6 +48,7 @@ func TestBadConfig(t *testing.T) {
 	f("MAX_CONNS_PER_IP", "-1", "negative")
 	f("MIN_TIME", "yesterday", "")
 	f("MIN_TIME", "1970-01-01T00:00:00Z", "1970")
+	f("MIN_TIME", "2200-01-01T00:00:00Z", "every event would be refused")
 	f("MAX_AHEAD", "0s", "positive")
 	f("SHARDS", "-1", "negative")
 	f("SHARDS", "100000", "256")

@@ -88,6 +88,9 @@ func (c *config) validate() error {
 	if c.MinTime.UnixMilli() <= 0 {
 		bad("MIN_TIME is %s; it must lie after 1970-01-01T00:00:00Z", c.MinTime.Format(time.RFC3339))
 	}
+	if newest := time.Now().Add(c.MaxAhead); !c.MinTime.Before(newest) {
+		bad("MIN_TIME is %s; every event would be refused: it must lie before now + MAX_AHEAD, %s", c.MinTime.Format(time.RFC3339), newest.UTC().Format(time.RFC3339))
+	}
 	if need := server.MinInflightBytes(int(c.MaxBodyBytes), int(c.MaxInflatedBytes)) + server.MaxAnswerBytes(c.MaxEvents); int64(c.MaxInflightBytes) < need {
 		bad("MAX_INFLIGHT_BYTES is %s; MAX_BODY_BYTES, MAX_INFLATED_BYTES and MAX_EVENTS need at least %s", c.MaxInflightBytes, size(need))
 	}
