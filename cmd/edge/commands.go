@@ -27,7 +27,10 @@ func migrate(in *invocation) error {
 	if err != nil {
 		return err
 	}
-	return clickhouse.Migrate(in.ctx, o, in.cfg.migrateOptions(in.log))
+	m := in.cfg.migrateOptions(in.log)
+	// Who migrates by hand may know the server and not every setting of the sinks.
+	m.KeepTTL = os.Getenv("TABLE_TTL") == ""
+	return clickhouse.Migrate(in.ctx, o, m)
 }
 
 // health is a container's HEALTHCHECK: the image needs no shell and no curl. It

@@ -26,6 +26,7 @@ type MigrateOptions struct {
 	Files   fs.FS         // NNN_name.up.sql, see package migrations
 	Cluster string        // non-empty: ON CLUSTER and Replicated engines
 	TTL     time.Duration // of rows in events and the rollups; 0 keeps them for ever
+	KeepTTL bool          // the tables keep the TTL they have, whatever it is
 	// Exclusive says that no other process can reach this server (embedded
 	// mode), so the lock, which a kill would leave behind, is not needed.
 	Exclusive bool
@@ -71,6 +72,9 @@ func Migrate(ctx context.Context, o Options, m MigrateOptions) error {
 		if err := r.dropStatistics(ctx); err != nil {
 			r.Logger.Warn("merges compute statistics that nothing here uses", "err", err)
 		}
+	}
+	if r.KeepTTL {
+		return nil
 	}
 	return r.applyTTL(ctx)
 }

@@ -65,6 +65,11 @@ func TestTTL(t *testing.T) {
 	if left := row(t, p, "SELECT arraySort(groupUniqArray(width)) FROM events_users WHERE width <= 86400 AND at < now() - toIntervalDay(9)"); left != "[86400]" {
 		t.Errorf("buckets of %s s are left of the rows past the TTL; want only days, which wider ones are compared with", left)
 	}
+	m.KeepTTL = true
+	m.TTL = 0
+	migrate(t, o, m)
+	gone(3*day, 30*day)
+	m.KeepTTL = false
 	f(0, "events: ; events_1m: ; events_users: ")
 	gone(0, 3*day)
 	insert(10 * day)
