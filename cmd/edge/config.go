@@ -43,7 +43,7 @@ type config struct {
 	MaxConns         int  `env:"MAX_CONNS" envDefault:"32768" min:"1" doc:"open connections; beyond it 503"`
 	MaxConnsPerIP    int  `env:"MAX_CONNS_PER_IP" envDefault:"0" min:"0" doc:"open connections of one client address; 0 is no limit (right behind a proxy)"`
 
-	MinTime  time.Time     `env:"MIN_TIME" envDefault:"2000-01-01T00:00:00Z" doc:"oldest timestamp an event may carry"`
+	MinTime  time.Time     `env:"MIN_TIME" envDefault:"2000-01-01T00:00:00Z" doc:"oldest timestamp an event may carry; it lies before now + MAX_AHEAD"`
 	MaxAge   time.Duration `env:"MAX_AGE" envDefault:"0s" min:"0" doc:"oldest an event may be on arrival; 0 leaves it to MIN_TIME"`
 	MaxAhead time.Duration `env:"MAX_AHEAD" envDefault:"24h" min:"1" doc:"how far in the future a timestamp may be"`
 
@@ -113,7 +113,7 @@ type config struct {
 	EmbeddedKafkaListen      string        `env:"EMBEDDED_KAFKA_LISTEN" envDefault:"" doc:"loopback host:port that opens the embedded broker to kcat and rpk; empty keeps it closed"`
 	EmbeddedClickHouseListen string        `env:"EMBEDDED_CLICKHOUSE_LISTEN" envDefault:"" doc:"loopback host:port that opens the embedded engine to clickhouse-client; empty keeps it closed"`
 
-	PrestopDelay    time.Duration `env:"PRESTOP_DELAY" envDefault:"0s" min:"0" doc:"how long to keep serving after a stop signal, with /ready saying 503"`
+	PrestopDelay    time.Duration `env:"PRESTOP_DELAY" envDefault:"0s" min:"0" doc:"how long to keep serving after a stop signal, with /ready saying 503 and every answer ending its connection"`
 	ShutdownTimeout time.Duration `env:"SHUTDOWN_TIMEOUT" envDefault:"25s" min:"1" doc:"for the whole stop; what is not done by then is left to the next start"`
 	LogLevel        string        `env:"LOG_LEVEL" envDefault:"info" doc:"debug, info, warn or error; changeable at run time on the admin port"`
 }

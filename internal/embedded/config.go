@@ -34,8 +34,9 @@ type BrokerConfig struct {
 	// NoSync acknowledges records before they are on disk: a process kill
 	// loses nothing, a power cut may lose acknowledged records.
 	NoSync bool
-	// MinFree is the free space in bytes below which producers are turned
-	// away; commits still have an eighth of it. 0 means 64 MiB, negative none.
+	// MinFree is the free space in bytes below which producers are turned away;
+	// commits still have an eighth of it, and who else is on the disk may need it to
+	// store what is in the log. 0 means 64 MiB, negative none.
 	MinFree int64
 	// SegmentBytes is the grain of Trim: only whole segment files go away.
 	// A start reads a segment at a time, so it bounds memory as well. 0 means 32 MiB.
