@@ -48,7 +48,7 @@ func (c *config) brokerConfig(log *slog.Logger) embedded.BrokerConfig {
 		Dir: c.DataDir, Listen: c.EmbeddedKafkaListen, NoSync: !c.EmbeddedSync,
 		// The engine reserves a block's bytes before it writes a part of it.
 		MinFree: 64<<20 + min(int64(c.FlushBytes)*int64(c.FlushInserts+1), 1<<30),
-		Topics: map[string]int32{c.KafkaTopic: c.partitions(), c.deadLetterTopic(): 1},
+		Topics:  map[string]int32{c.KafkaTopic: c.partitions(), c.deadLetterTopic(): 1},
 		Retention: map[string]embedded.Retention{
 			c.KafkaTopic: {Group: c.KafkaGroup, Age: c.EmbeddedRetention},
 		},
