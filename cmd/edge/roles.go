@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"log/slog"
 	"runtime"
 	"time"
 
@@ -88,6 +89,7 @@ func (a *app) startSink(ctx context.Context) error {
 			})
 		}
 		first("topics not created; trying again", "create topics", a.ensureTopics)
+		a.checkRetention(ctx, log)
 		first("schema not laid down, nothing is stored until it is; trying again", "lay down the schema", a.migrate)
 		until(ctx, log, "sink ended, nothing is stored; starting it again", a.sink.Run)
 	})
@@ -151,6 +153,28 @@ func (a *app) ensureTopics(ctx context.Context) error {
 	return a.kafka.Explain(kafka.EnsureTopics(ctx, client,
 		kafka.Topic{Name: a.cfg.KafkaTopic, Partitions: a.cfg.partitions(), Replicas: a.cfg.KafkaReplication, Config: config},
 		kafka.Topic{Name: a.cfg.deadLetterTopic(), Partitions: 1, Replicas: a.cfg.KafkaReplication, Config: map[string]string{"retention.ms": "-1"}}))
+}
+
+// checkRetention warns of a topic, which somebody else made or changed, that removes events
+// before KAFKA_RETENTION is over: edge_retention_headroom_ratio counts with that.
+func (a *app) checkRetention(ctx context.Context, log *slog.Logger) {
+	if a.broker != nil {
+		return
+	}
+	client, err := a.kafka.Client()
+	if err != nil {
+		return
+	}
+	defer client.Close()
+	c, err := kafka.TopicCleanup(ctx, client, a.cfg.KafkaTopic)
+	if err != nil {
+		log.Info("how long the topic keeps events is not known", "err", err)
+		return
+	}
+	if shorter := c.Shorter(a.cfg.sinkRetention()); shorter != "" {
+		log.Warn("the topic may remove events before KAFKA_RETENTION is over, stored or not, and sooner than alerts expect",
+			"topic", a.cfg.KafkaTopic, "it_has", shorter, "kafka_retention", a.cfg.KafkaRetention.String())
+	}
 }
 
 func (a *app) stopProducer(ctx context.Context) error {

@@ -325,3 +325,33 @@ func TestHashPartition(t *testing.T) {
 	f(1<<64-1, 3)
 	f(1<<33-1, 0)
 }
+
+func TestTopicCleanup(t *testing.T) {
+	const week = 7 * 24 * time.Hour
+	f := func(config map[string]string, age time.Duration, want string) {
+		t.Helper()
+		c := startCluster(t)
+		cl := open(t, Options{Brokers: c.ListenAddrs()})
+		if err := EnsureTopics(testContext(t), cl, Topic{Name: "events", Partitions: 1, Replicas: -1, Config: config}); err != nil {
+			t.Fatal(err)
+		}
+		cleanup, err := TopicCleanup(testContext(t), cl, "events")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := cleanup.Shorter(age); got != want {
+			t.Errorf("%v within %s: got %q; want %q", config, age, got, want)
+		}
+	}
+	f(nil, week, "") // Kafka's default is a week
+	f(nil, 0, "retention.ms=604800000")
+	f(map[string]string{"retention.ms": "-1"}, 0, "")
+	f(map[string]string{"retention.ms": "9223372036854775807"}, week, "")
+	f(map[string]string{"retention.ms": "86400000"}, week, "retention.ms=86400000")
+	f(map[string]string{"retention.bytes": "1000000", "cleanup.policy": "compact"}, week, "retention.bytes=1000000, cleanup.policy=compact")
+
+	cl := open(t, Options{Brokers: startCluster(t).ListenAddrs()})
+	if _, err := TopicCleanup(testContext(t), cl, "absent"); err == nil {
+		t.Error("no error of a topic that is not there")
+	}
+}
