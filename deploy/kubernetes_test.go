@@ -27,6 +27,11 @@ type object struct {
 		PodSelector struct {
 			MatchLabels map[string]string `yaml:"matchLabels"`
 		} `yaml:"podSelector"`
+		PolicyTypes []string `yaml:"policyTypes"`
+		Ingress     []struct {
+			From  []yaml.Node
+			Ports []struct{ Port string }
+		}
 		ScaleTargetRef struct{ Kind, Name string } `yaml:"scaleTargetRef"`
 		Template       struct {
 			Metadata struct{ Labels map[string]string }
@@ -107,6 +112,11 @@ func checkKubernetes(t *testing.T, text string) (problems []string) {
 			problems = append(problems, checkPod(t, &o, configs)...)
 		}
 	}
+	for name, labels := range pods {
+		if !guarded(labels, all) {
+			problems = append(problems, name+": has no NetworkPolicy that says who may reach its admin listener, which has no authentication")
+		}
+	}
 	for _, o := range all {
 		bad := func(format string, args ...any) {
 			problems = append(problems, o.Kind+" "+o.Metadata.Name+": "+fmt.Sprintf(format, args...))
@@ -147,13 +157,39 @@ func selectorOf(o *object) map[string]string {
 
 func selectsOne(selector map[string]string, pods map[string]map[string]string) bool {
 	for _, labels := range pods {
-		missing := maps.Clone(selector)
-		maps.DeleteFunc(missing, func(k, v string) bool { return labels[k] == v })
-		if len(missing) == 0 {
+		if selects(selector, labels) {
 			return true
 		}
 	}
 	return false
+}
+
+func selects(selector, labels map[string]string) bool {
+	missing := maps.Clone(selector)
+	maps.DeleteFunc(missing, func(k, v string) bool { return labels[k] == v })
+	return len(missing) == 0
+}
+
+// guarded says whether policies keep all but those they name from the admin listener of
+// a pod, whose manifest opens it to the network, as checkPod sees to. What no policy
+// selects is open; of those that do, each adds to who comes in.
+func guarded(labels map[string]string, all []object) (found bool) {
+	for _, o := range all {
+		if o.Kind != "NetworkPolicy" || !slices.Contains(o.Spec.PolicyTypes, "Ingress") || !selects(selectorOf(&o), labels) {
+			continue
+		}
+		found = true
+		for _, rule := range o.Spec.Ingress {
+			open := len(rule.Ports) == 0 // that is all of them
+			for _, p := range rule.Ports {
+				open = open || p.Port != "http"
+			}
+			if open && len(rule.From) == 0 {
+				return false
+			}
+		}
+	}
+	return found
 }
 
 func checkPod(t *testing.T, o *object, configs map[string]map[string]string) (problems []string) {
@@ -262,6 +298,15 @@ func TestKubernetesIsRefused(t *testing.T) {
 	f("edge.yaml", "  selector: {app: edge, role: ingest}", "  selector: {app: edge, role: front}", "which no pod has")
 	f("edge.yaml", "targetPort: http", "targetPort: admin", "not for services")
 	f("edge.yaml", "kind: Deployment, name: edge-ingest", "kind: Deployment, name: edge", "scales edge")
+	const scrapes = "    - from: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: monitoring}}}]\n"
+	for _, name := range []string{"edge.yaml", "embedded.yaml"} {
+		f(name, "kind: NetworkPolicy", "kind: CiliumNetworkPolicy", "has no NetworkPolicy")
+		f(name, "policyTypes: [Ingress]", "policyTypes: [Egress]", "has no NetworkPolicy")
+		f(name, scrapes+"      ports:", "    - ports:", "has no NetworkPolicy")
+		f(name, "- ports: [{port: http}]", "- ports: [{port: http}, {port: 9091}]", "has no NetworkPolicy")
+	}
+	f("edge.yaml", "podSelector: {matchLabels: {app: edge}}", "podSelector: {matchLabels: {app: edge, role: store}}", "edge-ingest: has no NetworkPolicy")
+	f("embedded.yaml", "podSelector: {matchLabels: {app: edge-embedded}}", "podSelector: {matchLabels: {app: edge}}", "which no pod has")
 	f("embedded.yaml", "replicas: 1", "replicas: 2", "one replica")
 	f("embedded.yaml", "mountPath: /data", "mountPath: /var/lib/edge", "volume on DATA_DIR")
 	f("embedded.yaml", "{name: data, mountPath", "{name: store, mountPath", "mounts store")
