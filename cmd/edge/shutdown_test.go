@@ -3,8 +3,13 @@
 package main
 
 import (
+	"fmt"
 	"net/http"
+	"os"
 	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -74,6 +79,58 @@ func TestSecondSignalEndsAtOnce(t *testing.T) {
 	case <-time.After(30 * time.Second):
 		t.Fatal("edge drains on after a second signal")
 	}
+}
+
+// An engine that hangs has a stop wait for it, and is killed in time for the broker: the
+// next start is a clean one.
+func TestStopWithAHungEngine(t *testing.T) {
+	needEngine(t)
+	p := newNode(t, "DATA_DIR", t.TempDir(), "SHUTDOWN_TIMEOUT", "2s")
+	p.start()
+	p.ready()
+	engine := childOf(t, p.cmd.Process.Pid)
+	if err := syscall.Kill(engine, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = syscall.Kill(engine, syscall.SIGCONT) }) // it is gone, as a rule
+	p.terminate()
+	if log := p.tail(40); !strings.Contains(log, "stop engine: ") || strings.Contains(log, "stop broker: ") {
+		t.Errorf("want the engine's stop to fail, and no other:\n%s", log)
+	}
+	p.start()
+	p.ready()
+	text, err := request(http.MethodGet, "http://"+p.admin+"/metrics", "", nil, http.StatusOK)
+	if err != nil || !strings.Contains(string(text), "\nedge_unclean_starts_total 0\n") {
+		t.Errorf("the next start is not a clean one, or does not say: %v", err)
+	}
+}
+
+// childOf returns the only child of a process.
+func childOf(t *testing.T, parent int) (child int) {
+	t.Helper()
+	all, err := filepath.Glob("/proc/[0-9]*/stat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range all {
+		stat, _ := os.ReadFile(name) // it may be gone by now
+		_, fields, _ := strings.Cut(string(stat), ") ")
+		var state string
+		var ppid int
+		if _, err := fmt.Sscan(fields, &state, &ppid); err != nil || ppid != parent {
+			continue
+		}
+		if child != 0 {
+			t.Fatalf("process %d has several children", parent)
+		}
+		if child, err = strconv.Atoi(filepath.Base(filepath.Dir(name))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if child == 0 {
+		t.Fatalf("process %d has no child", parent)
+	}
+	return child
 }
 
 // Where there is no file to read again SIGHUP stops in order, as SIGTERM does at any moment
