@@ -103,7 +103,7 @@ func StartChild(ctx context.Context, cfg ChildConfig) (*Child, error) {
 func (c *Child) listen(ctx context.Context) error {
 	if c.cfg.Listen != "" {
 		var ln net.Listener
-		err := whileBusy(ctx, syscall.EADDRINUSE, func() (err error) {
+		err := whileBusy(ctx, c.log, c.cfg.Listen, syscall.EADDRINUSE, func() (err error) {
 			ln, err = net.Listen("tcp", c.cfg.Listen)
 			return err
 		})

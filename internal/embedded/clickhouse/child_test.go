@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -110,7 +111,7 @@ func TestTwoChildrenCannotShareADirectory(t *testing.T) {
 	startChild(t, dir)
 	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()
-	if f, err := lockDir(ctx, dir); err == nil {
+	if f, err := lockDir(ctx, testLog(t), dir); err == nil {
 		f.Close()
 		t.Fatal("locked a directory that is in use")
 	}
@@ -225,6 +226,48 @@ func TestChildWaitsForADyingOne(t *testing.T) {
 	}
 	// It gives the directory back before it ends.
 	eventually(t, "the one before has ended", func() bool { return ended(pid) })
+}
+
+// What looks like a hang is a wait for somebody else, who has a name.
+func TestWaitForWhatIsInUseIsLogged(t *testing.T) {
+	f := func(name string, start func(context.Context, *slog.Logger) error) {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		var logged bytes.Buffer
+		log := slog.New(slog.NewTextHandler(io.MultiWriter(&logged, writerFunc(cancel)), nil))
+		err := start(ctx, log)
+		if !errors.Is(err, context.Canceled) || strings.Count(logged.String(), "\n") != 1 || !strings.Contains(logged.String(), name) {
+			t.Errorf("%s in use: got %v and the log %q; want one line before the context ends", name, err, &logged)
+		}
+	}
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	f(ln.Addr().String(), func(ctx context.Context, log *slog.Logger) error {
+		_, err := StartChild(ctx, ChildConfig{Command: []string{"true"}, Listen: ln.Addr().String(), Log: log})
+		return err
+	})
+	dir := t.TempDir()
+	lock, err := lockDir(t.Context(), testLog(t), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Close()
+	f(filepath.Join(dir, "LOCK"), func(ctx context.Context, log *slog.Logger) error {
+		_, err := lockDir(ctx, log, dir)
+		return err
+	})
+}
+
+// writerFunc is called for every write.
+type writerFunc func()
+
+func (f writerFunc) Write(p []byte) (int, error) {
+	f()
+	return len(p), nil
 }
 
 // ended reports whether a process is gone; a zombie, which nobody may reap in a

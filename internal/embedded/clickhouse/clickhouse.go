@@ -130,7 +130,7 @@ func run(ctx context.Context, cfg Config, ln net.Listener) error {
 	if err != nil {
 		return err
 	}
-	lock, err := lockDir(ctx, cfg.Dir)
+	lock, err := lockDir(ctx, cfg.Log, cfg.Dir)
 	if err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -14,13 +15,19 @@ import (
 )
 
 // dyingWait is how long a new child waits for one that is still dying: an engine whose
-// edge was killed has its directory and its port until it has noticed.
-const dyingWait = 15 * time.Second
+// edge was killed has its directory and its port until it has noticed. Most do within
+// dyingSoon; after that it looks as if somebody else has them.
+const (
+	dyingWait = 15 * time.Second
+	dyingSoon = time.Second
+)
 
-// whileBusy tries until the error is not busy, or for dyingWait.
-func whileBusy(ctx context.Context, busy error, try func() error) error {
+// whileBusy tries until the error is not busy, or for dyingWait, and logs what it waits for.
+func whileBusy(ctx context.Context, log *slog.Logger, what string, busy error, try func() error) error {
 	deadline := time.NewTimer(dyingWait)
 	defer deadline.Stop()
+	soon := time.NewTimer(dyingSoon)
+	defer soon.Stop()
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	for {
@@ -33,6 +40,8 @@ func whileBusy(ctx context.Context, busy error, try func() error) error {
 			return ctx.Err()
 		case <-deadline.C:
 			return err
+		case <-soon.C:
+			log.Warn("in use by another process; waiting, in case that is an engine about to end", "what", what, "at_most", dyingWait.String())
 		case <-tick.C:
 		}
 	}
@@ -40,7 +49,7 @@ func whileBusy(ctx context.Context, busy error, try func() error) error {
 
 // lockDir makes sure that one process at a time has the directory: the library
 // guards nothing, and two engines on one directory destroy it.
-func lockDir(ctx context.Context, dir string) (*os.File, error) {
+func lockDir(ctx context.Context, log *slog.Logger, dir string) (*os.File, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -48,7 +57,7 @@ func lockDir(ctx context.Context, dir string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = whileBusy(ctx, unix.EWOULDBLOCK, func() error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) })
+	err = whileBusy(ctx, log, f.Name(), unix.EWOULDBLOCK, func() error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) })
 	if err == nil {
 		return f, nil
 	}
