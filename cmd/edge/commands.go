@@ -114,6 +114,7 @@ func (c *config) engineDir() string { return filepath.Join(c.DataDir, "clickhous
 func runEngine(in *invocation) error {
 	c := in.cfg
 	ln, lifeline, ok := engine.ListenerFromParent()
+	var serving func()
 	if !ok {
 		addr := c.EmbeddedClickHouseListen
 		if addr == "" {
@@ -123,11 +124,11 @@ func runEngine(in *invocation) error {
 		if ln, err = net.Listen("tcp", addr); err != nil {
 			return err
 		}
-		in.log.Info("engine serving", "addr", addr)
+		serving = func() { in.log.Info("engine serving", "addr", ln.Addr().String()) }
 	}
 	return engine.Run(in.ctx, engine.Config{
 		Dir: c.engineDir(), User: c.ClickHouseUsername, Password: string(c.ClickHousePassword),
-		Lifeline: lifeline, Log: in.log.With("component", "engine"),
+		Lifeline: lifeline, Serving: serving, Log: in.log.With("component", "engine"),
 	}, ln)
 }
 

@@ -68,6 +68,9 @@ type Config struct {
 	Drain time.Duration
 	// Lifeline, as ListenerFromParent returns it, ends Run when the parent dies.
 	Lifeline *os.File
+	// Serving, if there is one, is called when the directory is locked and the engine
+	// open: from then on clients are answered.
+	Serving func()
 	// Log takes what the server has to say; slog.Default() when nil.
 	Log *slog.Logger
 }
@@ -151,6 +154,9 @@ func run(ctx context.Context, cfg Config, ln net.Listener) error {
 	if err := srv.readVersion(); err != nil {
 		eng.close()
 		return err
+	}
+	if cfg.Serving != nil {
+		cfg.Serving()
 	}
 	if err := srv.serve(ctx, ln); err != nil {
 		// A session still inside the engine: closing under it would crash, and
