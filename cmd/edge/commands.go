@@ -140,7 +140,10 @@ func (c *config) engineConfig(log *slog.Logger) (engine.ChildConfig, error) {
 	}
 	// It inherits the environment, and gets no secret and no file of it that it
 	// has no use for: a file that is away later must not keep it from a restart.
-	none := []string{"KEYS_FILE=", "SERVER_TLS_CERT=", "SERVER_TLS_KEY="}
+	var none []string
+	for _, name := range clientFiles {
+		none = append(none, name+"=")
+	}
 	eachSecret(func(name string, _ bool) { none = append(none, name+"=", name+"_FILE=") })
 	return engine.ChildConfig{
 		Command: []string{self, "clickhouse"},

@@ -54,23 +54,28 @@ func main() { os.Exit(command(os.Args[1:], os.Stdout, os.Stderr)) }
 // subcommand is one of those that usage lists.
 type subcommand struct {
 	run     func(*invocation) error
-	args    bool // it takes arguments
-	noFiles bool // it reads no file that a setting names
-	serves  bool // it runs until it is stopped
-	hangup  bool // it sees to SIGHUP itself, which stops every other
+	args    bool     // it takes arguments
+	noFiles bool     // it reads no file that a setting names
+	ignores []string // settings of files that it has no use for
+	serves  bool     // it runs until it is stopped
+	hangup  bool     // it sees to SIGHUP itself, which stops every other
 }
+
+// clientFiles are about those who come to the public listener. The server that runs may
+// have read them before they were broken: who looks into that needs the other commands.
+var clientFiles = []string{"KEYS_FILE", "SERVER_TLS_CERT", "SERVER_TLS_KEY"}
 
 var subcommands = map[string]subcommand{
 	"serve":      {run: serve, serves: true, hangup: true},
-	"migrate":    {run: migrate},
-	"replay":     {run: replay, args: true},
-	"verify":     {run: verify},
-	"replay-dlq": {run: replayDead, args: true},
+	"migrate":    {run: migrate, ignores: clientFiles},
+	"replay":     {run: replay, args: true, ignores: clientFiles[:1]}, // it knows the server by its certificate
+	"verify":     {run: verify, ignores: clientFiles},
+	"replay-dlq": {run: replayDead, args: true, ignores: clientFiles},
 	"health":     {run: health, noFiles: true}, // the server it asks has read them
-	"key":        {run: keyCommand, args: true},
+	"key":        {run: keyCommand, args: true, ignores: clientFiles},
 	"config":     {run: func(in *invocation) error { _, err := fmt.Fprint(in.out, in.cfg); return err }},
-	"kafka":      {run: runBroker, serves: true},
-	"clickhouse": {run: runEngine, serves: true},
+	"kafka":      {run: runBroker, serves: true, ignores: clientFiles},
+	"clickhouse": {run: runEngine, serves: true, ignores: clientFiles},
 	"version": {run: func(in *invocation) error {
 		v, c := buildVersion()
 		_, err := fmt.Fprintln(in.out, "edge", v, c)
@@ -127,7 +132,11 @@ func (in *invocation) configure(c subcommand) (err error) {
 	if c.noFiles {
 		load = parseConfig
 	}
-	if in.cfg, err = load(environ()); err != nil {
+	env := environ()
+	for _, name := range c.ignores {
+		delete(env, name)
+	}
+	if in.cfg, err = load(env); err != nil {
 		return err
 	}
 	if in.level.UnmarshalText([]byte(in.cfg.LogLevel)) != nil {

@@ -2,6 +2,10 @@ package main
 
 import (
 	"bytes"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
 	"strings"
 	"testing"
 )
@@ -28,6 +32,37 @@ func TestArguments(t *testing.T) {
 	f("replay-dlq --lits", exitUsage, "", "edge: replay-dlq wants --list, a file")
 	f("replay-dlq -", exitUsage, "", "edge: replay-dlq wants --list, a file")
 	f("replay-dlq ./-", exitFailed, "", "edge: open ./-: no such file")
+}
+
+// What edge knows of its clients may be broken on disk, which a running one survives, and
+// whoever looks into that has the same settings.
+func TestClientFilesAreIgnored(t *testing.T) {
+	admin := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/verify" {
+			_, _ = io.WriteString(w, "{}")
+		}
+	}))
+	defer admin.Close()
+	_, port, _ := strings.Cut(admin.Listener.Addr().String(), ":")
+	t.Setenv("ADMIN_PORT", port)
+	f := func(line string, status int) {
+		t.Helper()
+		var out, errOut bytes.Buffer
+		if got := command(strings.Fields(line), &out, &errOut); got != status {
+			t.Errorf("edge %s: status %d, %q; want %d", line, got, errOut.String(), status)
+		}
+	}
+	t.Setenv("KEYS_FILE", "/nonexistent")
+	f("verify", 0)
+	f("replay-dlq", 0)
+	f("replay-dlq --list", 0)
+	f("key new write shop", 0)
+	f("replay "+os.DevNull, 0)
+	f("config", exitUsage)
+	t.Setenv("SERVER_TLS_CERT", "/nonexistent")
+	t.Setenv("SERVER_TLS_KEY", "/nonexistent")
+	f("verify", 0)
+	f("replay "+os.DevNull, exitUsage)
 }
 
 // Embedded, the ClickHouse at CLICKHOUSE_HOST is somebody else's.
