@@ -43,6 +43,7 @@ type letter struct {
 	Error     string  `json:"error"`
 	Value     *string `json:"value,omitempty"`
 	Bytes     []byte  `json:"value_base64,omitempty"` // instead of Value, when that is no text
+	Refused   string  `json:"refused,omitempty"`      // why it would not go back now
 }
 
 func (l *letter) value() []byte {
@@ -65,8 +66,17 @@ var errNoValue = errors.New("the object has no value; a letter is one as edge re
 
 // replayed is what putting letters back came to.
 type replayed struct {
-	Replayed  int `json:"replayed"`
-	StillDead int `json:"still_dead"`
+	Replayed  int            `json:"replayed"`
+	StillDead int            `json:"still_dead"`
+	Refused   map[string]int `json:"refused,omitempty"` // those still dead, by reason
+}
+
+func (r *replayed) refuse(err *codec.Error) {
+	if r.Refused == nil {
+		r.Refused = make(map[string]int)
+	}
+	r.StillDead++
+	r.Refused[err.Reason.String()]++
 }
 
 // each calls f for every letter from the offsets given (nil: all) to the end of
@@ -127,7 +137,14 @@ func (d *deadLetters) each(ctx context.Context, from map[int32]int64, f func(*kg
 func (d *deadLetters) list(ctx context.Context, w io.Writer) error {
 	out := json.NewEncoder(w)
 	out.SetEscapeHTML(false) // values are shown as they are
-	_, err := d.each(ctx, nil, func(r *kgo.Record) error { return out.Encode(readLetter(r)) })
+	var decoder codec.Decoder
+	_, err := d.each(ctx, nil, func(r *kgo.Record) error {
+		l := readLetter(r)
+		if _, err := d.revive(&decoder, l); err != nil {
+			l.Refused = err.Error()
+		}
+		return out.Encode(l)
+	})
 	return err
 }
 
@@ -162,7 +179,7 @@ func (d *deadLetters) replay(ctx context.Context, repaired io.Reader) (replayed,
 	return d.replayRepaired(ctx, repaired)
 }
 
-// replayTopic puts back every letter that is an event by now and was not put back
+// replayTopic puts back every letter that may come in by now and was not looked at
 // before; the rest stays where it is.
 func (d *deadLetters) replayTopic(ctx context.Context) (out replayed, err error) {
 	topic, group := d.cfg.deadLetterTopic(), d.cfg.KafkaGroup+".dead"
@@ -184,9 +201,9 @@ func (d *deadLetters) replayTopic(ctx context.Context) (out replayed, err error)
 	})
 	var decoder codec.Decoder
 	next, err := d.each(ctx, from, func(r *kgo.Record) error {
-		record, ok := revive(&decoder, readLetter(r), d.cfg.KafkaTopic)
-		if !ok {
-			out.StillDead++
+		record, refused := d.revive(&decoder, readLetter(r))
+		if refused != nil {
+			out.refuse(refused)
 			return nil
 		}
 		if err := client.ProduceSync(ctx, record).FirstErr(); err != nil {
@@ -230,9 +247,9 @@ func (d *deadLetters) replayRepaired(ctx context.Context, r io.Reader) (out repl
 		if l.Value == nil && l.Bytes == nil {
 			return out, &lettersError{n, errNoValue}
 		}
-		record, ok := revive(&decoder, l, d.cfg.KafkaTopic)
-		if !ok {
-			out.StillDead++
+		record, refused := d.revive(&decoder, l)
+		if refused != nil {
+			out.refuse(refused)
 			continue
 		}
 		if err := client.ProduceSync(ctx, record).FirstErr(); err != nil {
@@ -251,21 +268,29 @@ func (d *deadLetters) producer() (*kgo.Client, error) {
 		kgo.RecordPartitioner(kafka.ByHash{}), kgo.ProducerLinger(0))
 }
 
-// revive makes a record of a letter whose value is an event, or a record, now.
-func revive(d *codec.Decoder, l letter, topic string) (*kgo.Record, bool) {
+// recordBytes is more than a record has that its event may not have had: an event_id of 36
+// letters and received_at.
+const recordBytes = 128
+
+// revive makes a record of a letter whose value is an event, or a record, that may come in now.
+func (d *deadLetters) revive(decoder *codec.Decoder, l letter) (*kgo.Record, *codec.Error) {
 	var ev codec.Event
-	if err := d.Decode(l.value(), &ev); err != nil {
-		return nil, false
+	now, rules := time.Now(), d.cfg.rules()
+	rules.MaxEventBytes += recordBytes
+	if err := decoder.DecodeUnder(rules, now, l.value(), &ev); err != nil {
+		if err.Reason == codec.TooLarge {
+			err.Limit = int64(d.cfg.MaxEventBytes) // which is known, other than ours
+		}
+		return nil, err
 	}
 	if len(ev.EventID) == 0 {
-		ev.EventID = fmt.Appendf(nil, "dead/%s/%d/%d", topic, l.Partition, l.Offset)
+		ev.EventID = fmt.Appendf(nil, "dead/%s/%d/%d", d.cfg.KafkaTopic, l.Partition, l.Offset)
 	}
-	now := time.Now()
 	ev.ReceivedAt = now.UnixMilli()
 	return &kgo.Record{
 		Value: codec.AppendRecord(nil, &ev), Timestamp: now,
 		Partition: kafka.HashPartition(codec.PartitionHash(codec.ID(ev.EventID))),
-	}, true
+	}, nil
 }
 
 // replayDead is edge replay-dlq. A running edge does it, asked over its admin

@@ -5,11 +5,13 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -91,11 +93,11 @@ func TestDeadLettersGoBackOnce(t *testing.T) {
 		if err := json.Unmarshal([]byte(deadLetterCommand(t, in, args...)), &got); err != nil {
 			t.Fatal(err)
 		}
-		if got != want {
+		if !reflect.DeepEqual(got, want) {
 			t.Errorf("replay-dlq %v: got %+v; want %+v", args, got, want)
 		}
 	}
-	f(replayed{Replayed: 1, StillDead: 2})
+	f(replayed{Replayed: 1, StillDead: 2, Refused: map[string]int{"malformed": 2}})
 	in.total("revived", 1)
 	f(replayed{}) // each letter is looked at once
 
@@ -160,8 +162,8 @@ func TestRepairedLettersAreRefused(t *testing.T) {
 		}
 	}
 	f(good+"\n"+good, http.StatusOK, `{"replayed":2,"still_dead":0}`)
-	f(`{"value":""}`, http.StatusOK, `{"replayed":0,"still_dead":1}`)
-	f(`{"value_base64":"//4="}`, http.StatusOK, `{"replayed":0,"still_dead":1}`)
+	f(`{"value":""}`, http.StatusOK, `{"replayed":0,"still_dead":1,"refused":{"malformed":1}}`)
+	f(`{"value_base64":"//4="}`, http.StatusOK, `{"replayed":0,"still_dead":1,"refused":{"malformed":1}}`)
 	f(good+"{\n", http.StatusBadRequest, "line 2: ")
 	f(`{"event_name":"e","user_id":"u","timestamp":1708732800000}`, http.StatusBadRequest, "line 1: the object has no value")
 	f("null", http.StatusBadRequest, "line 1: the object has no value")
@@ -175,6 +177,65 @@ func TestRepairedLettersAreRefused(t *testing.T) {
 	if w.Code != http.StatusServiceUnavailable {
 		t.Errorf("without a broker: got %d %q; want 503", w.Code, w.Body.String())
 	}
+}
+
+// A letter comes in anew, and the rules of an event hold for it: one that is too old by now
+// would be counted, and its row would vanish where there is a TABLE_TTL.
+func TestLettersKeepTheRules(t *testing.T) {
+	cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.SeedTopics(1, "events", "events.dead"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cluster.Close()
+	cfg, err := loadConfig(map[string]string{"MIN_TIME": "2024-01-01T00:00:00Z", "MAX_AGE": "1h", "MAX_EVENT_BYTES": "1KiB", "MAX_FIELD_BYTES": "10"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := deadLetters{kafka.Options{Brokers: cluster.ListenAddrs(), Logger: slog.New(slog.DiscardHandler)}, &cfg}
+	client, err := d.kafka.Client()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	dead := func(user string, age time.Duration, metadata int) string {
+		value := fmt.Sprintf(`{"event_name":"e","user_id":%q,"timestamp":%d,"metadata":{"pad":%q}}`,
+			user, time.Now().Add(-age).UnixMilli(), strings.Repeat("x", metadata))
+		r := kgo.StringRecord(value)
+		r.Topic = "events.dead"
+		if err := client.ProduceSync(t.Context(), r).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+		return value
+	}
+	dead("u", time.Minute, 0)
+	dead("u", 2*time.Hour, 0)
+	dead("u", -25*time.Hour, 0)
+	dead("u", time.Minute, 2000)
+	dead("01234567890", time.Minute, 0)
+	text, err := json.Marshal(letter{Value: new(dead("u", 3*time.Hour, 0))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var list bytes.Buffer
+	if err := d.list(t.Context(), &list); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"", "timestamp lies before", "timestamp lies after", "the event is larger than the limit in bytes, 1024 ", "user_id is longer", "timestamp lies before"}
+	for i, line := range strings.Split(strings.TrimSpace(list.String()), "\n") {
+		var l letter
+		if err := json.Unmarshal([]byte(line), &l); err != nil || !strings.HasPrefix(l.Refused, want[i]) || (l.Refused == "") != (want[i] == "") {
+			t.Errorf("letter %d: %v, refused %q; want %q", i, err, l.Refused, want[i])
+		}
+	}
+	f := func(repaired io.Reader, want replayed) {
+		t.Helper()
+		got, err := d.replay(t.Context(), repaired)
+		if err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("got %+v, %v; want %+v", got, err, want)
+		}
+	}
+	f(nil, replayed{1, 5, map[string]int{"too_old": 2, "invalid_field": 2, "too_large": 1}})
+	f(bytes.NewReader(text), replayed{0, 1, map[string]int{"too_old": 1}})
 }
 
 // With no edge to ask, edge replay-dlq reaches the brokers as edge would.
@@ -222,5 +283,5 @@ func TestReplayDLQByItself(t *testing.T) {
 	repaired := writeFile(t, filepath.Join(t.TempDir(), "repaired.ndjson"), `{"value":"no event"}`)
 	f(`{"partition":0,"offset":0,`, "--list")
 	f(`{"replayed":1,"still_dead":0}`)
-	f(`{"replayed":0,"still_dead":1}`, repaired)
+	f(`{"replayed":0,"still_dead":1,"refused":{"malformed":1}}`, repaired)
 }

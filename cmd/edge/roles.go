@@ -184,13 +184,18 @@ func (a *app) stopProducer(ctx context.Context) error {
 	return a.producer.Close(ctx)
 }
 
+// rules are what an event has to keep on its way in.
+func (c *config) rules() codec.Rules {
+	return codec.Rules{
+		MaxEventBytes: int(c.MaxEventBytes), MaxEvents: c.MaxEvents, MaxFieldBytes: int(c.MaxFieldBytes),
+		MinTime: c.MinTime.UnixMilli(), MaxAge: c.MaxAge, MaxAhead: c.MaxAhead,
+	}
+}
+
 func (a *app) startServer(context.Context) error {
 	c := &a.cfg
 	sc := server.Config{
-		Events: codec.NewPool(codec.Rules{
-			MaxEventBytes: int(c.MaxEventBytes), MaxEvents: c.MaxEvents, MaxFieldBytes: int(c.MaxFieldBytes),
-			MinTime: c.MinTime.UnixMilli(), MaxAge: c.MaxAge, MaxAhead: c.MaxAhead,
-		}),
+		Events: codec.NewPool(c.rules()),
 		Checks: a.checks, Log: a.log.With("component", "http"),
 		MaxEventBytes: int(c.MaxEventBytes), MaxBodyBytes: int(c.MaxBodyBytes),
 		MaxInflatedBytes: int(c.MaxInflatedBytes), MaxInflightBytes: int64(c.MaxInflightBytes),

@@ -178,6 +178,10 @@ func TestRules(t *testing.T) {
 		if got := verdict(b, b.DecodeOne([]byte(body), now)); got != want {
 			t.Errorf("%s\ngot  %s\nwant %s", body, got, want)
 		}
+		var ev Event
+		if err := new(Decoder).DecodeUnder(rules, now, []byte(body), &ev); (err == nil) != (want == "n") || err != nil && !strings.HasSuffix(want, err.Error()) {
+			t.Errorf("%s\nby itself %v\nwant      %s", body, err, want)
+		}
 	}
 	f(Rules{}, "", "n")
 	f(Rules{}, `,"timestamp":946684800000`, "n")

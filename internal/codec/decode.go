@@ -2,6 +2,7 @@ package codec
 
 import (
 	"bytes"
+	"time"
 	"unicode/utf8"
 )
 
@@ -24,6 +25,13 @@ type Decoder struct {
 // it. The error, if any, is valid until the next call.
 func (d *Decoder) Decode(data []byte, ev *Event) *Error {
 	return d.document(data, ev, &contract, false)
+}
+
+// DecodeUnder is Decode that checks the rules at now as well, as a Batch does.
+func (d *Decoder) DecodeUnder(rules Rules, now time.Time, data []byte, ev *Event) *Error {
+	rules = rules.withDefaults()
+	lim := rules.at(now)
+	return d.document(data, ev, &lim, false)
 }
 
 // DecodeRecord decodes the value of a record on the topic: the same grammar,
