@@ -16,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/goccy/go-json"
 	"github.com/klauspost/compress/gzip"
@@ -106,6 +107,7 @@ type replayer struct {
 	text               []byte // of that line
 	body               bytes.Buffer
 	lines              []int // of the events in the body; blank ones are left out of it
+	starts             []int // where these lines begin in it
 	bare               bool  // the body is one event that got no id
 	reasons            int   // rejections shown so far
 	decoder            codec.Decoder
@@ -134,7 +136,7 @@ func (r *replayer) postAll(ctx context.Context, lines *bufio.Reader, shown func(
 			return fmt.Errorf("line %d: %w", r.lines[0], err)
 		}
 		r.body.Reset()
-		r.lines = r.lines[:0]
+		r.lines, r.starts = r.lines[:0], r.starts[:0]
 		shown()
 		return nil
 	}
@@ -205,6 +207,8 @@ func (r *replayer) idFor(line []byte) string {
 // appendEvent writes one line, with id as its last member: of an event_id that is there
 // and null or empty, the later one wins.
 func (r *replayer) appendEvent(line []byte, id string) {
+	blank := len(r.text) - len(bytes.TrimLeftFunc(r.text, unicode.IsSpace)) // in front, in the file alone
+	r.starts = append(r.starts, r.body.Len()-blank)
 	if id != "" {
 		r.body.Write(line[:len(line)-1])
 		r.body.WriteString(id)
@@ -229,7 +233,7 @@ func (r *replayer) post(ctx context.Context, body []byte) error {
 			r.rejected += verdict.Rejected
 			for _, e := range verdict.Errors {
 				if e.Index < len(r.lines) {
-					r.reject(r.lines[e.Index], e.Error)
+					r.reject(r.lines[e.Index], inLine(e.Error, r.starts[e.Index]))
 				}
 			}
 			return nil
@@ -256,6 +260,21 @@ func (r *replayer) reject(line int, reason string) {
 	if r.reasons++; r.reasons <= 10 {
 		fmt.Fprintf(r.out, "line %d: %s\n", line, reason)
 	}
+}
+
+// inLine has a reason, which ends with a byte of the body, end with that of a line which
+// begins at start.
+func inLine(reason string, start int) string {
+	const before, behind = " (byte ", ")"
+	i := strings.LastIndex(reason, before)
+	if i < 0 {
+		return reason
+	}
+	n, err := strconv.Atoi(strings.TrimSuffix(reason[i+len(before):], behind))
+	if err != nil {
+		return reason
+	}
+	return reason[:i] + before + strconv.Itoa(n-start) + behind
 }
 
 type bulkVerdict struct {

@@ -8,7 +8,9 @@ import (
 	"maps"
 	"net/http"
 	"net/http/httptest"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -60,6 +62,24 @@ func TestReplayNamesLines(t *testing.T) {
 			t.Errorf("got output %q; want it to contain %q", out.String(), want)
 		}
 	}
+}
+
+// A byte that a reason names is one of the line in the file, whatever is before it in the body.
+func TestReplayNamesBytesOfLines(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		bad := sent("bad", `,"channel":"fax"`)
+		at := strings.Index(bad, `"fax"`)
+		lines := []string{sent("first", ""), "", bad, " \t" + bad, "nonsense", sent("last", ""), bad}
+		out, err := newForgetful(t).replay(strings.Join(lines, "\n"))
+		if err == nil || err.Error() != "4 events were rejected" {
+			t.Errorf("got %v; want 4 rejections", err)
+		}
+		for line, at := range map[int]int{3: at, 4: 2 + at, 5: 0, 7: at} {
+			if got := regexp.MustCompile(fmt.Sprintf(`(?m)^line %d: .*\(byte (\d+)\)$`, line)).FindStringSubmatch(out); got == nil || got[1] != strconv.Itoa(at) {
+				t.Errorf("got %v; want line %d, byte %d of\n%s", got, line, at, out)
+			}
+		}
+	})
 }
 
 // forgetful is a server that takes what edge would, keeps it, and says of each request
