@@ -72,11 +72,11 @@ var subcommands = map[string]subcommand{
 	"verify":     {run: verify, ignores: clientFiles},
 	"replay-dlq": {run: replayDead, args: true, ignores: clientFiles},
 	"health":     {run: health, noFiles: true}, // the server it asks has read them
-	"key":        {run: keyCommand, args: true, ignores: clientFiles},
+	"key":        {run: keyCommand, args: true, noFiles: true},
 	"config":     {run: func(in *invocation) error { _, err := fmt.Fprint(in.out, in.cfg); return err }},
 	"kafka":      {run: runBroker, serves: true, ignores: clientFiles},
 	"clickhouse": {run: runEngine, serves: true, ignores: clientFiles},
-	"version": {run: func(in *invocation) error {
+	"version": {noFiles: true, run: func(in *invocation) error {
 		v, c := buildVersion()
 		_, err := fmt.Fprintln(in.out, "edge", v, c)
 		return err
@@ -88,6 +88,9 @@ func command(args []string, out, errOut io.Writer) int {
 	name := "serve"
 	if len(args) > 0 {
 		name, args = args[0], args[1:]
+	}
+	if name == "--version" || name == "-v" {
+		name = "version"
 	}
 	c, ok := subcommands[name]
 	switch {

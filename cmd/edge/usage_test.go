@@ -23,6 +23,10 @@ func TestArguments(t *testing.T) {
 	f("--help", 0, help, "")
 	f("kafka -h", 0, help, "") // and does not start a broker
 	f("serve --help", 0, help, "")
+	f("version", 0, "edge ", "")
+	f("--version", 0, "edge ", "")
+	f("-v", 0, "edge ", "")
+	f("--version now", exitUsage, "", "edge: version takes no argument")
 	f("clickhouse now", exitUsage, "", `edge: clickhouse takes no argument, and got "now"`)
 	f("verify --fast", exitUsage, "", `edge: verify takes no argument`)
 	f("serv", exitUsage, "", `edge: unknown command "serv"`)
