@@ -94,8 +94,11 @@ func command(args []string, out, errOut io.Writer) int {
 	}
 	c, ok := subcommands[name]
 	switch {
-	case name == "help", isHelp(name), slices.ContainsFunc(args, isHelp):
+	case name == "help", isHelp(name):
 		fmt.Fprint(out, usage)
+		return 0
+	case slices.ContainsFunc(args, isHelp):
+		fmt.Fprint(out, helpOf(name))
 		return 0
 	case !ok:
 		fmt.Fprintf(errOut, "edge: unknown command %q\n\n%s", name, usage)
@@ -208,6 +211,16 @@ func stopOnSignal(stop func(), ends ...os.Signal) (forget func()) {
 }
 
 func isHelp(arg string) bool { return arg == "-h" || arg == "--help" }
+
+// helpOf is what usage has to say of one command; all of it if that is none.
+func helpOf(name string) string {
+	for line := range strings.Lines(usage) {
+		if what, ok := strings.CutPrefix(line, "  "+name+" "); ok {
+			return "edge " + name + ": " + strings.TrimSpace(what) + "\n\nedge help lists the commands, edge config the settings.\n"
+		}
+	}
+	return usage
+}
 
 // isFileName refuses what is an option elsewhere; a file of such a name is ./-name.
 func isFileName(arg string) bool { return arg != "" && arg[0] != '-' }

@@ -21,8 +21,12 @@ func TestArguments(t *testing.T) {
 	const help = "edge ingests events"
 	f("help", 0, help, "")
 	f("--help", 0, help, "")
-	f("kafka -h", 0, help, "") // and does not start a broker
-	f("serve --help", 0, help, "")
+	f("kafka -h", 0, "edge kafka: run the embedded broker alone\n", "") // and does not do it
+	f("replay --help", 0, "edge replay: post an NDJSON file", "")
+	f("serv --help", 0, help, "")
+	for name := range subcommands {
+		f(name+" --help", 0, "edge "+name+": ", "")
+	}
 	f("version", 0, "edge ", "")
 	f("--version", 0, "edge ", "")
 	f("-v", 0, "edge ", "")
