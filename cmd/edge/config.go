@@ -224,7 +224,32 @@ func explain(err error, environ map[string]string) error {
 	if isSecret(f.Type) {
 		return fmt.Errorf("%s: %w", name, parse.Err)
 	}
+	if what := whatItMustBe(f.Type); what != "" {
+		return fmt.Errorf("%s is %q; it must be %s", name, environ[name], what)
+	}
 	return fmt.Errorf("%s=%q: %w", name, environ[name], parse.Err)
+}
+
+// whatItMustBe is what the parser of a setting takes, which its errors say in Go's words;
+// empty for what has words of its own.
+func whatItMustBe(t reflect.Type) string {
+	switch t {
+	case reflect.TypeFor[time.Duration]():
+		return "a duration such as 500ms, 10s or 24h"
+	case reflect.TypeFor[time.Time]():
+		return "a time such as 2000-01-01T00:00:00Z"
+	case reflect.TypeFor[size]():
+		return ""
+	}
+	switch z := reflect.Zero(t); {
+	case z.Kind() == reflect.Bool:
+		return "true or false"
+	case z.CanUint():
+		return fmt.Sprintf("a whole number from 0 to %d", uint64(1)<<t.Bits()-1)
+	case z.CanInt():
+		return fmt.Sprintf("a whole number, at most %d", uint64(1)<<(t.Bits()-1)-1)
+	}
+	return ""
 }
 
 // String is the effective settings, one NAME=value a line, secrets masked.
