@@ -8,35 +8,39 @@ import (
 
 // Expiry is what TTLs have taken from events and its rollups, or may have.
 type Expiry struct {
-	TTL  time.Duration // of events; 0: rows stay
-	Set  time.Time     // when edge last changed it; zero: it never had one
-	Gone time.Time     // rows from before may have been taken by a TTL of then; zero: none were
-	Now  time.Time     // the server's
+	TTL   time.Duration // of events; 0: rows stay
+	First time.Time     // when edge first set one; zero: it never had one
+	Set   time.Time     // when edge last changed it
+	Gone  time.Time     // rows from before may have been taken by a TTL of then; zero: none were
+	Now   time.Time     // the server's
 }
 
-// expirySet is the comment of events. Without the second half, as it was first, Gone is zero.
-const expirySet = "TTL set at %d, rows before %d may be gone"
+// expirySet is the comment of events. At first it was no more than the first three words
+// and the time.
+const expirySet = "TTL set at %d, first at %d, rows before %d may be gone"
 
 // ReadExpiry reads what applyTTL has noted. A table that is not there has none.
 func (p *Pool) ReadExpiry(ctx context.Context) (Expiry, error) {
 	answer, err := p.Strings(ctx, `SELECT concat(toString(toUnixTimestamp(now())), ' ', toString(toInt64OrZero(extract(engine_full, 'TTL .* toIntervalSecond\\((\\d+)\\)'))), ' ',
-			toString(toInt64OrZero(extract(comment, '^TTL set at (\\d+)'))), ' ', toString(toInt64OrZero(extract(comment, ', rows before (\\d+) may be gone$')))) AS s
+			toString(toInt64OrZero(extract(comment, '^TTL set at (\\d+)'))), ' ', toString(toInt64OrZero(extract(comment, ', first at (\\d+)'))), ' ', toString(toInt64OrZero(extract(comment, ', rows before (\\d+) may be gone$')))) AS s
 		FROM system.tables WHERE database = currentDatabase() AND name = 'events'`)
 	if err != nil || len(answer) == 0 {
 		return Expiry{}, err
 	}
-	var now, ttl, set, gone int64
-	if _, err := fmt.Sscan(answer[0], &now, &ttl, &set, &gone); err != nil {
+	var now, ttl, set, first, gone int64
+	if _, err := fmt.Sscan(answer[0], &now, &ttl, &set, &first, &gone); err != nil {
 		return Expiry{}, fmt.Errorf("%q: %w", answer[0], err)
 	}
-	e := Expiry{TTL: time.Duration(ttl) * time.Second, Now: time.Unix(now, 0).UTC()}
-	if set > 0 {
-		e.Set = time.Unix(set, 0).UTC()
+	at := func(seconds int64) time.Time {
+		if seconds == 0 {
+			return time.Time{}
+		}
+		return time.Unix(seconds, 0).UTC()
 	}
-	if gone > 0 {
-		e.Gone = time.Unix(gone, 0).UTC()
+	if first == 0 {
+		first = set
 	}
-	return e, nil
+	return Expiry{time.Duration(ttl) * time.Second, at(first), at(set), at(gone), at(now)}, nil
 }
 
 // noteExpiry notes that the TTL of events changes now, to ttl. The one before has taken, or
@@ -47,12 +51,13 @@ func (r runner) noteExpiry(ctx context.Context, ttl time.Duration) error {
 	if err != nil || e.Set.IsZero() && ttl == 0 {
 		return err
 	}
-	var gone int64
-	if !e.Gone.IsZero() {
-		gone = e.Gone.Unix()
-	}
+	seconds := func(t time.Time) int64 { return max(t.Unix(), 0) } // of none: 0
+	gone, first := seconds(e.Gone), seconds(e.First)
 	if !e.Set.IsZero() && e.TTL > 0 {
-		gone = max(gone, e.Now.Add(-e.TTL).Unix())
+		gone = max(gone, seconds(e.Now.Add(-e.TTL)))
 	}
-	return r.Exec(ctx, "ALTER TABLE events"+onCluster(r.Cluster)+" MODIFY COMMENT "+Quote(fmt.Sprintf(expirySet, e.Now.Unix(), gone)))
+	if first == 0 {
+		first = seconds(e.Now)
+	}
+	return r.Exec(ctx, "ALTER TABLE events"+onCluster(r.Cluster)+" MODIFY COMMENT "+Quote(fmt.Sprintf(expirySet, seconds(e.Now), first, gone)))
 }

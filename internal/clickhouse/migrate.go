@@ -223,11 +223,17 @@ func (r runner) applyTTL(ctx context.Context) error {
 				return fmt.Errorf("note the TTL of %s: %w", table, err)
 			}
 		}
-		// Old parts are dropped by the next merges; rewriting them all at once
-		// would stall inserts.
-		sql := "ALTER TABLE " + table + onCluster(r.Cluster) + " " + change + " SETTINGS materialize_ttl_after_modify = 0"
-		if err := r.Exec(ctx, sql); err != nil {
-			return fmt.Errorf("set TTL of %s: %w", table, err)
+		// A part says when its rows go, by the TTL it was written under, and merges believe
+		// it: what is there would go by the old TTL. Only that is written anew; rows are
+		// dropped by the next merges, since rewriting them all at once would stall inserts.
+		alter := "ALTER TABLE " + table + onCluster(r.Cluster)
+		for _, sql := range []string{
+			alter + " MODIFY SETTING materialize_ttl_recalculate_only = 1",
+			alter + " " + change + " SETTINGS materialize_ttl_after_modify = 1",
+		} {
+			if err := r.Exec(ctx, sql); err != nil {
+				return fmt.Errorf("set TTL of %s: %w", table, err)
+			}
 		}
 		r.Logger.Info("table TTL changed", "table", table, "change", change)
 	}

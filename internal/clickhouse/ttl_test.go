@@ -95,3 +95,40 @@ func TestRollupsOutliveTheirEvents(t *testing.T) {
 		t.Errorf("raw, minutes, users: %s", got)
 	}
 }
+
+// Parts say when their rows go, by the TTL they were written under. A longer one keeps them
+// all the same, and a shorter one takes them.
+func TestTTLOfPartsThatWereThere(t *testing.T) {
+	t.Parallel()
+	const day = 24 * time.Hour
+	o := database(t)
+	m := options()
+	m.Exclusive = true
+	p := open(t, o)
+	set := func(ttl time.Duration) {
+		t.Helper()
+		m.TTL = ttl
+		migrate(t, o, m)
+		for row(t, p, "SELECT count() FROM system.mutations WHERE database = currentDatabase() AND NOT is_done") != "0" {
+			if testContext(t).Err() != nil {
+				t.Fatal("the parts are not written anew")
+			}
+		}
+	}
+	rows := func(want string) {
+		t.Helper()
+		for _, table := range []string{"events", "events_1m", "events_users"} {
+			exec(t, p, "OPTIMIZE TABLE "+table+" FINAL")
+		}
+		if got := row(t, p, "SELECT (SELECT count() FROM events), (SELECT sum(n) FROM events_1m)"); got != want {
+			t.Errorf("TTL of %s: rows and minutes are %s; want %s", m.TTL, got, want)
+		}
+	}
+	set(40 * day)
+	exec(t, p, "INSERT INTO events (ts, event_name) SELECT now64(3) - toIntervalDay(40) + toIntervalSecond(2), 'e' FROM numbers(10)")
+	set(300 * day)
+	row(t, p, "SELECT sleep(2.5)") // their forty days are over
+	rows("(10,10)")
+	set(30 * day)
+	rows("(0,0)")
+}

@@ -124,11 +124,11 @@ func (a *Audit) Run(ctx context.Context) (*Report, error) {
 	return r, nil
 }
 
-// readTTL sets expiring. A row expires by its ts, which is at most MaxAge before its
-// received_at; so what was received later than now - TTL + MaxAge cannot have expired. Rows
-// from before the TTL was set may have any ts, so all of those may have. An hour is added
-// because the log is ordered by time of receipt only up to the minutes that a record may
-// have waited on its way.
+// readTTL sets expiring. A TTL, of now or of earlier, has taken nothing with a ts after some
+// time. A row's ts is at most MaxAge before its received_at; so what was received later than
+// that time + MaxAge is there. Rows from before there was a TTL may have any ts, so all of
+// those may have expired. An hour is added because the log is ordered by time of receipt
+// only up to the minutes that a record may have waited on its way.
 func (a *Audit) readTTL(ctx context.Context) error {
 	if !a.Since.IsZero() {
 		return nil // an hour is less than any TTL, MaxAge included
@@ -136,14 +136,16 @@ func (a *Audit) readTTL(ctx context.Context) error {
 	const order = time.Hour
 	e, err := a.ClickHouse.ReadExpiry(ctx)
 	switch {
-	case err != nil || e.Set.IsZero() && e.TTL == 0:
+	case err != nil || e.First.IsZero() && e.TTL == 0:
 		return err
-	case e.TTL > 0 && a.MaxAge == 0:
-		return errors.New("the table has one, and without MAX_AGE nothing says which rows may have expired: set it as the ingesting processes have it")
+	case a.MaxAge > 0:
+		a.expiring = later(e.First, taken(e).Add(a.MaxAge))
 	case e.TTL > 0:
-		a.expiring = e.Now.Add(a.MaxAge - e.TTL)
+		return errors.New("the table has one, and without MAX_AGE nothing says which rows may have expired: set it as the ingesting processes have it")
+	default:
+		a.expiring = e.Set // there is none any more, and what was MaxAge then is not known
 	}
-	a.expiring = later(a.expiring, e.Set).Add(order)
+	a.expiring = a.expiring.Add(order)
 	return nil
 }
 

@@ -6,17 +6,20 @@ import (
 	"edge/internal/clickhouse"
 )
 
-// oldest is the first day of which no row can have expired; zero: none has. Rows and their
+// taken is the time before which rows may have expired; zero: none has. Rows and their
 // rollups expire one after the other, days and wider buckets much later.
-func oldest(e clickhouse.Expiry) time.Time { return later(oldestKept(e), dayAfter(e.Gone)) }
+func taken(e clickhouse.Expiry) time.Time { return later(takes(e), e.Gone) }
 
-// oldestKept is the first day of which the TTL of now takes no row.
-func oldestKept(e clickhouse.Expiry) time.Time {
+// takes is the same for the TTL of now.
+func takes(e clickhouse.Expiry) time.Time {
 	if e.TTL == 0 {
 		return time.Time{}
 	}
-	return dayAfter(e.Now.Add(-e.TTL))
+	return e.Now.Add(-e.TTL)
 }
+
+// oldest is the first day of which no row can have expired.
+func oldest(e clickhouse.Expiry) time.Time { return dayAfter(taken(e)) }
 
 // dayAfter is the day that begins after t, which may be zero and stays so.
 func dayAfter(t time.Time) time.Time {
@@ -40,5 +43,5 @@ func later(x, y time.Time) time.Time {
 // received since it was changed.
 func (b *block) expired(i int, e clickhouse.Expiry) bool {
 	ts, received := time.UnixMilli(int64(b.ts.Data[i])), time.UnixMilli(int64(b.receivedAt.Data[i]))
-	return ts.Before(oldestKept(e)) || received.Before(e.Set) && ts.Before(dayAfter(e.Gone))
+	return ts.Before(dayAfter(takes(e))) || received.Before(e.Set) && ts.Before(dayAfter(e.Gone))
 }

@@ -18,13 +18,6 @@ func TestTTLLongerThanItWas(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			l := newLab(t, 1)
-			ttl := func(d time.Duration) {
-				t.Helper()
-				o := clickhouse.MigrateOptions{Files: migrations.FS, Exclusive: true, TTL: d, Logger: l.log("schema")}
-				if err := clickhouse.Migrate(t.Context(), l.clickhouse, o); err != nil {
-					t.Fatal(err)
-				}
-			}
 			ago := time.Now().Add(-70 * day).Truncate(day).UnixMilli()
 			old := func(i int, ev *codec.Event) {
 				ev.Timestamp, ev.ReceivedAt = ago+int64(i)*60_000, ago+3_600_000
@@ -36,13 +29,13 @@ func TestTTLLongerThanItWas(t *testing.T) {
 				l.none("days, of which "+want+" events are counted", "SELECT toString(sum(n)) AS c FROM events_users WHERE NOT by_channel AND width = 86400 AND at < now() - toIntervalDay(60) HAVING sum(n) != "+want)
 			}
 			l.history(2, 20, old)
-			ttl(40 * day)
+			l.ttl(40 * day)
 			for _, table := range []string{"events", "events_1m", "events_users"} {
 				l.exec("OPTIMIZE TABLE " + table + " FINAL")
 			}
 			l.none("rows past the TTL", "SELECT toString(count()) AS c FROM events HAVING count() > 0")
 			l.history(1, 20, recent)
-			ttl(longer)
+			l.ttl(longer)
 			l.adds()
 
 			first := l.cluster.PartitionInfo(topic, 0).HighWatermark
@@ -65,4 +58,33 @@ func TestTTLLongerThanItWas(t *testing.T) {
 	}
 	f("longer", 300*day)
 	f("none", 0)
+}
+
+// Rows of an hour ago are lost. No TTL that ever was takes what is younger than forty days,
+// and that there was one until just now excuses nothing.
+func TestLossBesideATTL(t *testing.T) {
+	t.Parallel()
+	const day = 24 * time.Hour
+	for _, next := range []time.Duration{0, 300 * day, 30 * day} {
+		l := newLab(t, 1)
+		l.ttl(40 * day)
+		l.history(3, 20, func(_ int, ev *codec.Event) { ev.Timestamp = time.Now().Add(-time.Hour).UnixMilli() })
+		l.exec("ALTER TABLE events MODIFY COMMENT 'TTL set at 1700000000, first at 1600000000, rows before 1500000000 may be gone'")
+		l.ttl(next)
+		l.uncountAll("_offset BETWEEN 20 AND 39")
+		l.lose("events", "_offset BETWEEN 20 AND 39")
+		r, err := (&Audit{ClickHouse: l.pool, MaxAge: day, Log: &Log{Kafka: l.kafka, Topic: topic, Group: group}}).Run(t.Context())
+		if err != nil || r.Missing() != 20 {
+			t.Errorf("a TTL of %s follows, twenty rows are lost: %v\n%s", next, err, r)
+		}
+	}
+}
+
+// ttl has the tables keep rows for d, 0 for ever, as a start does.
+func (l *lab) ttl(d time.Duration) {
+	l.t.Helper()
+	o := clickhouse.MigrateOptions{Files: migrations.FS, Exclusive: true, TTL: d, Logger: l.log("schema")}
+	if err := clickhouse.Migrate(l.t.Context(), l.clickhouse, o); err != nil {
+		l.t.Fatal(err)
+	}
 }
