@@ -171,13 +171,16 @@ func (a *Audit) recentHours(ctx context.Context) ([]int64, error) {
 // unixSeconds answers a query of such, as texts.
 func unixSeconds(ctx context.Context, pool *clickhouse.Pool, sql string) ([]int64, error) {
 	texts, err := pool.Strings(ctx, sql)
+	if err != nil {
+		return nil, err
+	}
 	out := make([]int64, len(texts))
 	for i, s := range texts {
 		if out[i], err = strconv.ParseInt(s, 10, 64); err != nil {
 			return nil, fmt.Errorf("BUG: a time is %q: %w", s, err)
 		}
 	}
-	return out, err
+	return out, nil
 }
 
 // difference is one cell that does not add up.

@@ -351,3 +351,13 @@ func TestAuditOfRecentHours(t *testing.T) {
 		t.Errorf("of an hour with all that an audit reads and one before: %v, %v", hours, err)
 	}
 }
+
+// A query that fails behind its first rows has no answer.
+func TestUnixSecondsOfAQueryThatFails(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, 1)
+	got, err := unixSeconds(t.Context(), l.pool, "SELECT toString(number + throwIf(number > 50000)) AS s FROM numbers(1000000) SETTINGS max_block_size = 1000, max_threads = 1")
+	if err == nil {
+		t.Errorf("%d of a million rows, and no error", len(got))
+	}
+}

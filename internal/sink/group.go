@@ -170,8 +170,12 @@ func (t *session) revoked(_ context.Context, _ *kgo.Client, gone map[string][]in
 		return
 	}
 	t.stats.rebalances.Inc()
-	// Or they would be taken while others land, and stored after their next owner has.
+	// Or records of them would be taken while others land, and stored after their next
+	// owner has; begin may have let go of mu with a poll's records at hand.
 	t.polled = slices.DeleteFunc(t.polled, func(p polled) bool { return slices.Contains(ids, p.of.id) })
+	for _, id := range ids {
+		delete(t.partitions, id)
+	}
 	ctx, cancel := context.WithTimeout(t.ctx, t.cfg.RevokeTimeout)
 	defer cancel()
 	if err := t.drain(ctx); err != nil {
@@ -179,7 +183,6 @@ func (t *session) revoked(_ context.Context, _ *kgo.Client, gone map[string][]in
 		t.lost(errDisowned)
 	}
 	for _, id := range ids {
-		delete(t.partitions, id)
 		t.state.forget(id)
 	}
 }

@@ -3,6 +3,8 @@ package sink
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/ClickHouse/ch-go"
 	"github.com/ClickHouse/ch-go/proto"
@@ -28,21 +30,20 @@ import (
 // place, in turns. What is given up meanwhile is its next owner's to compare. Callers hold
 // mu, which is free while flights land and rollups are compared.
 func (t *session) overtake(ctx context.Context) error {
-	var assigned []int32
+	assigned := make(map[int32]*partition)
 	for id, p := range t.partitions {
 		if !p.asked {
-			assigned = append(assigned, id)
+			assigned[id] = p
 		}
 	}
 	if len(assigned) == 0 {
 		return nil
 	}
-	if err := t.quiesce(ctx, assigned); err != nil {
+	if err := t.quiesce(ctx, slices.Collect(maps.Keys(assigned))); err != nil {
 		return fmt.Errorf("end earlier inserts: %w", err)
 	}
-	for _, id := range assigned {
-		p := t.partitions[id]
-		if p == nil || p.asked { // land lets go of mu
+	for id, p := range assigned {
+		if t.partitions[id] != p { // given up meanwhile, and perhaps given back: that one comes next
 			continue
 		}
 		first, end, err := t.storedBeyond(ctx, id, p.next)

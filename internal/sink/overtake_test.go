@@ -191,3 +191,20 @@ func TestTransactionMarkers(t *testing.T) {
 		t.Errorf("%d dead letters; want the two markers", n)
 	}
 }
+
+// A hole is filled after a power cut, and nothing else comes: the sink is not stuck.
+func TestIdleAfterARescan(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, 1)
+	l.history(3, 20)
+	l.uncountAll("_offset < 20")
+	l.lose("events", "_offset < 20")
+	filled := make(chan struct{})
+	s := l.start(func(c *Config) { c.Rescan = func() { close(filled) } })
+	<-filled
+	l.exact()
+	s.sink.state.end(0, 60)
+	if stuck, err := s.sink.Stuck(); stuck != 0 || err != nil {
+		t.Errorf("stuck for %s, %v", stuck, err)
+	}
+}

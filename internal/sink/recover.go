@@ -178,10 +178,15 @@ var errNoOffset = errors.New("no answer for it")
 //     the next finer one, and the difference is inserted. Distinct-user states
 //     are inserted anew: merging a user in twice changes nothing.
 func (t *session) recover(ctx context.Context, f *flight) error {
+	limit := 10 * t.cfg.InsertTimeout
 	for try := 0; ; try++ {
 		// Comparing hours of raw rows may take longer than one insert may, and begins
 		// anew with each try.
-		err := t.recoverOnce(ctx, f, 10*t.cfg.InsertTimeout<<min(try, 10))
+		begun := time.Now()
+		err := t.recoverOnce(ctx, f, limit)
+		if time.Since(begun) >= limit {
+			limit = min(2*limit, 10240*t.cfg.InsertTimeout)
+		}
 		if err == nil {
 			return nil
 		}

@@ -272,8 +272,11 @@ func (t *session) run(ctx context.Context) error {
 		if t.ctx.Err() != nil {
 			return context.Cause(t.ctx)
 		}
+		t.mu.Lock()
+		unasked := t.unasked()
+		t.mu.Unlock()
 		var fetches kgo.Fetches
-		if len(t.polled) == 0 {
+		if len(t.polled) == 0 && !unasked {
 			t.rest(ctx)
 			fetches = t.poll(ctx)
 		}

@@ -217,8 +217,8 @@ func (p *progress) stored(f *flight, waiting []*flight) {
 	p.moved, p.err = time.Now(), nil
 	for id, b := range f.batches {
 		at := p.partitions[id]
-		if at == nil {
-			continue
+		if at == nil || f.stands != nil {
+			continue // a hole: the group is past it
 		}
 		at.stored, at.oldest = b.last+1, time.Time{}
 		for _, next := range slices.Backward(waiting) {

@@ -236,7 +236,7 @@ func (t *session) loadWindows(ctx context.Context) error {
 		return nil
 	}
 	for _, p := range t.partitions {
-		if p.window != nil {
+		if p.window != nil || !p.asked {
 			continue
 		}
 		w := t.newWindow()
