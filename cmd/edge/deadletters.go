@@ -277,6 +277,9 @@ func (d *deadLetters) revive(decoder *codec.Decoder, l letter) (*kgo.Record, *co
 	var ev codec.Event
 	now, rules := time.Now(), d.cfg.rules()
 	rules.MaxEventBytes += recordBytes
+	if d.cfg.TableTTL == 0 { // a letter may have waited for long, and nothing takes its row
+		rules.MaxAge = 0
+	}
 	if err := decoder.DecodeUnder(rules, now, l.value(), &ev); err != nil {
 		if err.Reason == codec.TooLarge {
 			err.Limit = int64(d.cfg.MaxEventBytes) // which is known, other than ours
