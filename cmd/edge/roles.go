@@ -34,11 +34,11 @@ func (a *app) startQuery(context.Context) (err error) {
 	return nil
 }
 
-func (a *app) stopQuery(context.Context) error {
-	if a.queryPool != nil {
-		a.queryPool.Close()
+func (a *app) stopQuery(ctx context.Context) error {
+	if a.queryPool == nil {
+		return nil
 	}
-	return nil
+	return closePool(ctx, a.queryPool)
 }
 
 // startSink starts the sink, behind a ClickHouse that may still be starting,

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 
 	"edge/internal/clickhouse"
@@ -30,7 +31,20 @@ func (a *app) startSchema(ctx context.Context) (err error) {
 	return err
 }
 
-func (a *app) stopSchema(context.Context) error { a.pool.Close(); return nil }
+func (a *app) stopSchema(ctx context.Context) error { return closePool(ctx, a.pool) }
+
+// closePool waits for the connections that are in use, but not for those of a server that
+// hangs, beyond ctx: when its process is killed, or this one ends, they are free.
+func closePool(ctx context.Context, p *clickhouse.Pool) error {
+	closed := make(chan struct{})
+	go func() { p.Close(); close(closed) }()
+	select {
+	case <-closed:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("wait for connections in use: %w", ctx.Err())
+	}
+}
 
 func (a *app) migrate(ctx context.Context) error {
 	return clickhouse.Migrate(ctx, a.clickhouse, a.cfg.migrateOptions(a.log))
@@ -38,7 +52,7 @@ func (a *app) migrate(ctx context.Context) error {
 
 func (c *config) migrateOptions(log *slog.Logger) clickhouse.MigrateOptions {
 	return clickhouse.MigrateOptions{
-		Files: migrations.FS, Cluster: c.ClickHouseCluster, TTL: c.TableTTL, Exclusive: c.Embedded,
+		Files: migrations.FS, Cluster: c.ClickHouseCluster, TTL: c.TableTTL, MaxAge: c.MaxAge, Exclusive: c.Embedded,
 		Logger: log.With("component", "schema"),
 	}
 }

@@ -93,9 +93,17 @@ func TestStopWithAHungEngine(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = syscall.Kill(engine, syscall.SIGCONT) }) // it is gone, as a rule
+	// With this the sink waits for an answer, and holds a connection.
+	if _, err := request(http.MethodPost, "http://"+p.public+"/events", "application/json", []byte(`{"event_name":"e","user_id":"u","timestamp":1708732800000}`), http.StatusAccepted); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
 	p.terminate()
 	if log := p.tail(40); !strings.Contains(log, "stop engine: ") || strings.Contains(log, "stop broker: ") {
-		t.Errorf("want the engine's stop to fail, and no other:\n%s", log)
+		t.Errorf("want the engine's stop to fail, and not the broker's:\n%s", log)
+	}
+	if took := time.Since(began); took > 10*time.Second {
+		t.Errorf("the stop took %s; SHUTDOWN_TIMEOUT is 2s", took)
 	}
 	p.start()
 	p.ready()

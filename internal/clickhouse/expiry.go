@@ -9,26 +9,26 @@ import (
 // Expiry is what TTLs have taken from events and its rollups, or may have.
 type Expiry struct {
 	TTL   time.Duration // of events; 0: rows stay
-	First time.Time     // when edge first set one; zero: it never had one
+	First time.Time     // since when there is one, or was; zero: there never was one
 	Set   time.Time     // when edge last changed it
 	Gone  time.Time     // rows from before may have been taken by a TTL of then; zero: none were
+	Ages  time.Duration // how old an event may have been on arrival since First; 0: not known
 	Now   time.Time     // the server's
 }
 
-// expirySet is the comment of events. At first it was no more than the first three words
-// and the time.
-const expirySet = "TTL set at %d, first at %d, rows before %d may be gone"
+// expirySet is the comment of events. An earlier edge wrote no more than the first time.
+const expirySet = "TTL set at %d, first at %d, rows before %d may be gone, ages up to %d"
 
 // ReadExpiry reads what applyTTL has noted. A table that is not there has none.
 func (p *Pool) ReadExpiry(ctx context.Context) (Expiry, error) {
 	answer, err := p.Strings(ctx, `SELECT concat(toString(toUnixTimestamp(now())), ' ', toString(toInt64OrZero(extract(engine_full, 'TTL .* toIntervalSecond\\((\\d+)\\)'))), ' ',
-			toString(toInt64OrZero(extract(comment, '^TTL set at (\\d+)'))), ' ', toString(toInt64OrZero(extract(comment, ', first at (\\d+)'))), ' ', toString(toInt64OrZero(extract(comment, ', rows before (\\d+) may be gone$')))) AS s
+			toString(toInt64OrZero(extract(comment, '^TTL set at (\\d+)'))), ' ', toString(toInt64OrZero(extract(comment, ', first at (\\d+)'))), ' ', toString(toInt64OrZero(extract(comment, ', rows before (\\d+) may be gone'))), ' ', toString(toInt64OrZero(extract(comment, ', ages up to (\\d+)')))) AS s
 		FROM system.tables WHERE database = currentDatabase() AND name = 'events'`)
 	if err != nil || len(answer) == 0 {
 		return Expiry{}, err
 	}
-	var now, ttl, set, first, gone int64
-	if _, err := fmt.Sscan(answer[0], &now, &ttl, &set, &first, &gone); err != nil {
+	var now, ttl, set, first, gone, ages int64
+	if _, err := fmt.Sscan(answer[0], &now, &ttl, &set, &first, &gone, &ages); err != nil {
 		return Expiry{}, fmt.Errorf("%q: %w", answer[0], err)
 	}
 	at := func(seconds int64) time.Time {
@@ -40,24 +40,42 @@ func (p *Pool) ReadExpiry(ctx context.Context) (Expiry, error) {
 	if first == 0 {
 		first = set
 	}
-	return Expiry{time.Duration(ttl) * time.Second, at(first), at(set), at(gone), at(now)}, nil
+	return Expiry{time.Duration(ttl) * time.Second, at(first), at(set), at(gone), time.Duration(ages) * time.Second, at(now)}, nil
 }
 
-// noteExpiry notes that the TTL of events changes now, to ttl. The one before has taken, or
-// takes with the next merges, what was older than it; a longer one brings nothing back. One
-// that was set by hand is no word of ours, and rows it took can be filled in from the log.
-func (r runner) noteExpiry(ctx context.Context, ttl time.Duration) error {
+// noteExpiry notes that the TTL of events changes now, to ttl, and how old events may be on
+// arrival. The one before has taken, or takes with the next merges, what was older than it;
+// a longer one brings nothing back. One that was set by hand is no word of ours, and rows it
+// took can be filled in from the log.
+func (r runner) noteExpiry(ctx context.Context) error {
 	e, err := r.ReadExpiry(ctx)
-	if err != nil || e.Set.IsZero() && ttl == 0 {
+	if err != nil || e.Set.IsZero() && r.TTL == 0 {
 		return err
 	}
+	if !e.Set.IsZero() && e.TTL > 0 && e.Now.Add(-e.TTL).After(e.Gone) {
+		e.Gone = e.Now.Add(-e.TTL)
+	}
+	if r.TTL > 0 && (e.TTL == 0 || e.Ages == 0) { // what came before may be of any age
+		e.First, e.Ages = e.Now, 0
+	}
+	if e.Ages == 0 && r.TTL == 0 {
+		r.MaxAge = 0 // still not known of the TTL that goes
+	}
+	e.Set = e.Now
+	return r.comment(ctx, e)
+}
+
+// noteAges notes that events may be older on arrival than they were.
+func (r runner) noteAges(ctx context.Context) error {
+	e, err := r.ReadExpiry(ctx)
+	if err != nil || e.Ages == 0 || r.MaxAge <= e.Ages {
+		return err
+	}
+	return r.comment(ctx, e)
+}
+
+func (r runner) comment(ctx context.Context, e Expiry) error {
 	seconds := func(t time.Time) int64 { return max(t.Unix(), 0) } // of none: 0
-	gone, first := seconds(e.Gone), seconds(e.First)
-	if !e.Set.IsZero() && e.TTL > 0 {
-		gone = max(gone, seconds(e.Now.Add(-e.TTL)))
-	}
-	if first == 0 {
-		first = seconds(e.Now)
-	}
-	return r.Exec(ctx, "ALTER TABLE events"+onCluster(r.Cluster)+" MODIFY COMMENT "+Quote(fmt.Sprintf(expirySet, seconds(e.Now), first, gone)))
+	text := fmt.Sprintf(expirySet, seconds(e.Set), seconds(e.First), seconds(e.Gone), int64(max(e.Ages, r.MaxAge).Seconds()))
+	return r.Exec(ctx, "ALTER TABLE events"+onCluster(r.Cluster)+" MODIFY COMMENT "+Quote(text))
 }

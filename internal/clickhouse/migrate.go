@@ -26,6 +26,7 @@ type MigrateOptions struct {
 	Files   fs.FS         // NNN_name.up.sql, see package migrations
 	Cluster string        // non-empty: ON CLUSTER and Replicated engines
 	TTL     time.Duration // of rows in events and the rollups; 0 keeps them for ever
+	MaxAge  time.Duration // of an event on its arrival; a TTL needs one
 	KeepTTL bool          // the tables keep the TTL they have, whatever it is
 	// Exclusive says that no other process can reach this server (embedded
 	// mode), so the lock, which a kill would leave behind, is not needed.
@@ -207,37 +208,40 @@ func (r runner) applyTTL(ctx context.Context) error {
 		if len(ddl) == 0 {
 			return fmt.Errorf("table %s is missing although its migration is recorded", table)
 		}
-		var change string
-		has := strings.Contains(ddl[0], " TTL ")
+		alter := "ALTER TABLE " + table + onCluster(r.Cluster)
+		// A part says when its rows go, by the TTL it was written under, and merges believe
+		// it. Only that is written anew when the TTL changes: rows are dropped by the next
+		// merges, since rewriting them all at once would stall inserts.
+		const recalculate = "materialize_ttl_recalculate_only"
+		told := strings.Contains(ddl[0], recalculate+" = 1")
+		var change []string
 		want := fmt.Sprintf("toDateTime(%s) + toIntervalSecond(%d%s)", t.column, int64(r.TTL.Seconds()), t.width)
-		switch {
+		switch has := strings.Contains(ddl[0], " TTL "); {
 		case r.TTL == 0 && has:
-			change = "REMOVE TTL"
+			change = []string{" REMOVE TTL SETTINGS materialize_ttl_after_modify = 1"}
 		case r.TTL > 0 && !strings.Contains(ddl[0], " TTL "+want):
-			change = "MODIFY TTL " + want
+			change = []string{" MODIFY TTL " + want + " SETTINGS materialize_ttl_after_modify = 1"}
+		case r.TTL > 0 && !told: // by an edge that did not tell them
+			change = []string{" MATERIALIZE TTL"}
 		default:
 			continue
 		}
-		if table == "events" {
-			if err := r.noteExpiry(ctx, r.TTL); err != nil {
+		if table == "events" && change[0] != " MATERIALIZE TTL" {
+			if err := r.noteExpiry(ctx); err != nil {
 				return fmt.Errorf("note the TTL of %s: %w", table, err)
 			}
 		}
-		// A part says when its rows go, by the TTL it was written under, and merges believe
-		// it: what is there would go by the old TTL. Only that is written anew; rows are
-		// dropped by the next merges, since rewriting them all at once would stall inserts.
-		alter := "ALTER TABLE " + table + onCluster(r.Cluster)
-		for _, sql := range []string{
-			alter + " MODIFY SETTING materialize_ttl_recalculate_only = 1",
-			alter + " " + change + " SETTINGS materialize_ttl_after_modify = 1",
-		} {
-			if err := r.Exec(ctx, sql); err != nil {
+		if !told {
+			change = append([]string{" MODIFY SETTING " + recalculate + " = 1"}, change...)
+		}
+		for _, c := range change {
+			if err := r.Exec(ctx, alter+c); err != nil {
 				return fmt.Errorf("set TTL of %s: %w", table, err)
 			}
 		}
 		r.Logger.Info("table TTL changed", "table", table, "change", change)
 	}
-	return nil
+	return r.noteAges(ctx)
 }
 
 // dropStatistics has merges leave out the statistics that newer servers add to every

@@ -18,7 +18,7 @@ import (
 )
 
 // diskEvery is how often free space is looked at. At the 100 MB/s this broker
-// can write, a quarter of a second eats 25 MB of a 64 MiB reserve.
+// can write, a quarter of a second eats 25 MB of a reserve of 64 MiB or more.
 const diskEvery = 250 * time.Millisecond
 
 // verifyEvery bounds how long records are acknowledged on a disk that fails

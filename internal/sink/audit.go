@@ -34,7 +34,7 @@ type Audit struct {
 	// inserted beside what is in already looks like a gap.
 	Log *Log
 	// MaxAge is how old an event may be on arrival: with the table's TTL it says which rows
-	// may have expired. An audit of all needs it if there is a TTL.
+	// may have expired. An audit of all needs it if there is a TTL that says no ages itself.
 	MaxAge time.Duration
 
 	expiring time.Time // what was received before may have; zero: nothing has
@@ -125,10 +125,10 @@ func (a *Audit) Run(ctx context.Context) (*Report, error) {
 }
 
 // readTTL sets expiring. A TTL, of now or of earlier, has taken nothing with a ts after some
-// time. A row's ts is at most MaxAge before its received_at; so what was received later than
-// that time + MaxAge is there. Rows from before there was a TTL may have any ts, so all of
-// those may have expired. An hour is added because the log is ordered by time of receipt
-// only up to the minutes that a record may have waited on its way.
+// time. A row's ts is at most so old on arrival, and so what was received later than that
+// time + that age is there. Rows from before there was a TTL may have any ts, so all of those
+// may have expired. An hour is added because the log is ordered by time of receipt only up
+// to the minutes that a record may have waited on its way.
 func (a *Audit) readTTL(ctx context.Context) error {
 	if !a.Since.IsZero() {
 		return nil // an hour is less than any TTL, MaxAge included
@@ -138,12 +138,14 @@ func (a *Audit) readTTL(ctx context.Context) error {
 	switch {
 	case err != nil || e.First.IsZero() && e.TTL == 0:
 		return err
-	case a.MaxAge > 0:
-		a.expiring = later(e.First, taken(e).Add(a.MaxAge))
+	case e.Ages > 0:
+		a.expiring = later(e.First, taken(e).Add(max(a.MaxAge, e.Ages)))
+	case a.MaxAge > 0: // an edge that noted no ages set the TTL, and they may have been others
+		a.expiring = later(e.Set, taken(e).Add(a.MaxAge))
 	case e.TTL > 0:
 		return errors.New("the table has one, and without MAX_AGE nothing says which rows may have expired: set it as the ingesting processes have it")
 	default:
-		a.expiring = e.Set // there is none any more, and what was MaxAge then is not known
+		a.expiring = e.Set
 	}
 	a.expiring = a.expiring.Add(order)
 	return nil

@@ -69,7 +69,7 @@ func TestLossBesideATTL(t *testing.T) {
 		l := newLab(t, 1)
 		l.ttl(40 * day)
 		l.history(3, 20, func(_ int, ev *codec.Event) { ev.Timestamp = time.Now().Add(-time.Hour).UnixMilli() })
-		l.exec("ALTER TABLE events MODIFY COMMENT 'TTL set at 1700000000, first at 1600000000, rows before 1500000000 may be gone'")
+		l.exec("ALTER TABLE events MODIFY COMMENT 'TTL set at 1700000000, first at 1600000000, rows before 1500000000 may be gone, ages up to 86400'")
 		l.ttl(next)
 		l.uncountAll("_offset BETWEEN 20 AND 39")
 		l.lose("events", "_offset BETWEEN 20 AND 39")
@@ -80,10 +80,45 @@ func TestLossBesideATTL(t *testing.T) {
 	}
 }
 
+// What a TTL takes is no loss, though MAX_AGE was longer when it came, or there was no TTL.
+func TestExpiredAfterSettingsChanged(t *testing.T) {
+	t.Parallel()
+	const day = 24 * time.Hour
+	f := func(name string, settings func(l *lab), received, age time.Duration) {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			l := newLab(t, 1)
+			settings(l)
+			l.history(1, 20, func(_ int, ev *codec.Event) {
+				ev.ReceivedAt = time.Now().Add(-received).UnixMilli()
+				ev.Timestamp = time.Now().Add(-received - age).UnixMilli()
+			})
+			l.ttlOf(10*day, day)
+			l.exec("OPTIMIZE TABLE events FINAL")
+			r, err := (&Audit{ClickHouse: l.pool, MaxAge: day, Log: &Log{Kafka: l.kafka, Topic: topic, Group: group}}).Run(t.Context())
+			if err != nil || !r.OK() || len(r.Partitions) > 0 && r.Partitions[0].Rows > 0 {
+				t.Errorf("the TTL takes all: %v\n%s", err, r)
+			}
+		})
+	}
+	f("MAX_AGE is shorter", func(l *lab) {
+		l.ttlOf(60*day, 30*day)
+		l.exec("ALTER TABLE events MODIFY COMMENT 'TTL set at 1700000000, first at 1600000000, rows before 1500000000 may be gone, ages up to 2592000'")
+	}, 5*day, 20*day)
+	f("there was none for a while", func(l *lab) {
+		l.ttlOf(60*day, day)
+		l.exec("ALTER TABLE events MODIFY COMMENT 'TTL set at 1700000000, first at 1600000000, rows before 1500000000 may be gone, ages up to 86400'")
+		l.ttl(0)
+	}, time.Minute, 100*day)
+}
+
 // ttl has the tables keep rows for d, 0 for ever, as a start does.
-func (l *lab) ttl(d time.Duration) {
+func (l *lab) ttl(d time.Duration) { l.t.Helper(); l.ttlOf(d, 24*time.Hour) }
+
+// ttlOf is ttl where events are at most so old on arrival.
+func (l *lab) ttlOf(d, maxAge time.Duration) {
 	l.t.Helper()
-	o := clickhouse.MigrateOptions{Files: migrations.FS, Exclusive: true, TTL: d, Logger: l.log("schema")}
+	o := clickhouse.MigrateOptions{Files: migrations.FS, Exclusive: true, TTL: d, MaxAge: maxAge, Logger: l.log("schema")}
 	if err := clickhouse.Migrate(l.t.Context(), l.clickhouse, o); err != nil {
 		l.t.Fatal(err)
 	}
