@@ -171,7 +171,7 @@ func (t *session) revoked(_ context.Context, _ *kgo.Client, gone map[string][]in
 	}
 	t.stats.rebalances.Inc()
 	// Or records of them would be taken while others land, and stored after their next
-	// owner has; begin may have let go of mu with a poll's records at hand.
+	// owner has.
 	t.polled = slices.DeleteFunc(t.polled, func(p polled) bool { return slices.Contains(ids, p.of.id) })
 	for _, id := range ids {
 		delete(t.partitions, id)

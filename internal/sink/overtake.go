@@ -39,7 +39,10 @@ func (t *session) overtake(ctx context.Context) error {
 	if len(assigned) == 0 {
 		return nil
 	}
-	if err := t.quiesce(ctx, slices.Collect(maps.Keys(assigned))); err != nil {
+	// Rebalances wait for mu: not for ever, for a server that hangs.
+	asking, end := context.WithTimeout(ctx, 10*t.cfg.InsertTimeout)
+	defer end()
+	if err := t.quiesce(asking, slices.Collect(maps.Keys(assigned))); err != nil {
 		return fmt.Errorf("end earlier inserts: %w", err)
 	}
 	for id, p := range assigned {

@@ -23,7 +23,7 @@ import (
 // RECOVERING, the first of each partition or of as many as fill a block: nothing is taken
 // of one before all of its plans have left. Callers hold mu.
 func (t *session) recoverOpen() {
-	if !t.open() || t.runway.recovers() {
+	if !t.open() || t.unasked() || t.runway.recovers() {
 		return
 	}
 	landing, end := context.WithTimeout(t.ctx, t.cfg.RevokeTimeout)

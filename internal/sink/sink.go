@@ -273,22 +273,26 @@ func (t *session) run(ctx context.Context) error {
 			return context.Cause(t.ctx)
 		}
 		t.mu.Lock()
-		unasked := t.unasked()
+		wants := len(t.polled) == 0 && !t.unasked()
 		t.mu.Unlock()
 		var fetches kgo.Fetches
-		if len(t.polled) == 0 && !unasked {
+		if wants {
 			t.rest(ctx)
 			fetches = t.poll(ctx)
 		}
 		t.mu.Lock()
-		if err := t.begin(ctx); err != nil {
+		t.sort(fetches) // while no rebalance may happen, or they could be of another's partitions
+		err := context.Cause(t.ctx)
+		if err == nil {
+			err = t.begin(ctx)
+		}
+		if err != nil {
 			t.mu.Unlock()
 			t.client.AllowRebalance()
 			return err
 		}
 		t.recoverOpen()
 		if t.ctx.Err() == nil {
-			t.sort(fetches)
 			t.take()
 			t.launch(false)
 		}

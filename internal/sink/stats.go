@@ -218,7 +218,7 @@ func (p *progress) stored(f *flight, waiting []*flight) {
 	for id, b := range f.batches {
 		at := p.partitions[id]
 		if at == nil || f.stands != nil {
-			continue // a hole: the group is past it
+			continue // a hole: where the group stands is not moved by it
 		}
 		at.stored, at.oldest = b.last+1, time.Time{}
 		for _, next := range slices.Backward(waiting) {

@@ -157,8 +157,8 @@ func (t *session) sort(fetches kgo.Fetches) {
 	t.resting.brought += min(fetches.NumRecords(), 1)
 	fetches.EachPartition(func(ft kgo.FetchTopicPartition) {
 		p := t.partitions[ft.Partition]
-		if p == nil || !p.asked {
-			return // revoked between fetch and poll, or while begin compared, and perhaps given back
+		if p == nil {
+			return // revoked between fetch and poll
 		}
 		p.high = max(p.high, ft.HighWatermark)
 		t.polled = append(t.polled, polled{p, ft.Records})

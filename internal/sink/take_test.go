@@ -57,29 +57,35 @@ func TestNothingIsTakenOfAPartitionGivenUp(t *testing.T) {
 		if !s.runway.admit(f, s.cfg.Inserts) {
 			t.Fatal("not admitted")
 		}
+		record := func() *kgo.Record {
+			return &kgo.Record{Topic: topic, Value: codec.AppendRecord(nil, &codec.Event{Name: []byte("e"), UserID: []byte("u")})}
+		}
+		takes := func(when string) {
+			t.Helper()
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			if s.take(); len(s.polled) > 0 || !s.filling.empty() {
+				t.Errorf("%s, records are taken of it", when)
+			}
+		}
+		s.sort(kgo.Fetches{{Topics: []kgo.FetchTopic{{Topic: topic, Partitions: []kgo.FetchPartition{{Partition: 0, Records: []*kgo.Record{record()}}}}}}})
 		done := make(chan struct{})
 		go func() {
 			s.revoked(t.Context(), nil, map[string][]int32{topic: {0}})
 			close(done)
 		}()
 		synctest.Wait() // for the flight to land
-		takes := func(when string) {
-			t.Helper()
-			record := &kgo.Record{Topic: topic, Value: codec.AppendRecord(nil, &codec.Event{Name: []byte("e"), UserID: []byte("u")})}
-			s.mu.Lock()
-			defer s.mu.Unlock()
-			s.sort(kgo.Fetches{{Topics: []kgo.FetchTopic{{Topic: topic, Partitions: []kgo.FetchPartition{{Partition: 0, Records: []*kgo.Record{record}}}}}}})
-			s.take()
-			if len(s.polled) > 0 || !s.filling.empty() {
-				t.Errorf("%s, records are taken of it", when)
-			}
-		}
 		takes("while its last flight lands")
+		s.mu.Lock()
+		s.polled = []polled{{old, []*kgo.Record{record()}}}
+		s.mu.Unlock()
+		takes("of a poll that was noted late")
 		s.runway.leave(f)
 		close(f.landed)
 		<-done
 		s.mu.Lock()
 		s.partitions[0] = &partition{id: 0, known: true}
+		s.polled = []polled{{old, []*kgo.Record{record()}}}
 		s.mu.Unlock()
 		takes("given back")
 		lost(nil)
