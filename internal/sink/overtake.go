@@ -25,10 +25,10 @@ import (
 // be frozen with an insert that the plan replaced here was for, so inserts of these
 // partitions are ended first.
 //
-// All this may take many times what a rebalance waits for, so it does not keep one waiting:
-// a member that did would be put out of the group, as would the one that comes in its
-// place, in turns. What is given up meanwhile is its next owner's to compare. Callers hold
-// mu, which is free while flights land and rollups are compared.
+// All this may take many times what a rebalance waits for, so mu is free while flights land
+// and rollups are compared: a member that kept one waiting would be put out of the group,
+// as would the one that comes in its place, in turns. What is given up meanwhile is its next
+// owner's to compare. Callers hold mu.
 func (t *session) overtake(ctx context.Context) error {
 	assigned := make(map[int32]*partition)
 	for id, p := range t.partitions {
@@ -54,7 +54,6 @@ func (t *session) overtake(ctx context.Context) error {
 			return err
 		}
 		if end > p.next {
-			t.client.AllowRebalance()
 			if err := t.land(ctx); err != nil {
 				return err
 			}

@@ -281,14 +281,17 @@ func (t *session) run(ctx context.Context) error {
 			fetches = t.poll(ctx)
 		}
 		t.mu.Lock()
-		t.sort(fetches) // while no rebalance may happen, or they could be of another's partitions
+		// Up to here no rebalance happens, or records could be of a partition that has come
+		// back since. All else goes by mu and by identity, and is told at once when the
+		// group is lost.
+		t.sort(fetches)
+		t.client.AllowRebalance()
 		err := context.Cause(t.ctx)
 		if err == nil {
 			err = t.begin(ctx)
 		}
 		if err != nil {
 			t.mu.Unlock()
-			t.client.AllowRebalance()
 			return err
 		}
 		t.recoverOpen()
@@ -297,7 +300,6 @@ func (t *session) run(ctx context.Context) error {
 			t.launch(false)
 		}
 		t.mu.Unlock()
-		t.client.AllowRebalance()
 		t.room(ctx)
 	}
 	return nil
