@@ -214,32 +214,33 @@ func (r runner) applyTTL(ctx context.Context) error {
 		// merges, since rewriting them all at once would stall inserts.
 		const recalculate = "materialize_ttl_recalculate_only"
 		told := strings.Contains(ddl[0], recalculate+" = 1")
-		var change []string
+		var change string
+		note := table == "events"
 		want := fmt.Sprintf("toDateTime(%s) + toIntervalSecond(%d%s)", t.column, int64(r.TTL.Seconds()), t.width)
 		switch has := strings.Contains(ddl[0], " TTL "); {
 		case r.TTL == 0 && has:
-			change = []string{" REMOVE TTL SETTINGS materialize_ttl_after_modify = 1"}
+			change = " REMOVE TTL SETTINGS materialize_ttl_after_modify = 1"
 		case r.TTL > 0 && !strings.Contains(ddl[0], " TTL "+want):
-			change = []string{" MODIFY TTL " + want + " SETTINGS materialize_ttl_after_modify = 1"}
+			change = " MODIFY TTL " + want + " SETTINGS materialize_ttl_after_modify = 1"
 		case r.TTL > 0 && !told: // by an edge that did not tell them
-			change = []string{" MATERIALIZE TTL"}
+			change, note = " MATERIALIZE TTL", false
 		default:
 			continue
 		}
-		if table == "events" && change[0] != " MATERIALIZE TTL" {
+		if note {
 			if err := r.noteExpiry(ctx); err != nil {
 				return fmt.Errorf("note the TTL of %s: %w", table, err)
 			}
 		}
 		if !told {
-			change = append([]string{" MODIFY SETTING " + recalculate + " = 1"}, change...)
-		}
-		for _, c := range change {
-			if err := r.Exec(ctx, alter+c); err != nil {
+			if err := r.Exec(ctx, alter+" MODIFY SETTING "+recalculate+" = 1"); err != nil {
 				return fmt.Errorf("set TTL of %s: %w", table, err)
 			}
 		}
-		r.Logger.Info("table TTL changed", "table", table, "change", change)
+		if err := r.Exec(ctx, alter+change); err != nil {
+			return fmt.Errorf("set TTL of %s: %w", table, err)
+		}
+		r.Logger.Info("table TTL changed", "table", table, "change", strings.TrimSpace(change))
 	}
 	return r.noteAges(ctx)
 }

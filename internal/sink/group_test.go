@@ -271,12 +271,7 @@ func TestACorrectionNeedsTheLock(t *testing.T) {
 func TestInsertsYieldToARepair(t *testing.T) {
 	t.Parallel()
 	l := newLab(t, 1)
-	other := l.prepare()
-	t.Cleanup(other.pool.Close)
-	lock, err := (&session{Sink: other.sink}).lockRollups(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	lock := l.lockRollups()
 	s := l.prepare()
 	var looks atomic.Int32 // since the last insert
 	s.click.watch = func(_ *wireConn, p []byte, sent bool) {
@@ -343,12 +338,7 @@ func TestOffsetFetchRefusedOnce(t *testing.T) {
 func TestPartitionGivenWhileARepairWaits(t *testing.T) {
 	t.Parallel()
 	l := newLab(t, 2)
-	other := l.prepare()
-	t.Cleanup(other.pool.Close)
-	lock, err := (&session{Sink: other.sink}).lockRollups(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	lock := l.lockRollups()
 	defer lock.unlock()
 	first, second := l.start(), l.prepare()
 	var kill atomic.Value // what of the KILL QUERY to wait for
@@ -396,4 +386,16 @@ func (p *process) owns() []int32 {
 	p.sink.state.mu.Lock()
 	defer p.sink.state.mu.Unlock()
 	return slices.Collect(maps.Keys(p.sink.state.partitions))
+}
+
+// lockRollups holds the lock of a repair, as another sink would.
+func (l *lab) lockRollups() *lock {
+	l.t.Helper()
+	other := l.prepare()
+	l.t.Cleanup(other.pool.Close)
+	lock, err := (&session{Sink: other.sink}).lockRollups(l.t.Context())
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return lock
 }

@@ -71,12 +71,7 @@ func TestSinkJoinsWhileAnotherCompares(t *testing.T) {
 	l := newLab(t, 1)
 	l.history(2, 20)
 	l.commit(0, 0, "")
-	locker := l.prepare()
-	t.Cleanup(locker.pool.Close)
-	lock, err := (&session{Sink: locker.sink}).lockRollups(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	lock := l.lockRollups()
 	defer lock.unlock()
 	slow := func(c *Config) { c.RevokeTimeout = time.Minute } // a rebalance waits two minutes and more
 	first := l.prepare(slow)

@@ -174,8 +174,8 @@ var errNoOffset = errors.New("no answer for it")
 //  2. The offsets that events holds are read; the rows of the others are
 //     inserted. One insert makes one part per month, which appears by one
 //     rename, so after a crash each month's rows are there or not.
-//  3. The rollups of the touched hours are compared with events, each against
-//     the next finer one, and the difference is inserted. Distinct-user states
+//  3. The rollups of the touched hours are compared, minutes with events and the
+//     others with finer ones, and the difference is inserted. Distinct-user states
 //     are inserted anew: merging a user in twice changes nothing.
 func (t *session) recover(ctx context.Context, f *flight) error {
 	limit := 10 * t.cfg.InsertTimeout

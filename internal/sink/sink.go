@@ -60,7 +60,7 @@ const (
 // the 4 KiB that brokers take as metadata of an offset.
 const MaxInserts = 16
 
-// Config bounds the sink. Every field is required.
+// Config bounds the sink. Every field is required but where a zero is said to mean something.
 type Config struct {
 	Kafka           kafka.Options
 	Topic           string
@@ -70,8 +70,8 @@ type Config struct {
 	ClickHouse      *clickhouse.Pool
 	Logger          *slog.Logger
 
-	// FlushInterval is the shortest time between two inserts: the first event
-	// after a pause is inserted at once, a steady stream this often. Halving it
+	// FlushInterval is the shortest time between inserts of blocks that are not full: the
+	// first event after a pause is inserted at once, a steady stream this often. Halving it
 	// doubles the parts ClickHouse merges.
 	FlushInterval time.Duration
 	FlushRows     int // a block is full at this many rows
