@@ -94,8 +94,9 @@ type progress struct {
 	mu         sync.Mutex
 	partitions map[int32]*position // of this session, or the last one
 	member     bool                // of the group: a session has begun
+	asked      []int32             // given by the group, and not known yet where it stands with them
 	began      time.Time           // when the sink was made
-	moved      time.Time           // last stored flight, or when lag began; zero: never a member
+	moved      time.Time           // last stored flight, or when lag began; zero: never a member that knew where it stood
 	err        error               // the last failure since then
 }
 
@@ -114,10 +115,20 @@ func (p *progress) joined(ids []int32) {
 	defer p.mu.Unlock()
 	if !p.member {
 		maps.DeleteFunc(p.partitions, func(id int32, _ *position) bool { return !slices.Contains(ids, id) })
+		p.asked = nil
 	}
 	p.member = true
+	for _, id := range ids {
+		if p.partitions[id] == nil {
+			p.asked = append(p.asked, id)
+		}
+	}
+	p.beginLocked()
+}
+
+func (p *progress) beginLocked() {
 	// Joining again and again is no progress.
-	if p.err == nil || p.moved.IsZero() {
+	if len(p.asked) == 0 && (p.err == nil || p.moved.IsZero()) {
 		p.moved = time.Now()
 	}
 }
@@ -132,6 +143,10 @@ func (p *progress) assigned(id int32, offset int64) {
 	offset = max(offset, 0)
 	if at := p.partitions[id]; at == nil || at.stored != offset {
 		p.partitions[id] = &position{stored: offset, high: offset}
+	}
+	if i := slices.Index(p.asked, id); i >= 0 {
+		p.asked = slices.Delete(p.asked, i, i+1)
+		p.beginLocked()
 	}
 }
 
@@ -166,7 +181,7 @@ func (p *progress) advanceLocked(id int32, offset int64) {
 func (p *progress) idle() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.member && p.lagLocked() == 0 {
+	if p.member && len(p.asked) == 0 && p.lagLocked() == 0 {
 		p.moved, p.err = time.Now(), nil
 	}
 }
@@ -242,6 +257,7 @@ func (p *progress) forget(id int32) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.partitions, id)
+	p.asked = slices.DeleteFunc(p.asked, func(asked int32) bool { return asked == id })
 }
 
 // left notes that the session has ended. Where its partitions stand is still the answer to
@@ -287,8 +303,8 @@ func (s *Sink) Stuck() (time.Duration, error) {
 // Failed notes what keeps the sink from beginning.
 func (s *Sink) Failed(err error) { s.state.failed(err) }
 
-// Ready is nil while the sink makes progress: it has joined the group, and what
-// it has to store gets stored within limit.
+// Ready is nil while the sink makes progress: it has joined the group and knows where it
+// stands, and what it has to store gets stored within limit.
 func (s *Sink) Ready(limit time.Duration) error {
 	stuck, err := s.Stuck()
 	s.state.mu.Lock()
