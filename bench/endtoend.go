@@ -26,43 +26,79 @@ func endToEndStage(b *bench, s *section, f *fleet) error {
 	}
 	s.Title = "bulk POST to visible, everything on this machine"
 	requests := newGenerated(5).lines(256)
-	t := table{Header: []string{"", "offered/s", "events", "accepted/s", "visible/s", "edge µs/event", "engine µs/event", "generator", "lag max", "last visible after", "peak RSS MB"}}
-	run := func(name string, l load.Load, lead int64) (float64, error) {
-		e, err := b.endToEnd(f, name, l, lead)
-		if e != nil {
-			s.Book = append(s.Book, e.entry)
-			offered := "saturated"
-			if len(l.Schedule) > 0 {
-				offered = count(l.Schedule[0].From * bulkSize)
-			}
-			t.row(name, offered, e.accepted, count(e.acceptedPerSecond), count(e.visiblePerSecond), micros(e.cpu, "server"), micros(e.cpu, "engine"),
-				micros(e.cpu, "generator"), e.lag, fmt.Sprintf("%.2f s", e.after.Seconds()), e.peaks)
-			s.Charts = append(s.Charts, e.chart(name))
-			s.number(name+"_per_second", e.visiblePerSecond)
-			s.number(name+"_cpu_us", e.cpu["server"])
-			s.number(name+"_engine_cpu_us", e.cpu["engine"])
-			s.number(name+"_stored_bytes", e.bytesPerEvent)
-			return e.visiblePerSecond, err
+	t := table{Header: []string{"", "offered/s", "events", "accepted/s", "visible/s", "server µs/event", "engine µs/event", "generator", "allocs/event", "lag max", "last visible after", "peak RSS MB"}}
+	run := func(name string, start func() (*system, error), l load.Load, lead int64) (*flow, error) {
+		l.Conns, l.Requests, l.Events, l.Stamp = fewConns, requests, bulkSize, distinct(requests)
+		e, err := b.endToEnd(start, name, l, lead)
+		if e == nil {
+			return nil, err
 		}
-		return 0, err
+		offered, allocs := "saturated", ""
+		if len(l.Schedule) > 0 {
+			offered = count(l.Schedule[0].From * bulkSize)
+		}
+		if e.allocs >= 0 {
+			allocs = fmt.Sprintf("%.2f", e.allocs)
+		}
+		t.row(name, offered, e.accepted, count(e.acceptedPerSecond), count(e.visiblePerSecond), micros(e.cpu, "server"), micros(e.cpu, "engine"),
+			micros(e.cpu, "generator"), allocs, e.lag, fmt.Sprintf("%.2f s", e.after.Seconds()), e.peaks)
+		s.take(sample{Target: e.entry.What, Events: e.accepted, PerSecond: e.visiblePerSecond, CPU: e.cpu, Allocs: e.allocs, Entry: e.entry}, e.entry.Beside)
+		return e, err
 	}
-	steady, err := run("steady", load.Load{Conns: fewConns, Requests: requests, Events: bulkSize, Schedule: load.Constant(rate/bulkSize, b.o.soak)}, 0)
+	ours := func(name string) func() (*system, error) {
+		return func() (*system, error) { return f.ourSystem(name) }
+	}
+	steady, err := run("steady", ours("steady"), load.Load{Schedule: load.Constant(rate/bulkSize, b.o.soak)}, 0)
 	if err != nil {
 		return err
 	}
+	s.flow("steady", steady)
 	// A client that knows the lag holds back when half a million events wait.
-	peak, err := run("peak", load.Load{Conns: fewConns, Requests: requests, Events: bulkSize, Duration: b.o.soak / 3}, 500_000)
-	if err != nil {
-		return err
+	const lead = 500_000
+	saturated := load.Load{Duration: b.o.soak / 3}
+	var peaks, toPeer []float64
+	var last *flow
+	for i, name := range []string{"peak", "naive", "peak"} {
+		start := ours(name)
+		if name == "naive" {
+			start = f.naiveSystem
+		}
+		e, err := run(name, start, saturated, lead)
+		if err != nil {
+			return err
+		}
+		switch i {
+		case 0:
+			s.flow(name, e)
+			peaks = append(peaks, e.visiblePerSecond)
+		case 1:
+			toPeer = append(toPeer, last.visiblePerSecond/e.visiblePerSecond)
+		case 2:
+			peaks = append(peaks, e.visiblePerSecond)
+			toPeer = append(toPeer, e.visiblePerSecond/last.visiblePerSecond)
+		}
+		last = e
 	}
+	peak := median(peaks)
 	s.Tables = append(s.Tables, t)
+	s.note("no two events are the same; naive is three processes beside its engine, whose times are added up as server")
 	if len(s.Book.Void()) == 0 {
-		s.note("edge verify found nothing wrong with either: batches without gap or overlap, every rollup the sum of the rows")
+		s.note("edge verify found nothing wrong with edge's: batches without gap or overlap, every rollup the sum of the rows")
 	}
 	s.goal(goal{What: "end to end, 2 cores", Must: "≥ 300 k events/s for 60 s, ledger exact", Stretch: "≥ 500 k",
-		Measured: fmt.Sprintf("%s/s for %.0f s at %s offered; %s/s at most", count(steady), b.o.soak.Seconds(), count(rate), count(peak)),
-		Verdict:  verdict(steady >= 300_000, peak >= 500_000)})
+		Measured: fmt.Sprintf("%s/s for %.0f s at %s offered; %s/s at most", count(steady.visiblePerSecond), b.o.soak.Seconds(), count(rate), count(peak)),
+		Ratio:    fmt.Sprintf("%.1fx naive async and its sink, both saturated", median(toPeer)),
+		Verdict:  verdict(steady.visiblePerSecond >= 300_000, peak >= 500_000)})
 	return nil
+}
+
+// flow adds the numbers and the plot of e.
+func (s *section) flow(name string, e *flow) {
+	s.Charts = append(s.Charts, e.chart(name))
+	s.number(name+"_per_second", e.visiblePerSecond)
+	s.number(name+"_cpu_us", e.cpu["server"])
+	s.number(name+"_engine_cpu_us", e.cpu["engine"])
+	s.number(name+"_stored_bytes", e.bytesPerEvent)
 }
 
 // flow is what one end-to-end run came to.
@@ -71,6 +107,7 @@ type flow struct {
 	acceptedPerSecond float64
 	visiblePerSecond  float64
 	cpu               map[string]float64
+	allocs            float64 // below 0: unknown
 	lag               int64
 	after             time.Duration // from the last answer to the last event visible
 	peaks             string        // resident, of edge and its engine
@@ -84,18 +121,10 @@ func (e *flow) chart(name string) chart.Chart {
 		X: chart.Axis{Label: "seconds"}, Y: chart.Axis{Label: "events visible"}, Lines: []chart.Line{{Label: "visible", Points: e.seen}}}
 }
 
-// endToEnd offers l to a fresh edge and watches the tables. lead, not 0, holds
+// endToEnd offers l to a fresh system and watches the tables. lead, not 0, holds
 // the load while so many accepted events are not visible yet.
-func (b *bench) endToEnd(f *fleet, name string, l load.Load, lead int64) (*flow, error) {
-	srv, err := f.whole()
-	if err != nil {
-		return nil, err
-	}
-	t, err := f.everything(name, srv)
-	if err != nil {
-		return nil, err
-	}
-	pool, err := f.pool(srv.sql, database)
+func (b *bench) endToEnd(start func() (*system, error), name string, l load.Load, lead int64) (*flow, error) {
+	t, err := start()
 	if err != nil {
 		return nil, err
 	}
@@ -107,6 +136,7 @@ func (b *bench) endToEnd(f *fleet, name string, l load.Load, lead int64) (*flow,
 		}
 	}
 	e := &flow{cpu: map[string]float64{}}
+	mallocs := t.mallocs()
 	used, began := t.usage(), time.Now()
 	ctx, cancel := context.WithCancel(b.ctx)
 	watched := make(chan error, 1)
@@ -137,22 +167,36 @@ func (b *bench) endToEnd(f *fleet, name string, l load.Load, lead int64) (*flow,
 	e.after = last.Sub(finished)
 	e.seen = append(e.seen, chart.Point{X: last.Sub(began).Seconds(), Y: float64(res.Accepted)})
 	for k := range after {
-		e.cpu[k] = perEvent(after[k]-used[k], res.Accepted)
+		name := k
+		if k != "engine" && k != "generator" {
+			name = "server"
+		}
+		e.cpu[name] += perEvent(after[k]-used[k], res.Accepted)
 	}
-	var m sample
-	_, m.RSS = child.Memory(srv.Pid())
-	_, engine := child.Memory(t.others["engine"])
-	m.OthersRSS = map[string]int64{"engine": engine}
+	if e.allocs = -1; mallocs > 0 {
+		e.allocs = (t.mallocs() - mallocs) / float64(max(res.Accepted, 1))
+	}
+	m := sample{OthersRSS: make(map[string]int64)}
+	_, m.RSS = child.Memory(t.server)
+	for other, pid := range t.others {
+		_, m.OthersRSS[other] = child.Memory(pid)
+	}
 	e.peaks = m.peaks()
-	if e.entry, err = storedEntry("end to end, "+name, pool, 0, res.Accepted, res.Doubtful); err != nil {
+	if e.entry, err = storedEntry("end to end, "+name, t.pool, 0, res.Accepted, res.Doubtful); err != nil {
 		return e, err
 	}
-	problems, err := srv.verify(b.ctx)
-	if err == nil {
+	e.entry.Beside = t.beside
+	if t.verify != nil {
+		problems, err := t.verify(b.ctx)
+		if err != nil {
+			return e, err
+		}
 		verified(&e.entry, problems)
-		e.bytesPerEvent, err = storedBytes(b.ctx, pool, res.Accepted)
 	}
-	return e, errors.Join(err, srv.Stop())
+	if e.bytesPerEvent, err = storedBytes(b.ctx, t.pool, res.Accepted); err != nil {
+		return e, err
+	}
+	return e, t.stop()
 }
 
 // storedBytes is what an event takes on ClickHouse's disk, rollups included.

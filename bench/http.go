@@ -24,11 +24,11 @@ const (
 
 // of is a target in front of b.
 func (s *server) of(name string, b *broker) *target {
-	return &target{name: name, addr: s.addr, server: s.Pid(), others: map[string]int{"broker": b.Pid()}, count: b.count, where: inLog, log: b.dir, admin: s.admin}
+	return &target{name: name, addr: s.addr, server: s.Pid(), others: map[string]int{"broker": b.Pid()}, count: b.count, where: inLog, log: b.dir, admin: s.admin, kill: s.Kill}
 }
 
-// bare starts the limit.
-func (f *fleet) bare() (*target, error) {
+// bare starts the limit, for requests of so many events.
+func (f *fleet) bare(events int64) (*target, error) {
 	s, err := f.rival("bare")
 	if err != nil {
 		return nil, err
@@ -38,23 +38,24 @@ func (f *fleet) bare() (*target, error) {
 		if err != nil {
 			return 0, err
 		}
-		return strconv.ParseInt(string(text), 10, 64)
+		n, err := strconv.ParseInt(string(text), 10, 64)
+		return n * events, err
 	}}, nil
 }
 
 // naive starts the peer in front of a broker of its own.
-func (f *fleet) naive(mode string, partitions int) (*target, error) {
+func (f *fleet) naive(mode string, partitions int) (*target, *broker, error) {
 	b, err := f.broker(partitions)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	s, err := f.rival("naive", b.addr, mode)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	t := s.of("naive "+mode, b)
 	t.beside = rivals
-	return t, nil
+	return t, b, nil
 }
 
 // ours starts edge's HTTP side in front of a broker of its own.
@@ -74,7 +75,7 @@ func (f *fleet) ours(name string, settings ...string) (*target, error) {
 // answered.
 func httpStage(b *bench, s *section, f *fleet) error {
 	s.Title = "one event a request, saturated"
-	limit, err := f.bare()
+	limit, err := f.bare(1)
 	if err != nil {
 		return err
 	}
@@ -87,7 +88,7 @@ func httpStage(b *bench, s *section, f *fleet) error {
 		if err != nil {
 			return err
 		}
-		peer, err := f.naive(m.peer, 1)
+		peer, _, err := f.naive(m.peer, 1)
 		if err != nil {
 			return err
 		}
@@ -159,11 +160,15 @@ func (s *section) race(title string, out *outcome, ours string) {
 // bulkStage is a hundred events a request, waiting for the broker.
 func bulkStage(b *bench, s *section, f *fleet) error {
 	s.Title = "100 events a request, ACK=broker, saturated"
+	limit, err := f.bare(bulkSize)
+	if err != nil {
+		return err
+	}
 	ours, err := f.ours("edge")
 	if err != nil {
 		return err
 	}
-	peer, err := f.naive("sync", 1)
+	peer, _, err := f.naive("sync", 1)
 	if err != nil {
 		return err
 	}
@@ -172,7 +177,7 @@ func bulkStage(b *bench, s *section, f *fleet) error {
 		name     string
 		requests [][]byte
 	}{{"NDJSON", g.lines(64)}, {"array", g.arrays(64)}} {
-		out, err := race{ours: ours, peer: peer, load: load.Load{Conns: manyConns, Requests: m.requests, Events: bulkSize, Duration: b.o.one}}.run(b)
+		out, err := race{limit, ours, peer, load.Load{Conns: manyConns, Requests: m.requests, Events: bulkSize, Duration: b.o.one}}.run(b)
 		if err != nil {
 			return err
 		}
@@ -182,7 +187,7 @@ func bulkStage(b *bench, s *section, f *fleet) error {
 		s.number("bulk_"+m.name+"_cpu_us", got.CPU["server"])
 		s.number("bulk_"+m.name+"_broker_cpu_us", got.CPU["broker"])
 		s.goal(goal{What: "HTTP bulk of 100, " + m.name + ", `ACK=broker`", Must: "≥ 1.0 M events/s, ≤ 1 µs/event", Stretch: "≥ 1.65 M",
-			Measured: fmt.Sprintf("%s/s, %.2f µs", count(got.PerSecond), got.CPU["server"]), Ratio: fmt.Sprintf("%.1fx naive sync", out.ToPeer),
+			Measured: fmt.Sprintf("%s/s, %.2f µs", count(got.PerSecond), got.CPU["server"]), Ratio: fmt.Sprintf("%.1fx naive sync, %.2f of receiving alone", out.ToPeer, out.ToLimit),
 			Verdict: verdict(got.PerSecond >= 1e6 && got.CPU["server"] <= 1, got.PerSecond >= 1.65e6)})
 	}
 	if err := s.sizes(ours, g.lines(64)); err != nil {

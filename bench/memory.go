@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"time"
 
 	"edge/bench/chart"
@@ -19,8 +20,20 @@ import (
 // is told 503, and what it brought stays in memory until the client gives its
 // records up: the worst that a dead broker can make of the buffers.
 func memoryStage(b *bench, s *section, f *fleet) error {
-	const rate = 20_000
-	s.Title = "memory with a dead broker, 20,000 events/s offered"
+	s.Title = fmt.Sprintf("memory with a dead broker, %d events/s offered", deadRate)
+	t := table{Header: []string{"", "offered/s", "seconds dead", "promised", "told 503 or 429", "never answered", "RSS MB alive", "middle third dead", "last third dead", "peak"}}
+	c := chart.Chart{Name: "memory", Title: fmt.Sprintf("Resident memory; the broker dies after %.0f s", (b.o.long / 2).Seconds()),
+		X: chart.Axis{Label: "seconds"}, Y: chart.Axis{Label: "MB"}}
+	run := func(t1 *target, broker *broker) (dead, error) {
+		d, err := b.deadBroker(f, t1, broker)
+		if err != nil {
+			return d, err
+		}
+		s.take(sample{Target: t1.name, Events: d.entry.Promised, RSS: int64(d.peak * 1e6), Refused: d.told + d.unanswered, Entry: d.entry}, t1.beside)
+		t.row(t1.name, deadRate, fmt.Sprintf("%.0f", b.o.soak.Seconds()), d.entry.Promised, d.told, d.unanswered, whole(d.alive), whole(d.middle), whole(d.late), whole(d.peak))
+		c.Lines = append(c.Lines, chart.Line{Label: t1.name, Points: d.rss})
+		return d, f.end() // the machine for each alone
+	}
 	broker, err := f.broker(1)
 	if err != nil {
 		return err
@@ -29,17 +42,52 @@ func memoryStage(b *bench, s *section, f *fleet) error {
 	if err != nil {
 		return err
 	}
-	before, err := broker.count()
+	ours, err := run(srv.of("edge", broker), broker)
 	if err != nil {
 		return err
 	}
+	peer, broker, err := f.naive("sync", 1)
+	if err != nil {
+		return err
+	}
+	theirs, err := run(peer, broker)
+	if err != nil {
+		return err
+	}
+	s.Tables = append(s.Tables, t)
+	s.Charts = append(s.Charts, c)
+	s.goal(goal{What: "memory with a dead broker", Must: "flat for 60 s",
+		Measured: fmt.Sprintf("%s MB, then %s MB; peak %s MB", whole(ours.middle), whole(ours.late), whole(ours.peak)),
+		Ratio:    fmt.Sprintf("%s; naive sync %s MB, then %s MB, %d requests never answered", ratio(ours.late/max(ours.middle, 1)), whole(theirs.middle), whole(theirs.late), theirs.unanswered),
+		Verdict:  verdict(ours.late <= 1.1*ours.middle, false)})
+	return nil
+}
+
+const deadRate = 20_000 // events a second
+
+func whole(v float64) string { return strconv.FormatFloat(v, 'f', 0, 64) }
+
+// dead is what a run with a broker that dies came to. Memory is in MB: the highest
+// before, in the second and the last third of the time after, and of all.
+type dead struct {
+	alive, middle, late, peak float64
+	rss                       []chart.Point
+	told, unanswered          int64 // requests
+	entry                     ledger.Entry
+}
+
+// deadBroker kills broker under load for t.
+func (b *bench) deadBroker(f *fleet, t *target, broker *broker) (d dead, err error) {
+	before, err := broker.count()
+	if err != nil {
+		return d, err
+	}
 	healthy := b.o.long / 2
-	l := load.Load{Addr: srv.addr, Conns: 1024, Requests: newGenerated(7).lines(64), Events: bulkSize,
-		Schedule: load.Constant(rate/bulkSize, healthy+b.o.soak)}
+	l := load.Load{Addr: t.addr, Conns: 1024, Requests: newGenerated(7).lines(64), Events: bulkSize,
+		Schedule: load.Constant(deadRate/bulkSize, healthy+b.o.soak)}
 	ctx, cancel := context.WithCancel(b.ctx)
 	defer cancel()
 	began := time.Now()
-	var rss []chart.Point
 	died := time.Duration(0)
 	watched := make(chan error, 1)
 	go func() {
@@ -48,41 +96,35 @@ func memoryStage(b *bench, s *section, f *fleet) error {
 				broker.Kill()
 				died = time.Since(began)
 			}
-			now, _ := child.Memory(srv.Pid())
-			rss = append(rss, chart.Point{X: time.Since(began).Seconds(), Y: float64(now) / 1e6})
+			now, _ := child.Memory(t.server)
+			d.rss = append(d.rss, chart.Point{X: time.Since(began).Seconds(), Y: float64(now) / 1e6})
 			return nil
 		})
 	}()
 	res, err := load.Run(b.ctx, l)
 	cancel()
 	if err = errors.Join(err, <-watched); err != nil {
-		return err
+		return d, err
 	}
-	_, peak := child.Memory(srv.Pid())
-	// What edge still holds must not reach the log now: everything that was
+	_, peak := child.Memory(t.server)
+	// What the server still holds must not reach the log now: everything that was
 	// promised is on the broker's disk already. The same directory again:
-	srv.Kill()
+	t.kill()
 	if err := f.startBroker(broker, 1); err != nil {
-		return err
+		return d, err
 	}
 	found, err := broker.count()
 	if err != nil {
-		return err
+		return d, err
 	}
-	s.Book = append(s.Book, ledger.Entry{What: "broker killed under load", Where: inLog, Promised: res.Accepted, Doubtful: res.Doubtful, Found: found - before})
+	d.entry = ledger.Entry{What: "broker killed under load, " + t.name, Where: inLog, Promised: res.Accepted, Doubtful: res.Doubtful, Found: found - before}
 	// Flat: once records are given up as fast as they come, the last third is no
 	// higher than the third before.
-	dead := after(rss, died.Seconds())
-	middle, late := highest(dead[len(dead)/3:2*len(dead)/3]), highest(dead[2*len(dead)/3:])
-	alive := highest(rss[:len(rss)-len(dead)])
-	t := table{Header: []string{"offered/s", "seconds dead", "promised", "told 503 or 429", "RSS MB alive", "middle third dead", "last third dead", "peak"}}
-	t.row(rate, fmt.Sprintf("%.0f", b.o.soak.Seconds()), res.Accepted, res.Refused(), fmt.Sprintf("%.0f", alive), fmt.Sprintf("%.0f", middle), fmt.Sprintf("%.0f", late), fmt.Sprintf("%.0f", float64(peak)/1e6))
-	s.Tables = append(s.Tables, t)
-	s.Charts = append(s.Charts, chart.Chart{Name: "memory", Title: fmt.Sprintf("Resident memory of edge; the broker dies after %.0f s", died.Seconds()),
-		X: chart.Axis{Label: "seconds"}, Y: chart.Axis{Label: "MB"}, Lines: []chart.Line{{Label: "edge", Points: rss}}})
-	s.goal(goal{What: "memory with a dead broker", Must: "flat for 60 s", Measured: fmt.Sprintf("%.0f MB, then %.0f MB; peak %.0f MB", middle, late, float64(peak)/1e6),
-		Ratio: ratio(late / max(middle, 1)), Verdict: verdict(late <= 1.1*middle, false)})
-	return nil
+	without := after(d.rss, died.Seconds())
+	third := len(without) / 3
+	d.alive, d.middle, d.late, d.peak = highest(d.rss[:len(d.rss)-len(without)]), highest(without[third:2*third]), highest(without[2*third:]), float64(peak)/1e6
+	d.told, d.unanswered = res.Refused(), res.Unknown+res.Unsent
+	return d, nil
 }
 
 func after(points []chart.Point, x float64) []chart.Point {

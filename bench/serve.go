@@ -15,7 +15,7 @@ import (
 )
 
 // errArguments is for a person who starts a rival by hand.
-var errArguments = errors.New("want: serve-bare ADDR, serve-naive ADDR BROKER sync|async, serve-null ADDR PARTITIONS")
+var errArguments = errors.New("want: serve-bare ADDR, serve-naive ADDR BROKER sync|async, serve-naive-sink BROKER CLICKHOUSE DATABASE, serve-null ADDR PARTITIONS")
 
 func serveBare(ctx context.Context, args []string) error {
 	if len(args) != 1 {
@@ -37,6 +37,14 @@ func serveNaive(ctx context.Context, args []string) error {
 		return err
 	}
 	return naive.Serve(ctx, ln, naive.Config{Brokers: []string{args[1]}, Topic: topic, Sync: args[2] == "sync"})
+}
+
+func serveNaiveSink(ctx context.Context, args []string) error {
+	if len(args) != 3 {
+		return errArguments
+	}
+	_, err := naive.Sink(ctx, naive.Config{Brokers: args[:1], Topic: topic}, args[1], args[2], -1)
+	return err
 }
 
 // serveNull is a broker that acknowledges and throws away: what the producing

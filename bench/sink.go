@@ -129,8 +129,10 @@ func (s *section) sink(r *sinkRatios, remembered int64) {
 		Measured: fmt.Sprintf("%s rows/s, %.2f µs; %.0f MB peak, %.0f more than without", count(byID.PerSecond), byID.CPU["server"], float64(byID.RSS)/1e6, float64(byID.RSS-ours.RSS)/1e6),
 		Ratio:    fmt.Sprintf("%.2f of ready blocks one at a time, %.2f of events without", ids, ids/got),
 		Verdict:  reached(ids, byID.CPU["server"])})
-	s.goal(goal{What: "memory of the sink", Must: "≤ 192 MB at 100 k-row blocks", Stretch: "≤ 96 MB", Measured: fmt.Sprintf("%.0f MB peak, %.0f MB compressing", float64(ours.RSS)/1e6, float64(packed.RSS)/1e6),
-		Verdict: verdict(max(ours.RSS, packed.RSS) <= 192e6, max(ours.RSS, packed.RSS) <= 96e6)})
+	highest := max(ours.RSS, packed.RSS)
+	s.goal(goal{What: "memory of the sink", Must: "≤ 192 MB at 100 k-row blocks", Stretch: "≤ 96 MB",
+		Measured: fmt.Sprintf("%.0f MB peak, %.0f MB compressing; with a window of %s event_ids %.0f MB", float64(ours.RSS)/1e6, float64(packed.RSS)/1e6, count(float64(remembered)), float64(byID.RSS)/1e6),
+		Verdict:  verdict(highest <= 192e6, highest <= 96e6)})
 	s.note("without an event_id of its own an event passes by the deduplication window; with one the window is full from half of the rows on (DEDUP_MAX_IDS=%d)", remembered)
 	s.note("peak RSS of the rivals is that of this program; on loopback compressing can only cost")
 }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"slices"
 	"time"
 
@@ -101,6 +102,55 @@ func (f *fleet) everything(name string, s *server) (*target, error) {
 		return nil, errors.New("edge runs no engine of its own")
 	}
 	return t, nil
+}
+
+// system is a whole one, from HTTP to the tables.
+type system struct {
+	*target
+	kafka  string
+	verify func(context.Context) ([]string, error) // what it says against its own sums; nil: there is nobody to ask
+	stop   func() error
+}
+
+// ourSystem is edge with everything inside.
+func (f *fleet) ourSystem(name string) (*system, error) {
+	srv, err := f.whole()
+	if err != nil {
+		return nil, err
+	}
+	t, err := f.everything(name, srv)
+	return &system{t, srv.kafka, srv.verify, srv.Stop}, err
+}
+
+// naiveSystem is the peer in front of a broker, and its sink behind it, on the same
+// engine and the same tables.
+func (f *fleet) naiveSystem() (*system, error) {
+	e, err := f.engine()
+	if err != nil {
+		return nil, err
+	}
+	if err := f.migrate(e, database); err != nil {
+		return nil, err
+	}
+	t, b, err := f.naive("async", 1)
+	if err != nil {
+		return nil, err
+	}
+	t.name = "naive async and sink"
+	if t.pool, err = f.pool(e.addr, database); err != nil {
+		return nil, err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	sink, err := f.start("naive-sink", []string{self, "serve-naive-sink", b.addr, e.addr, database}, nil, func() error { return nil })
+	if err != nil {
+		return nil, err
+	}
+	t.others["engine"], t.others["sink"] = e.Pid(), sink.Pid()
+	t.count, t.where = storedCount(t.pool), inTables
+	return &system{target: t, kafka: b.addr, stop: f.end}, nil
 }
 
 // verify asks a running edge to prove its sums, and returns what it found wrong.
