@@ -130,6 +130,7 @@ func run(ctx context.Context, _ []string) (err error) {
 		began := time.Now()
 		err := b.stage(&s)
 		s.Took = time.Since(began).Seconds()
+		s.void()
 		fmt.Print(s.markdown())
 		if err != nil {
 			r.Failed = append(r.Failed, fmt.Sprintf("%s: %v", name, err))

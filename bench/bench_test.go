@@ -3,6 +3,7 @@
 package main
 
 import (
+	"encoding/json"
 	"math"
 	"os"
 	"path/filepath"
@@ -16,6 +17,57 @@ import (
 	"edge/bench/ledger"
 	"edge/internal/codec"
 )
+
+// What comes again is stored in a third of the room: no event of a run is like another.
+func TestDistinctEventsDiffer(t *testing.T) {
+	requests := newGenerated(1).lines(3)
+	stamp := distinct(requests)
+	seen := make(map[string]bool)
+	earliest := time.Now().Add(-time.Minute).UnixMilli()
+	for n := range int64(30) {
+		buf := slices.Clone(requests[n%3])
+		stamp(n, buf)
+		if len(buf) != len(requests[n%3]) {
+			t.Fatalf("request %d has %d bytes, was of %d", n, len(buf), len(requests[n%3]))
+		}
+		_, body, _ := strings.Cut(string(buf), "\r\n\r\n")
+		for line := range strings.Lines(body) {
+			if seen[line] {
+				t.Errorf("event %s twice", line)
+			}
+			seen[line] = true
+			var e struct {
+				UserID    string `json:"user_id"`
+				Timestamp int64
+				Metadata  map[string]string
+			}
+			err := json.Unmarshal([]byte(line), &e)
+			if err != nil || e.Timestamp < earliest || e.Timestamp > time.Now().UnixMilli() || len(e.Metadata["product_id"]) != 8 || !strings.HasPrefix(e.UserID, "user_") {
+				t.Errorf("%s: %v, %+v", line, err, e)
+			}
+		}
+	}
+	if len(seen) != 30*bulkSize {
+		t.Errorf("%d events; want %d", len(seen), 30*bulkSize)
+	}
+}
+
+// A run of 10,000 names has 10,000.
+func TestGeneratedNamesAreAll(t *testing.T) {
+	g := newGenerated(1)
+	g.names, g.campaigns = 10_000, 10_000
+	names, campaigns := make(map[string]bool), make(map[string]bool)
+	for _, r := range g.lines(256) {
+		for _, part := range strings.Split(string(r), `"event_name":"`)[1:] {
+			names[part[:strings.IndexByte(part, '"')]] = true
+			_, campaign, _ := strings.Cut(part, `"campaign_id":"`)
+			campaigns[campaign[:strings.IndexByte(campaign, '"')]] = true
+		}
+	}
+	if len(names) != 10_000 || len(campaigns) != 10_000 {
+		t.Errorf("%d names and %d campaigns; want 10,000 of both", len(names), len(campaigns))
+	}
+}
 
 func TestMedianAndQuantile(t *testing.T) {
 	f := func(v []float64, want float64) {
@@ -68,8 +120,11 @@ func TestPairComparesNeighbours(t *testing.T) {
 		t.Errorf("got %v and %v; want 0.8, 0.5 and 1.5, 2: ours beside the peer is no pair with the limit", rates, cpus)
 	}
 	pair(last, run("ours", 1, 1), ours, nil, &rates, &cpus)
+	lost := run("limit", 1, 1)
+	lost.Entry = ledger.Entry{Promised: 2, Found: 1}
+	pair(lost, run("ours", 1, 1), ours, limit, &rates, &cpus)
 	if len(rates) != 2 {
-		t.Error("a pair without a limit")
+		t.Error("a pair without a limit, or with one that lost events")
 	}
 }
 
@@ -299,8 +354,10 @@ func TestTakeKeepsTheBook(t *testing.T) {
 		t.Errorf("a rival: book %v, notes %v; want a note", s.Book, s.Notes)
 	}
 	s.take(lost, "")
-	if len(s.Book.Void()) != 1 || len(s.Notes) != 1 || len(s.Samples) != 2 {
-		t.Errorf("ours: book %v, notes %v; want a void entry", s.Book, s.Notes)
+	s.goal(goal{What: "HTTP single", Verdict: "met"})
+	s.void()
+	if len(s.Book.Void()) != 1 || len(s.Notes) != 1 || len(s.Samples) != 2 || s.Goals[0].Verdict != "VOID" {
+		t.Errorf("ours: book %v, notes %v, goals %v; want a void entry, and no verdict", s.Book, s.Notes, s.Goals)
 	}
 }
 

@@ -211,14 +211,14 @@ func (f *fleet) edge(name string, settings ...string) (*server, error) {
 }
 
 // whole is edge with everything inside, its broker and engine reachable.
-func (f *fleet) whole() (*server, error) {
+func (f *fleet) whole(settings ...string) (*server, error) {
 	sql, err1 := child.FreePort()
 	kafka, err2 := child.FreePort()
 	if err := errors.Join(err1, err2); err != nil {
 		return nil, err
 	}
-	s, err := f.edge("edge", "EMBEDDED=true", "DATA_DIR="+f.dataDir("edge"),
-		"EMBEDDED_CLICKHOUSE_LISTEN="+host+":"+sql, "EMBEDDED_KAFKA_LISTEN="+host+":"+kafka)
+	s, err := f.edge("edge", append(settings, "EMBEDDED=true", "DATA_DIR="+f.dataDir("edge"),
+		"EMBEDDED_CLICKHOUSE_LISTEN="+host+":"+sql, "EMBEDDED_KAFKA_LISTEN="+host+":"+kafka)...)
 	if s != nil {
 		s.sql, s.kafka = host+":"+sql, host+":"+kafka
 	}

@@ -51,9 +51,16 @@ func (g *grown) add(x int, m sample) {
 	}
 }
 
-// finish adds table, plot and goal. The verdict is about edge itself: its cost
-// at the far end against the near one.
-func (g *grown) finish(s *section, name, must string) {
+// flat is a cost that grows by no more than mostGrowth, which is what runs of one size
+// differ by on a machine that others share.
+const (
+	flat       = "flat (≤ 1.25x)"
+	mostGrowth = 1.25
+)
+
+// finish adds table, plot and goal. The verdict, if something is a must, is about edge
+// itself: its cost at the far end against the near one.
+func (g *grown) finish(s *section, name, of, must string) {
 	s.Tables = append(s.Tables, g.rows)
 	c := chart.Chart{Name: "growth-" + name, Title: "Processor time per event, by " + g.what, X: chart.Axis{Label: g.what, Log: true}, Y: chart.Axis{Label: "µs per event"},
 		Lines: []chart.Line{{Label: "edge", Points: g.edge}}}
@@ -63,10 +70,15 @@ func (g *grown) finish(s *section, name, must string) {
 		}
 	}
 	s.Charts = append(s.Charts, c)
-	first, last := g.edge[0].Y, g.edge[len(g.edge)-1].Y
+	near, far := g.edge[0], g.edge[len(g.edge)-1]
+	first, last := near.Y, far.Y
 	s.number("growth_"+name, last/first)
-	s.goal(goal{What: "growth: " + must, Must: "flat", Measured: fmt.Sprintf("%.2f → %.2f µs/event; p99 of the POST %s ms", first, last, strings.Join(g.p99, ", ")), Ratio: fmt.Sprintf("%.2fx", last/first),
-		Verdict: verdict(last <= 1.25*first, false)})
+	grew := wish(false)
+	if must != "" {
+		grew = verdict(last <= mostGrowth*first, false)
+	}
+	s.goal(goal{What: fmt.Sprintf("growth: %s to %s %s", count(near.X), count(far.X), of), Must: must, Measured: fmt.Sprintf("%.2f → %.2f µs/event; p99 of the POST %s ms", first, last, strings.Join(g.p99, ", ")), Ratio: fmt.Sprintf("%.2fx", last/first),
+		Verdict: grew})
 }
 
 // sweep measures every point in turns, several times, and adds the medians: a
@@ -91,10 +103,16 @@ func (g *grown) sweep(b *bench, points []int, run func(int) (sample, error)) err
 	return nil
 }
 
+// steadyBatches has a Kafka request leave every ten milliseconds, where otherwise the next
+// one leaves when the disk is done with the last. At a rate that leaves the machine idle
+// half of the time an event's cost is mostly that of its request, so it would follow the
+// speed of the disk, and be the less the busier the machine is.
+const steadyBatches = "LINGER=10ms"
+
 // growNames is the whole system at a fixed rate that it can hold, with ever more
 // distinct names and campaigns.
 func growNames(b *bench, s *section, f *fleet) error {
-	srv, err := f.whole()
+	srv, err := f.whole(steadyBatches)
 	if err != nil {
 		return err
 	}
@@ -109,14 +127,14 @@ func growNames(b *bench, s *section, f *fleet) error {
 	}
 	err = g.sweep(b, []int{1, 10, 100, 1000, 10_000}, func(n int) (sample, error) {
 		made := newGenerated(uint64(8 + n))
-		made.names = n
+		made.names, made.campaigns = n, n
 		return b.measure(t, bulks(made, b.o.one))
 	})
 	if err != nil {
 		return err
 	}
 	s.note("the engine's share by names includes all merges that the run has caused, those after it too")
-	g.finish(s, "names", "1 to 10,000 event names")
+	g.finish(s, "names", "event names and campaigns", flat)
 	return nil
 }
 
@@ -153,7 +171,7 @@ func growConnections(b *bench, s *section, f *fleet) error {
 		return err
 	}
 	s.note("each idle connection has had an event, and was open at the end of its run")
-	g.finish(s, "connections", "1 to 10,000 idle connections")
+	g.finish(s, "connections", "idle connections", flat)
 	return nil
 }
 
@@ -181,6 +199,6 @@ func growPartitions(b *bench, s *section, f *fleet) error {
 	if err != nil {
 		return err
 	}
-	g.finish(s, "partitions", "1 to 64 partitions")
+	g.finish(s, "partitions", "partitions", "")
 	return nil
 }

@@ -25,6 +25,7 @@ type target struct {
 	beside string           // not empty: no run of edge's ledger, and why; rivals: what it loses is its own affair
 	admin  string           // of edge, which tells its allocations; empty: unknown
 	log    string           // directory of its broker
+	kill   func()           // ends the program at once; not of every target
 	pool   *clickhouse.Pool // to its engine, if it has one of its own
 	settle bool             // a run lasts until the merges it has caused have ended: they are part of its cost, and not of the next one's
 
@@ -230,9 +231,9 @@ func (r race) run(b *bench) (*outcome, error) {
 }
 
 // pair appends the ratios of two runs next to each other when one is ours and
-// the other is theirs.
+// the other is theirs, and both have done what they promised.
 func pair(a, b *sample, ours, theirs *target, rate, cpu *[]float64) {
-	if a == nil || theirs == nil {
+	if a == nil || theirs == nil || !a.Entry.OK() || !b.Entry.OK() {
 		return
 	}
 	switch {

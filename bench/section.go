@@ -68,6 +68,17 @@ func wish(stretch bool) string {
 	return "below stretch"
 }
 
+// void takes the verdicts back if a ledger does not add up: the figures are of a program
+// that did not do its work.
+func (s *section) void() {
+	if len(s.Book.Void()) == 0 {
+		return
+	}
+	for i := range s.Goals {
+		s.Goals[i].Verdict = "VOID"
+	}
+}
+
 // goal adds a line; what BENCH_STAGES reproduces it goes with it.
 func (s *section) goal(g goal) {
 	g.Command = "make bench BENCH_STAGES=" + s.Stage
