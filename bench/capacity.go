@@ -3,54 +3,80 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 
 	"edge/bench/model"
 )
 
-// measuredHere stands in for what a report lacks: two cores of a shared AMD EPYC
-// at 2.6 GHz, everything on them.
-var measuredHere = model.Costs{
-	Edge: 1.0, Single: 19, Broker: 0.3, BrokerSingle: 14, Sink: 0.9, Engine: 2.5, Body: 245, Topic: 110, Stored: 45,
-	Partition: 800_000, SinkRate: 500_000,
-}
+// Where the report of a whole run is, and what is made of it, from bench/.
+var (
+	wholeReport = filepath.Join("report", "report.json")
+	committed   = places{costs: filepath.Join("model", "costs.json"), design: filepath.Join("..", "DESIGN.md")}
+)
 
-// printModel is the table of DESIGN.md, from the report of the last whole run or
-// the file named.
+// places are where the model's costs are kept, and the document that has its tables.
+type places struct{ costs, design string }
+
+// printModel prints the figures of "past one machine". Those of the last whole run it
+// also writes, to costs.json and into DESIGN.md, so that neither can be of another run.
+// Without such a run they are of costs.json, and those of a report that is named are only
+// printed.
 func printModel(_ context.Context, args []string) error {
-	path := filepath.Join("report", "report.json")
 	if len(args) > 0 {
-		path = args[0]
-	}
-	costs := measuredHere
-	f, err := os.Open(path)
-	switch {
-	case errors.Is(err, os.ErrNotExist) && len(args) == 0:
-		fmt.Println("no report yet; with the costs that bench/capacity.go states:")
-	case err != nil:
-		return err
-	default:
-		defer f.Close()
-		if costs, err = costs.Read(f); err != nil {
+		costs, err := costsIn(args[0], model.FromReport)
+		if err != nil {
 			return err
 		}
+		fmt.Print(model.Text(costs, model.Usual))
+		return nil
 	}
-	fmt.Printf("\nPer event: edge %.2f µs in bulks of 100, %.1f µs alone at half load; broker %.2f and %.1f µs; sink %.2f µs; ClickHouse %.2f µs;\n"+
-		"%.0f bytes sent, %.0f in the log, %.0f stored. One partition has carried %.2f M/s, one sink %.2f M/s.\n\n",
-		costs.Edge, costs.Single, costs.Broker, costs.BrokerSingle, costs.Sink, costs.Engine, costs.Body, costs.Topic, costs.Stored, costs.Partition/1e6, costs.SinkRate/1e6)
-	var plans []model.Plan
-	for _, rate := range []float64{20e3, 1e6, 10e6} {
-		plans = append(plans, costs.For(rate, model.Usual))
+	costs, err := costsIn(wholeReport, model.FromReport)
+	if errors.Is(err, os.ErrNotExist) {
+		costs, err = costsIn(committed.costs, model.Load)
 	}
-	fmt.Print(model.Table(plans...))
-	m := model.Usual
-	fmt.Printf("\nThe price of a month is at %g a core hour and %g a TB and month, the log kept %g days and tables %g.\n", m.CoreHour, m.TBMonth, m.LogDays, m.TableDays)
-	p := plans[0]
-	fmt.Printf("One edge of %d cores carries %.2f M events/s, one partition %.2f M, one sink %.2f M, one ClickHouse node of %d cores %.2f M; all run at %.0f %%.\n",
-		m.EdgeCores, p.EdgeLimit/1e6, p.PartLimit/1e6, p.SinkLimit/1e6, m.ShardCores, p.NodeLimit/1e6, 100*m.Load)
-	return nil
+	if err != nil {
+		return err
+	}
+	fmt.Print(model.Text(costs, model.Usual))
+	return committed.write(costs)
+}
+
+func costsIn(path string, read func(io.Reader) (model.Costs, error)) (model.Costs, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return model.Costs{}, err
+	}
+	defer f.Close()
+	return read(f)
+}
+
+// write writes costs and what follows from them.
+func (p places) write(costs model.Costs) error {
+	text, err := costs.Save()
+	if err != nil {
+		return err
+	}
+	design, err := os.ReadFile(p.design)
+	if err != nil {
+		return err
+	}
+	if design, err = model.Into(design, model.Text(costs, model.Usual)); err != nil {
+		return fmt.Errorf("%s: %w", p.design, err)
+	}
+	return errors.Join(replace(p.costs, text), replace(p.design, design))
+}
+
+// replace writes text to path and says so, unless it is there.
+func replace(path string, text []byte) error {
+	if before, err := os.ReadFile(path); err == nil && bytes.Equal(before, text) {
+		return nil
+	}
+	fmt.Fprintf(os.Stderr, "bench: %s is new\n", path)
+	return os.WriteFile(path, text, 0o644)
 }

@@ -6,54 +6,97 @@
 // What scales how. Edges are stateless and add up. A partition is one ordered
 // log with one consumer, so it is a ceiling and not a cost: more rate needs more
 // partitions, decided before the topic is made. A sink process takes any number
-// of partitions. ClickHouse shards add up for inserts, and a query asks them all.
+// of partitions, and has a few inserts under way at a time. ClickHouse shards add
+// up for inserts, and a query asks them all.
+//
+// Every figure is rounded where it is made, to the digits that are printed, and what
+// follows is made of the rounded ones: who does the arithmetic by hand comes to the
+// same counts.
 package model
 
 import (
-	"encoding/json"
-	"fmt"
-	"io"
 	"math"
-	"slices"
 	"strconv"
-	"strings"
 )
 
-// Costs are what was measured, per event.
+// Costs are what was measured, per event: costs.json, of one run of the whole bench.
 type Costs struct {
-	Edge   float64 // µs of processor time, HTTP to broker, bulks of 100
-	Single float64 // µs, one event a request, at half of what one edge carries
-	Sink   float64 // µs, Kafka to columns
-	Engine float64 // µs, the insert with all views and the merges that fell into the run
-	// µs of each copy of the log, bulks and singles at half load, of the embedded broker:
-	// one node that replicates to nobody and has an fsync a batch.
-	Broker, BrokerSingle float64
-	Body                 float64 // bytes as the SDK sends them
-	Topic                float64 // bytes in the log, compressed
-	Stored               float64 // bytes on ClickHouse's disk, rollups included
-	Partition            float64 // events/s that one partition has carried
-	SinkRate             float64 // events/s that one sink process has carried
+	Commit string `json:"commit"`
+	CPU    string `json:"cpu"`
+	Cores  int    `json:"cores"`
+
+	Edge   float64 `json:"edge_us"`   // processor time, HTTP to broker, bulks of 100
+	Single float64 `json:"single_us"` // one event a request, at half of what one edge carries
+	Sink   float64 `json:"sink_us"`   // Kafka to columns
+	Engine float64 `json:"engine_us"` // the insert with all views and the merges that fell into a minute
+	Insert float64 `json:"insert_us"` // the same of the sink's own run: full blocks, few merges
+	// Each copy of the log, bulks and singles at half load, of the embedded broker: one
+	// node that replicates to nobody and has an fsync a batch.
+	Broker       float64 `json:"broker_us"`
+	BrokerSingle float64 `json:"broker_single_us"`
+	BrokerRead   float64 `json:"broker_read_us"` // while a sink empties it
+
+	Body   float64 `json:"body_bytes"`   // as the SDK sends them
+	Topic  float64 `json:"topic_bytes"`  // in the log, compressed
+	Stored float64 `json:"stored_bytes"` // on ClickHouse's disk, rollups included
+
+	// What one partition and one sink have carried, events/s: at least, as the two cores were
+	// full, mostly of other programs.
+	Partition float64 `json:"partition_per_second"`
+	SinkRate  float64 `json:"sink_per_second"`
 }
 
 // Shape is what one would rent and how full one would run it.
 type Shape struct {
 	EdgeCores, SinkCores, BrokerCores, ShardCores int
-	Load                                          float64 // part of a core that is used on average
+	Inserts                                       int     // FLUSH_INSERTS, of about one core of ClickHouse each
+	Load                                          float64 // part of a core, and of a network card, that is used on average
 	Singles                                       float64 // part of the events that come one a request
 	LogCopies, TableCopies                        int
 	BrokerDisk                                    float64 // bytes/s one broker writes and still fsyncs
-	Network                                       float64 // bits/s of one machine
+	Network                                       float64 // bits/s of one machine, each way
 	LogDays, TableDays                            float64 // how long each keeps what it has
 	CoreHour, TBMonth                             float64 // prices, in any currency: of a core with its memory, of disk
 }
 
 // Usual is machines of a few cores, run at 60 %, every byte three times in the
 // log, for the week that is KAFKA_RETENTION's default, and twice in the tables. The
-// prices are round ones, of the order of rented machines and network disks.
+// prices are round ones, of the order of rented machines and network disks. A sink has
+// one core: with two inserts at a time it has no work for a second one.
 var Usual = Shape{
-	EdgeCores: 4, SinkCores: 4, BrokerCores: 8, ShardCores: 16, Load: 0.6, Singles: 0.1,
+	EdgeCores: 4, SinkCores: 1, BrokerCores: 8, ShardCores: 16, Inserts: 2, Load: 0.6, Singles: 0.1,
 	LogCopies: 3, TableCopies: 2, BrokerDisk: 300e6, Network: 10e9,
 	LogDays: 7, TableDays: 30, CoreHour: 0.04, TBMonth: 80,
+}
+
+// Limits are the events/s that one of each carries at Shape.Load. Nobody has seen them:
+// they are its processor time spread over the cores it is given. That of a partition is
+// what was seen, as nothing is known of its end.
+type Limits struct {
+	Edge, Sink, Partition, Broker, Node float64
+}
+
+// Limits are those of s.
+func (c Costs) Limits(s Shape) Limits {
+	by := func(cores int, us float64) float64 { return float64(cores) * s.Load * 1e6 / us }
+	card := func(bytes float64) float64 { return s.Network * s.Load / 8 / bytes }
+	edge, broker := c.mixed(s)
+	return Limits{
+		Edge: round(min(by(s.EdgeCores, edge), card(c.Body))),
+		// Rows leave a sink about as large as events come, when nothing compresses them.
+		Sink:      round(min(by(s.SinkCores, c.Sink), by(s.Inserts, c.Insert), card(c.Body))),
+		Partition: round(c.Partition * s.Load),
+		// Of one copy. What comes in leaves once, to the sinks or to another broker.
+		Broker: round(min(by(s.BrokerCores, broker), s.BrokerDisk/c.Topic, card(c.Topic))),
+		Node:   round(min(by(s.ShardCores, c.Engine), card(c.Body))),
+	}
+}
+
+// mixed is the processor time of an edge and of a broker for an event, with s's part of
+// them sent alone.
+func (c Costs) mixed(s Shape) (edge, broker float64) {
+	mix := func(single, bulk float64) float64 { return round(s.Singles*single + (1-s.Singles)*bulk) }
+	return mix(c.Single, c.Edge), mix(c.BrokerSingle, c.Broker)
 }
 
 // Plan is what one rate needs.
@@ -61,154 +104,74 @@ type Plan struct {
 	Rate                       float64
 	Edges, Partitions, Brokers int
 	Sinks, Shards              int
-	EdgeUsed, SinkUsed         float64 // cores busy, at 100 %
-	BrokerUsed, ShardUsed      float64
-	In, Log                    float64 // bits/s from clients; bytes/s into the log, once
-	TopicDay, DiskDay          float64 // bytes a day, all copies
-	Machines, Cores            int
+	Traffic                    Traffic
+	TopicDay, DiskDay          float64 // TB a day, all copies
+	Cores                      int
 	CoresMonth                 float64 // price of 730 hours
 	LogMonth, TablesMonth      float64 // price of the disk that is full after LogDays and TableDays
-	// what one edge, one partition, one sink, one ClickHouse node carries
-	EdgeLimit, PartLimit, SinkLimit, NodeLimit float64
 }
 
 // For is the plan of rate events a second.
 func (c Costs) For(rate float64, s Shape) Plan {
-	p := Plan{Rate: rate}
-	mixed := func(single, bulk float64) float64 { return s.Singles*single + (1-s.Singles)*bulk }
-	edge := mixed(c.Single, c.Edge)
-	cores := func(us float64) float64 { return rate * us / 1e6 }
-	machines := func(used float64, size int) int { return max(int(math.Ceil(used/(float64(size)*s.Load)-1e-9)), 1) }
-	p.EdgeUsed, p.SinkUsed = cores(edge), cores(c.Sink)
-	p.BrokerUsed = cores(mixed(c.BrokerSingle, c.Broker)) * float64(s.LogCopies)
-	p.ShardUsed = cores(c.Engine)
-	p.In = rate * c.Body * 8
-	p.Log = rate * c.Topic
-	p.EdgeLimit = float64(s.EdgeCores) * s.Load * 1e6 / edge
-	p.PartLimit = c.Partition * s.Load
-	p.SinkLimit = min(c.SinkRate, float64(s.SinkCores)*1e6/c.Sink) * s.Load
-	p.NodeLimit = float64(s.ShardCores) * s.Load * 1e6 / c.Engine
-	p.Edges = max(machines(p.EdgeUsed, s.EdgeCores), ceil(p.In/(s.Network*s.Load)))
-	p.Sinks = ceil(rate / p.SinkLimit)
+	p, one := Plan{Rate: rate, Traffic: c.traffic(rate, s)}, c.Limits(s)
+	p.Edges = ceil(rate / one.Edge)
+	p.Sinks = ceil(rate / one.Sink)
 	// At least twice as many partitions as sinks, so that one more sink helps.
-	p.Partitions = max(ceil(rate/p.PartLimit), 2*p.Sinks)
+	p.Partitions = max(ceil(rate/one.Partition), 2*p.Sinks)
 	// No two copies of the log lie on one broker.
-	p.Brokers = max(machines(p.BrokerUsed, s.BrokerCores), ceil(p.Log*float64(s.LogCopies)/s.BrokerDisk), s.LogCopies)
-	p.Shards = machines(p.ShardUsed, s.ShardCores)
-	p.TopicDay = p.Log * 86400 * float64(s.LogCopies)
-	p.DiskDay = rate * c.Stored * 86400 * float64(s.TableCopies)
-	nodes := p.Shards * s.TableCopies
-	p.Machines = p.Edges + p.Sinks + p.Brokers + nodes
-	p.Cores = p.Edges*s.EdgeCores + p.Sinks*s.SinkCores + p.Brokers*s.BrokerCores + nodes*s.ShardCores
-	p.CoresMonth = float64(p.Cores) * 730 * s.CoreHour
-	p.LogMonth = p.TopicDay / 1e12 * s.LogDays * s.TBMonth
-	p.TablesMonth = p.DiskDay / 1e12 * s.TableDays * s.TBMonth
+	p.Brokers = max(ceil(rate*float64(s.LogCopies)/one.Broker), s.LogCopies)
+	p.Shards = ceil(rate / one.Node)
+	day := func(bytes float64, copies int) float64 { return round(rate * bytes * 86400 * float64(copies) / 1e12) }
+	p.TopicDay, p.DiskDay = day(c.Topic, s.LogCopies), day(c.Stored, s.TableCopies)
+	p.Cores = p.Edges*s.EdgeCores + p.Sinks*s.SinkCores + p.Brokers*s.BrokerCores + p.Shards*s.TableCopies*s.ShardCores
+	p.CoresMonth = round(float64(p.Cores) * 730 * s.CoreHour)
+	p.LogMonth = round(p.TopicDay * s.LogDays * s.TBMonth)
+	p.TablesMonth = round(p.DiskDay * s.TableDays * s.TBMonth)
 	return p
 }
 
-func ceil(v float64) int { return int(math.Ceil(v - 1e-9)) }
-
-// First is the part that a single one of no longer carries the rate, the one
-// with the least room before the others.
-func (p Plan) First() string {
-	first, least := "nothing: one of each is enough", 1.0
-	for _, part := range []struct {
-		name  string
-		limit float64
-	}{{"the edge process", p.EdgeLimit}, {"the partition", p.PartLimit}, {"the sink", p.SinkLimit}, {"the ClickHouse node", p.NodeLimit}} {
-		if room := part.limit / p.Rate; room < least {
-			first, least = part.name, room
-		}
-	}
-	return first
-}
+// Month is the price of it all for a month.
+func (p Plan) Month() float64 { return round(p.CoresMonth + p.LogMonth + p.TablesMonth) }
 
 // PerMillion is the price of a million events at this rate.
-func (p Plan) PerMillion() float64 {
-	return (p.CoresMonth + p.LogMonth + p.TablesMonth) / (p.Rate * 730 * 3600 / 1e6)
+func (p Plan) PerMillion() float64 { return round(p.Month() / (p.Rate * 730 * 3600 / 1e6)) }
+
+// Traffic is bits/s between the parts, all machines of a part together.
+type Traffic struct {
+	Clients  float64 // clients to edges, bodies that nobody has compressed
+	Produced float64 // edges to brokers
+	Copied   float64 // brokers to brokers
+	Consumed float64 // brokers to sinks
+	Inserted float64 // sinks to ClickHouse, rows that nobody has compressed
+	Fetched  float64 // ClickHouse to ClickHouse: the parts of inserts; merges each makes itself
 }
 
-// halfLoad is the row of singles near the load that machines run at. Saturated they
-// cost edge three fifths of it and the broker a third, because more of them share a
-// wake-up and a batch.
-const halfLoad = "edge at half load"
-
-// table is one of a report's, as text.
-type table struct {
-	Header []string   `json:"header"`
-	Rows   [][]string `json:"rows"`
+func (c Costs) traffic(rate float64, s Shape) Traffic {
+	bits := func(bytes, times float64) float64 { return round(rate * bytes * 8 * times) }
+	return Traffic{
+		Clients: bits(c.Body, 1), Produced: bits(c.Topic, 1), Copied: bits(c.Topic, float64(s.LogCopies-1)),
+		Consumed: bits(c.Topic, 1), Inserted: bits(c.Body, 1), Fetched: bits(c.Stored, float64(s.TableCopies-1)),
+	}
 }
 
-// Read takes the costs out of a benchmark report; what it lacks stays as it is.
-func (c Costs) Read(r io.Reader) (Costs, error) {
-	var report struct {
-		Sections []struct {
-			Numbers map[string]float64 `json:"numbers"`
-			Tables  []table            `json:"tables"`
-		} `json:"sections"`
-	}
-	if err := json.NewDecoder(r).Decode(&report); err != nil {
-		return c, fmt.Errorf("read the report: %w", err)
-	}
-	for _, s := range report.Sections {
-		for name, to := range map[string]*float64{
-			"bulk_NDJSON_cpu_us": &c.Edge, "bulk_NDJSON_broker_cpu_us": &c.Broker,
-			"bulk_NDJSON_per_second": &c.Partition, "body_bytes": &c.Body, "topic_bytes": &c.Topic,
-			"sink_cpu_us": &c.Sink, "steady_engine_cpu_us": &c.Engine, "sink_per_second": &c.SinkRate, "steady_stored_bytes": &c.Stored,
-		} {
-			if v, ok := s.Numbers[name]; ok && v > 0 {
-				*to = v
-			}
-		}
-		for _, t := range s.Tables {
-			if err := c.readSingles(t); err != nil {
-				return c, fmt.Errorf("read the report: %w", err)
-			}
-		}
-	}
-	return c, nil
+// Card is the most that one machine of the plan takes in or sends, bits/s.
+func (p Plan) Card() float64 {
+	t := p.Traffic
+	each := func(bits float64, machines int) float64 { return bits / float64(machines) }
+	return round(max(
+		each(t.Clients, p.Edges), each(t.Produced+t.Copied, p.Brokers), each(t.Inserted, p.Sinks),
+		// A shard's inserts may all go to one of its copies.
+		each(t.Inserted, p.Shards), each(t.Fetched, p.Shards)))
 }
 
-// readSingles takes the costs of singles out of the table that has them.
-func (c *Costs) readSingles(t table) error {
-	for _, row := range t.Rows {
-		if len(row) == 0 || row[0] != halfLoad {
-			continue
-		}
-		for _, cell := range []struct {
-			column string
-			to     *float64
-		}{{"server µs/event", &c.Single}, {"broker", &c.BrokerSingle}} {
-			i := slices.Index(t.Header, cell.column)
-			if i < 0 || i >= len(row) {
-				return fmt.Errorf("the row %q has no column %q", halfLoad, cell.column)
-			}
-			v, err := strconv.ParseFloat(row[i], 64)
-			if err != nil {
-				return fmt.Errorf("%q of the row %q: %w", cell.column, halfLoad, err)
-			}
-			*cell.to = v
-		}
-	}
-	return nil
+// ceil is how many there must be, at least one.
+func ceil(v float64) int { return max(int(math.Ceil(v-1e-9)), 1) }
+
+// round is v to three digits, and exactly the number that number prints.
+func round(v float64) float64 {
+	v, _ = strconv.ParseFloat(strconv.FormatFloat(v, 'e', 2, 64), 64) // of what FormatFloat has made
+	return v
 }
 
-// Table is the plans as Markdown.
-func Table(plans ...Plan) string {
-	var b strings.Builder
-	b.WriteString("| events/s | edges | partitions | brokers | sinks | ClickHouse shards | in Gbit/s | log MB/s | log TB/day | tables TB/day | machines | cores | a month: cores | log | tables | per million events | breaks first on one of each |\n")
-	b.WriteString("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n")
-	for _, p := range plans {
-		fmt.Fprintf(&b, "| %s | %d | %d | %d | %d | %d | %.2f | %.0f | %.2f | %.3f | %d | %d | %.0f | %.0f | %.0f | %.4f | %s |\n", rate(p.Rate), p.Edges, p.Partitions, p.Brokers, p.Sinks, p.Shards,
-			p.In/1e9, p.Log/1e6, p.TopicDay/1e12, p.DiskDay/1e12, p.Machines, p.Cores,
-			p.CoresMonth, p.LogMonth, p.TablesMonth, p.PerMillion(), p.First())
-	}
-	return b.String()
-}
-
-func rate(v float64) string {
-	if v >= 1e6 {
-		return fmt.Sprintf("%g M", v/1e6)
-	}
-	return fmt.Sprintf("%g k", v/1e3)
-}
+// number is v for people, without an exponent.
+func number(v float64) string { return strconv.FormatFloat(round(v), 'f', -1, 64) }
