@@ -3,11 +3,16 @@
 package main
 
 import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/ClickHouse/ch-go/proto"
 
+	"edge/bench/model"
 	"edge/bench/rival"
 	"edge/internal/codec"
 )
@@ -42,5 +47,35 @@ func TestRowIsAboutAsLargeAsItsEvent(t *testing.T) {
 	}
 	if part := float64(len(wire.Buf)) / float64(len(body)); part > 1 || part < 0.75 {
 		t.Errorf("a row is %.2f of its event; want a little less than 1", part)
+	}
+}
+
+// make bench-model, twice: the second time nothing changes.
+func TestModelIsWritten(t *testing.T) {
+	costs, err := costsIn(committed.costs, model.Load)
+	if err != nil {
+		t.Fatal(err)
+	}
+	design, err := os.ReadFile(committed.design)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	at := places{costs: filepath.Join(dir, "costs.json"), design: filepath.Join(dir, "DESIGN.md")}
+	if err := os.WriteFile(at.design, design, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	costs.Commit, costs.Edge = "another", 2*costs.Edge
+	for range 2 {
+		if err := at.write(costs); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, err := costsIn(at.costs, model.Load); err != nil || got != costs {
+		t.Errorf("got %+v, %v; want %+v", got, err, costs)
+	}
+	got, err := os.ReadFile(at.design)
+	if err != nil || !strings.Contains(string(got), "commit another") || bytes.Equal(got, design) {
+		t.Errorf("%v; DESIGN.md is not of the new costs", err)
 	}
 }

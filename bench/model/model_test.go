@@ -191,6 +191,23 @@ func TestFirst(t *testing.T) {
 	f(Limits{Edge: 1e6, Sink: 1.1e6, Broker: 4e6, Node: 3e6}, "are the edge at 1 M and the sink at 1.1 M,")
 }
 
+// TestDesignIsOfTheCosts: DESIGN.md has what the model makes of costs.json, and both are of
+// the run of docs/performance.md. make bench-model writes them.
+func TestDesignIsOfTheCosts(t *testing.T) {
+	c := committed(t)
+	design := read(t, "../../DESIGN.md")
+	want, err := Into([]byte(design), Text(c, Usual))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if design != string(want) {
+		t.Errorf("DESIGN.md differs from what costs.json makes, which is\n%s", Text(c, Usual))
+	}
+	if run := "(commit " + c.Commit + ")"; !strings.Contains(read(t, "../../docs/performance.md"), run) {
+		t.Errorf("docs/performance.md is not of the run of costs.json, %s", run)
+	}
+}
+
 // TestByHand does the sums again with nothing but what is printed.
 func TestByHand(t *testing.T) {
 	c := committed(t)
