@@ -57,17 +57,17 @@ func (r runner) noteExpiry(ctx context.Context) error {
 	if r.TTL > 0 && (e.TTL == 0 || e.Ages == 0) { // what came before may be of any age
 		e.First, e.Ages = e.Now, 0
 	}
-	if e.Ages == 0 && r.TTL == 0 {
-		r.MaxAge = 0 // still not known of the TTL that goes
+	if r.TTL == 0 {
+		r.MaxAge = 0 // nothing of that age meets the TTL that goes
 	}
 	e.Set = e.Now
 	return r.comment(ctx, e)
 }
 
-// noteAges notes that events may be older on arrival than they were.
+// noteAges notes that events that meet the TTL may be older on arrival than they were.
 func (r runner) noteAges(ctx context.Context) error {
 	e, err := r.ReadExpiry(ctx)
-	if err != nil || e.Ages == 0 || r.MaxAge <= e.Ages {
+	if err != nil || r.TTL == 0 || e.Ages == 0 || r.MaxAge <= e.Ages {
 		return err
 	}
 	return r.comment(ctx, e)

@@ -138,14 +138,16 @@ func (a *Audit) readTTL(ctx context.Context) error {
 	switch {
 	case err != nil || e.First.IsZero() && e.TTL == 0:
 		return err
+	case e.TTL == 0 && e.Ages > 0: // MAX_AGE of today is of events that no TTL has met
+		a.expiring = later(e.First, e.Gone.Add(e.Ages))
+	case e.TTL == 0:
+		a.expiring = e.Set
 	case e.Ages > 0:
 		a.expiring = later(e.First, taken(e).Add(max(a.MaxAge, e.Ages)))
 	case a.MaxAge > 0: // an edge that noted no ages set the TTL, and they may have been others
 		a.expiring = later(e.Set, taken(e).Add(a.MaxAge))
-	case e.TTL > 0:
-		return errors.New("the table has one, and without MAX_AGE nothing says which rows may have expired: set it as the ingesting processes have it")
 	default:
-		a.expiring = e.Set
+		return errors.New("the table has one, and without MAX_AGE nothing says which rows may have expired: set it as the ingesting processes have it")
 	}
 	a.expiring = a.expiring.Add(order)
 	return nil

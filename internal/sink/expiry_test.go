@@ -80,6 +80,35 @@ func TestLossBesideATTL(t *testing.T) {
 	}
 }
 
+// Events may be of any age once there is no TTL. That says nothing of what the one before has
+// taken: rows of an hour ago are lost all the same, before it went and since.
+func TestLossWhereATTLWas(t *testing.T) {
+	t.Parallel()
+	const day = 24 * time.Hour
+	const ever = 3650 * day
+	young := func(_ int, ev *codec.Event) { ev.Timestamp = time.Now().Add(-time.Hour).UnixMilli() }
+	for _, ages := range []string{", ages up to 86400", ""} {
+		l := newLab(t, 1)
+		l.ttlOf(40*day, day)
+		l.history(2, 20, young)
+		l.exec("ALTER TABLE events MODIFY COMMENT 'TTL set at 1700000000, first at 1600000000, rows before 1500000000 may be gone" + ages + "'")
+		l.ttlOf(0, ever)
+		lost := "20 AND 39"
+		if ages == "" { // all that came before it went is excused, as it ever was
+			at := time.Now().Add(2 * time.Hour)
+			l.history(3, 20, func(_ int, ev *codec.Event) { young(0, ev); ev.ReceivedAt = at.UnixMilli() })
+			lost = "60 AND 79"
+		}
+		l.ttlOf(0, ever) // as every start does
+		l.uncountAll("_offset BETWEEN " + lost)
+		l.lose("events", "_offset BETWEEN "+lost)
+		r, err := (&Audit{ClickHouse: l.pool, MaxAge: ever, Log: &Log{Kafka: l.kafka, Topic: topic, Group: group}}).Run(t.Context())
+		if err != nil || r.Missing() != 20 {
+			t.Errorf("of ages%q twenty rows are lost: %v\n%s", ages, err, r)
+		}
+	}
+}
+
 // What a TTL takes is no loss, though MAX_AGE was longer when it came, or there was no TTL.
 func TestExpiredAfterSettingsChanged(t *testing.T) {
 	t.Parallel()
