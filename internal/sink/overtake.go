@@ -25,8 +25,8 @@ import (
 // be frozen with an insert that the plan replaced here was for, so inserts of these
 // partitions are ended first.
 //
-// All this may take many times what a rebalance waits for, so mu is free while flights land
-// and rollups are compared: a member that kept one waiting would be put out of the group,
+// All this may take many times what a rebalance waits for, so mu is free while flights land,
+// events is asked and rollups are compared: a member that kept one waiting would be put out of the group,
 // as would the one that comes in its place, in turns. What is given up meanwhile is its next
 // owner's to compare. Callers hold mu.
 func (t *session) overtake(ctx context.Context) error {
@@ -52,6 +52,9 @@ func (t *session) overtake(ctx context.Context) error {
 		first, end, err := t.storedBeyond(ctx, id, p.next)
 		if err != nil {
 			return err
+		}
+		if t.partitions[id] != p {
+			continue
 		}
 		if end > p.next {
 			if err := t.land(ctx); err != nil {
@@ -103,8 +106,11 @@ func (t *session) overtakePartition(ctx context.Context, p *partition, first, en
 }
 
 // storedBeyond returns the range of offsets [first,end) of the batches that
-// have rows at next or beyond, or are noted without any; 0 and 0 when there is none.
+// have rows at next or beyond, or are noted without any; 0 and 0 when there is none. Callers
+// hold mu, which is free meanwhile.
 func (t *session) storedBeyond(ctx context.Context, id int32, next int64) (first, end int64, err error) {
+	t.mu.Unlock()
+	defer t.mu.Lock()
 	var lo, hi proto.ColUInt64
 	err = t.cfg.ClickHouse.Do(ctx, ch.Query{
 		Body: fmt.Sprintf(`SELECT min(f) AS lo, max(l) + 1 AS hi FROM (

@@ -99,6 +99,33 @@ func TestSinkJoinsWhileAnotherCompares(t *testing.T) {
 	}
 }
 
+// What is stored is asked for longer than a rebalance waits: another sink joins meanwhile.
+func TestSinkJoinsWhileAnotherAsks(t *testing.T) {
+	t.Parallel()
+	for name, query := range map[string]string{"what lies beyond": "min(f) AS lo", "holes": "max(said) AS said"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			l := newLab(t, 1)
+			l.history(2, 20)
+			l.commit(0, 0, "")
+			slow := func(c *Config) { c.RevokeTimeout = time.Minute } // a rebalance waits two minutes and more
+			first := l.prepare(slow)
+			asks, answer := make(chan struct{}), make(chan struct{})
+			defer sync.OnceFunc(func() { close(answer) })()
+			once := sync.OnceFunc(func() { close(asks); <-answer })
+			first.click.watch = func(_ *wireConn, p []byte, sent bool) {
+				if sent && bytes.Contains(p, []byte(query)) {
+					once()
+				}
+			}
+			first.run()
+			<-asks
+			second := l.start(slow)
+			eventually(t, "the second is a member", func() error { return second.sink.Ready(time.Hour) })
+		})
+	}
+}
+
 // The states of a comparison are inserted a few blocks at a time, so that none takes longer
 // than an insert may.
 func TestStatesOfAComparisonComeInPieces(t *testing.T) {

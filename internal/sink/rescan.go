@@ -68,8 +68,11 @@ func (t *session) rescanPartition(ctx context.Context, p *partition) error {
 }
 
 // holes returns what of [from,end) is not in events, as plans of at most a
-// block each: damaged batches as they were, the rest cut anew.
+// block each: damaged batches as they were, the rest cut anew. Callers hold mu, which is
+// free meanwhile: that is a look at all batches there are.
 func (t *session) holes(ctx context.Context, id int32, from, end int64) ([]plan, error) {
+	t.mu.Unlock()
+	defer t.mu.Lock()
 	var out []plan
 	next := from
 	gap := func(to int64) {
@@ -111,6 +114,9 @@ func (t *session) holes(ctx context.Context, id int32, from, end int64) ([]plan,
 // fill recovers one hole of a partition, a block at a time, and waits until it is stored.
 // The group stands behind it, and goes on standing there. Callers hold mu.
 func (t *session) fill(ctx context.Context, p *partition, hole plan, stands commitOffset) error {
+	if err := t.land(ctx); err != nil { // what a rebalance has sent off since mu was free
+		return err
+	}
 	for hole.first <= hole.last {
 		last, err := t.fillFirst(ctx, p, hole, stands)
 		if err != nil {
