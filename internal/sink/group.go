@@ -164,9 +164,12 @@ func (t *session) assigned(_ context.Context, _ *kgo.Client, given map[string][]
 // the plan is left to the next owner and this session starts over.
 func (t *session) revoked(_ context.Context, _ *kgo.Client, gone map[string][]int32) {
 	ids := gone[t.cfg.Topic]
+	if len(ids) == 0 {
+		return // and joins anew, which is not to wait for who has mu
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if len(ids) == 0 || t.partitions == nil {
+	if t.partitions == nil {
 		return
 	}
 	t.stats.rebalances.Inc()

@@ -102,7 +102,7 @@ func TestSinkJoinsWhileAnotherCompares(t *testing.T) {
 // What is stored is asked for longer than a rebalance waits: another sink joins meanwhile.
 func TestSinkJoinsWhileAnotherAsks(t *testing.T) {
 	t.Parallel()
-	for name, query := range map[string]string{"what lies beyond": "min(f) AS lo", "holes": "max(said) AS said"} {
+	for name, query := range map[string]string{"earlier inserts": "KILL QUERY", "what lies beyond": "min(f) AS lo", "holes": "max(said) AS said"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			l := newLab(t, 1)
