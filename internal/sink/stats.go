@@ -285,8 +285,9 @@ func (p *progress) lagLocked() (lag int64) {
 	return lag
 }
 
-// Stuck returns how long the sink has had something to store, or has not been a member of
-// the group for the first time, and stored nothing; and the error it saw last.
+// Stuck returns how long the sink has had something to store, or not known where it stands,
+// or has not been a member of the group for the first time, and stored nothing; and the
+// error it saw last.
 func (s *Sink) Stuck() (time.Duration, error) {
 	p := &s.state
 	p.mu.Lock()
@@ -294,7 +295,7 @@ func (s *Sink) Stuck() (time.Duration, error) {
 	switch {
 	case p.moved.IsZero():
 		return time.Since(p.began), p.err
-	case p.lagLocked() == 0 && p.err == nil:
+	case len(p.asked) == 0 && p.lagLocked() == 0 && p.err == nil:
 		return 0, nil
 	}
 	return time.Since(p.moved), p.err
