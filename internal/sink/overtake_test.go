@@ -2,6 +2,7 @@ package sink
 
 import (
 	"bytes"
+	"errors"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"edge/internal/codec"
 )
@@ -124,6 +126,27 @@ func TestSinkJoinsWhileAnotherAsks(t *testing.T) {
 			eventually(t, "the second is a member", func() error { return second.sink.Ready(time.Hour) })
 		})
 	}
+}
+
+// A hole is to be filled, and the log gives no record: the session ends, and says why.
+func TestHoleThatCannotBeRead(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, 1)
+	l.history(2, 20)
+	l.uncountAll("_offset < 20")
+	l.lose("events", "_offset < 20")
+	l.commit(0, 0, "")
+	l.cluster.ControlKey(int16(kmsg.Fetch), func(kmsg.Request) (kmsg.Response, error, bool) {
+		l.cluster.KeepControl()
+		return nil, errCut, true
+	})
+	s := l.start(func(c *Config) { c.InsertTimeout = time.Second })
+	eventually(t, "the sink says what is wrong", func() error {
+		if _, err := s.sink.Stuck(); err == nil {
+			return errors.New("it says nothing")
+		}
+		return nil
+	})
 }
 
 // The states of a comparison are inserted a few blocks at a time, so that none takes longer

@@ -133,20 +133,23 @@ func (t *session) fillFirst(ctx context.Context, p *partition, hole plan, stands
 	if t.partitions[id] != p {
 		return 0, errDisowned // while the one before landed, in good order: we are a member still
 	}
+	// It is one block at most. Rebalances wait for mu: not for ever, for a log without answer.
+	asking, end := context.WithTimeout(ctx, 10*t.cfg.InsertTimeout)
+	defer end()
 	of := &partition{id: id}
 	if t.cfg.DedupIDs > 0 {
 		of.window = t.newWindow()
-		if err := t.loadWindow(ctx, id, hole.first, of.window); err != nil {
+		if err := t.loadWindow(asking, id, hole.first, of.window); err != nil {
 			return 0, err
 		}
 	}
 	f := newFlight(newBlock())
 	f.recover, f.stands = true, map[int32]commitOffset{id: stands}
-	known, err := t.decided(ctx, map[int32]plan{id: hole})
+	known, err := t.decided(asking, map[int32]plan{id: hole})
 	if err != nil {
 		return 0, err
 	}
-	if last, err = t.retake(ctx, f, hole, of, known[id], t.cfg.FlushBytes); err != nil {
+	if last, err = t.retake(asking, f, hole, of, known[id], t.cfg.FlushBytes); err != nil {
 		return 0, err
 	}
 	t.cfg.Logger.Warn("stored rows are missing, inserting them again", "batches", f.ranges(), "rows", f.block.rows())
