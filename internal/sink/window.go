@@ -4,7 +4,9 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"math/bits"
+	"slices"
 	"time"
 
 	"github.com/ClickHouse/ch-go"
@@ -230,18 +232,22 @@ func (t *session) newWindow() *window {
 }
 
 // loadWindows rebuilds the windows of partitions that have none from events:
-// the rows before the first record this session takes.
+// the rows before the first record this session takes. Callers hold mu, which is free
+// while they are read: that may take longer than a rebalance waits.
 func (t *session) loadWindows(ctx context.Context) error {
 	if t.cfg.DedupIDs == 0 {
 		return nil
 	}
-	for _, p := range t.partitions {
-		if p.window != nil || !p.asked {
+	for _, p := range slices.Collect(maps.Values(t.partitions)) {
+		if p.window != nil || !p.asked || t.partitions[p.id] != p {
 			continue
 		}
-		w := t.newWindow()
+		w, from := t.newWindow(), p.from()
 		started := time.Now()
-		if err := t.loadWindow(ctx, p.id, p.from(), w); err != nil {
+		t.mu.Unlock()
+		err := t.loadWindow(ctx, p.id, from, w)
+		t.mu.Lock()
+		if err != nil {
 			return fmt.Errorf("rebuild the deduplication window of partition %d: %w", p.id, err)
 		}
 		p.window = w
