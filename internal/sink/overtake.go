@@ -86,6 +86,9 @@ func (t *session) overtakePartition(ctx context.Context, p *partition, first, en
 	if err != nil {
 		return err
 	}
+	if t.partitions[p.id] != p {
+		return errDisowned
+	}
 	for _, h := range holes {
 		if err := t.fill(ctx, p, h, stands); err != nil {
 			return err
