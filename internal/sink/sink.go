@@ -34,6 +34,7 @@
 package sink
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -306,11 +307,16 @@ func (t *session) run(ctx context.Context) error {
 }
 
 // begin makes newly assigned partitions fit to take records. Callers hold mu.
-func (t *session) begin(ctx context.Context) error {
-	// Nothing of it is for a session that has lost them.
+func (t *session) begin(ctx context.Context) (err error) {
+	// Nothing of it is for a session that has lost them, and that is then what ended it.
 	ctx, end := context.WithCancel(ctx)
 	defer end()
 	defer context.AfterFunc(t.ctx, end)()
+	defer func() {
+		if err != nil {
+			err = cmp.Or(context.Cause(t.ctx), err)
+		}
+	}()
 	if err := t.rescan(ctx); err != nil {
 		return fmt.Errorf("rescan the log: %w", err)
 	}
