@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -34,12 +35,16 @@ var queues = []struct {
 	make func(capacity int) queue
 }{{"edge", edgeRing}, {"channel", channel}, {"xsync-mpmc", mpmc}, {"mutex-swap", swap}}
 
+// producers are how many goroutines push at once.
+const producers = 8
+
 // BenchmarkHandOver moves items from eight producers to one reader. A producer
 // that is refused yields and tries again. ns/event is per event when every item
 // is a request of that many; cpu-ns/event is the processor time of it.
 func BenchmarkHandOver(b *testing.B) {
 	for _, events := range []int{1, 100} {
 		name := map[int]string{1: "1-event", 100: "100-events"}[events]
+		b.Run("limit-atomic-add/"+name, func(b *testing.B) { contend(b, events) })
 		for _, q := range queues {
 			b.Run(q.name+"/"+name, func(b *testing.B) { handOver(b, events, q.make(capacity)) })
 		}
@@ -49,36 +54,58 @@ func BenchmarkHandOver(b *testing.B) {
 	}
 }
 
+// contend is the limit: as many goroutines, and of each item no more than one atomic
+// add to a word they share. A queue of many writers has at least such a word, by which
+// they agree whose turn it is, and has not handed anything over by then.
+func contend(b *testing.B, events int) {
+	var taken atomic.Int64
+	timed(b, events, func() int {
+		produceAll(b.N, func() { taken.Add(1) }).Wait()
+		return int(taken.Load()) * events
+	})
+}
+
 func handOver(b *testing.B, events int, q queue) {
-	const producers = 8
-	b.ReportAllocs()
 	v := &request{events: events}
-	var wg sync.WaitGroup
-	used := processorTime(b)
-	b.ResetTimer()
+	timed(b, events, func() int {
+		all := produceAll(b.N, func() {
+			for !q.push(v) {
+				runtime.Gosched()
+			}
+		})
+		go func() {
+			all.Wait()
+			q.close()
+		}()
+		sum := 0
+		q.drain(func(v *request) { sum += v.events })
+		return sum
+	})
+}
+
+// produceAll starts the producers, which do push n times between them.
+func produceAll(n int, push func()) *sync.WaitGroup {
+	var all sync.WaitGroup
 	for p := range producers {
-		wg.Go(func() {
-			for range (b.N + p) / producers {
-				for !q.push(v) {
-					runtime.Gosched()
-				}
+		all.Go(func() {
+			for range (n + p) / producers {
+				push()
 			}
 		})
 	}
-	go func() {
-		wg.Wait()
-		q.close()
-	}()
-	sum := 0
-	q.drain(func(v *request) { sum += v.events })
+	return &all
+}
+
+// timed reports what run took for an event, and that it had b.N items of so many.
+func timed(b *testing.B, events int, run func() int) {
+	b.ReportAllocs()
+	used := processorTime(b)
+	b.ResetTimer()
+	sum := run()
 	b.StopTimer()
 	used = processorTime(b) - used
-	want := 0
-	for p := range producers {
-		want += (b.N + p) / producers * events
-	}
-	if sum != want {
-		b.Fatalf("%d events arrived of %d", sum, want)
+	if sum != b.N*events {
+		b.Fatalf("%d events arrived of %d", sum, b.N*events)
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(max(sum, 1)), "ns/event")
 	b.ReportMetric(float64(used.Nanoseconds())/float64(max(sum, 1)), "cpu-ns/event")
