@@ -183,41 +183,63 @@ func mpmc(capacity int) queue {
 	}
 }
 
-// swap is a slice under a mutex that the reader swaps for an empty one.
+// swap is a slice under a mutex that the reader swaps for an empty one. To sleep and be
+// woken costs more than all the rest, so a writer that finds the mutex taken, and a reader
+// that finds nothing, yields a few times before; and the reader is woken only if it
+// sleeps, when the mutex is free again.
 func swap(capacity int) queue {
-	var (
-		mu     sync.Mutex
-		ready  = sync.NewCond(&mu)
-		in     = make([]*request, 0, capacity)
-		closed bool
-	)
+	const yields = 4
+	var s struct { // together, so that a push moves one cache line and that of the slot
+		sync.Mutex
+		in             []*request
+		asleep, closed bool
+	}
+	s.in = make([]*request, 0, capacity)
+	ready := sync.NewCond(&s.Mutex)
 	return queue{
 		push: func(v *request) bool {
-			mu.Lock()
-			defer mu.Unlock()
-			if len(in) == cap(in) {
+			for n := 0; !s.TryLock(); n++ {
+				if n == yields {
+					s.Lock()
+					break
+				}
+				runtime.Gosched()
+			}
+			if len(s.in) == cap(s.in) {
+				s.Unlock()
 				return false
 			}
-			if in = append(in, v); len(in) == 1 {
+			s.in = append(s.in, v)
+			wake := s.asleep
+			s.asleep = false
+			s.Unlock()
+			if wake {
 				ready.Signal()
 			}
 			return true
 		},
 		close: func() {
-			mu.Lock()
-			closed = true
-			mu.Unlock()
+			s.Lock()
+			s.closed = true
+			s.Unlock()
 			ready.Signal()
 		},
 		drain: func(take func(*request)) {
 			out := make([]*request, 0, capacity)
 			for {
-				mu.Lock()
-				for len(in) == 0 && !closed {
+				s.Lock()
+				for n := 0; len(s.in) == 0 && !s.closed; n++ {
+					if n < yields {
+						s.Unlock()
+						runtime.Gosched()
+						s.Lock()
+						continue
+					}
+					s.asleep = true
 					ready.Wait()
 				}
-				in, out = out[:0], in
-				mu.Unlock()
+				s.in, out = out[:0], s.in
+				s.Unlock()
 				if len(out) == 0 {
 					return
 				}
