@@ -44,7 +44,7 @@ func TestMain(m *testing.M) {
 }
 
 func serveBroker() error {
-	cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.BlackholeProduce(), kfake.SeedTopics(4, topic))
+	cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.BlackholeProduce(), kfake.SeedTopics(partitions, topic))
 	if err != nil {
 		return err
 	}

@@ -25,11 +25,13 @@ import (
 
 // BenchmarkProduce sends requests of one and of a hundred events and waits for
 // their acknowledgement, through edge's producer and through kgo.Produce as a
-// handler would call it. cpu-ns/record is this process, which is the client.
+// handler would call it. The limit sends batches that are ready. cpu-ns/record is this
+// process, which is the client.
 func BenchmarkProduce(b *testing.B) {
 	addr := nullBroker(b)
 	for _, events := range []int{1, 100} {
 		name := map[int]string{1: "1-event", 100: "100-events"}[events]
+		b.Run("limit-ready-batches/"+name, func(b *testing.B) { sendReady(b, events, addr) })
 		b.Run("edge/"+name, func(b *testing.B) { produce(b, events, edgeProducer(b, addr)) })
 		b.Run("kgo/"+name, func(b *testing.B) { produce(b, events, plainKgo(b, addr)) })
 	}
@@ -100,24 +102,34 @@ func produce(b *testing.B, events int, publish func(*codec.Batch) error) {
 	if err := publish(batches[0]); err != nil { // the client learns the topic
 		b.Fatal(err)
 	}
+	b.SetParallelism(waiting)
+	var turn atomic.Int64
+	timedProduce(b, func() int {
+		b.RunParallel(func(pb *testing.PB) {
+			for i := int(turn.Add(1)) * 37; pb.Next(); i++ {
+				if err := publish(batches[i%len(batches)]); err != nil {
+					b.Error(err)
+					return
+				}
+			}
+		})
+		return b.N * events
+	})
+}
+
+// waiting is how many requests wait at once, per core.
+const waiting = 64
+
+// timedProduce reports what run took for a record; it returns how many there were.
+func timedProduce(b *testing.B, run func() int) {
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
-	b.SetParallelism(64) // requests that wait at once, per core
 	used := processorTime(b)
 	b.ResetTimer()
-	var turn atomic.Int64
-	b.RunParallel(func(pb *testing.PB) {
-		for i := int(turn.Add(1)) * 37; pb.Next(); i++ {
-			if err := publish(batches[i%len(batches)]); err != nil {
-				b.Error(err)
-				return
-			}
-		}
-	})
+	records := float64(run())
 	b.StopTimer()
 	used = processorTime(b) - used
 	runtime.ReadMemStats(&after)
-	records := float64(b.N * events)
 	b.ReportMetric(float64(used.Nanoseconds())/records, "cpu-ns/record")
 	b.ReportMetric(records/b.Elapsed().Seconds(), "records/s")
 	b.ReportMetric(float64(after.Mallocs-before.Mallocs)/records, "allocs/record")
