@@ -256,6 +256,19 @@ func TestBenchmarkLines(t *testing.T) {
 	}
 }
 
+func TestPaceIsFasterOrSlower(t *testing.T) {
+	f := func(slower float64, want string) {
+		t.Helper()
+		if got := pace(slower); got != want {
+			t.Errorf("%v: got %s; want %s", slower, got, want)
+		}
+	}
+	f(0.8, "1.2 times faster")
+	f(0.77, "1.3 times faster")
+	f(1.04, "as fast")
+	f(2.44, "2.4 times slower")
+}
+
 func TestOptions(t *testing.T) {
 	edge := filepath.Join(t.TempDir(), "edge")
 	if err := os.WriteFile(edge, nil, 0o700); err != nil {

@@ -140,6 +140,17 @@ func (b *bench) rivals(pattern string) (*results, error) {
 // from which the aims in nanoseconds come. They are ratios where they can be.
 const standardDecode = 2375
 
+// pace is how many times slower in words, and how many times faster where it is that.
+func pace(slower float64) string {
+	switch {
+	case slower < 0.95:
+		return fmt.Sprintf("%.1f times faster", 1/slower)
+	case slower < 1.05:
+		return "as fast"
+	}
+	return fmt.Sprintf("%.1f times slower", slower)
+}
+
 // slower tells how many times slower this machine is than that one.
 func (b *bench) slower() (float64, error) {
 	r, err := b.rivals("^BenchmarkDecode$/^encoding-json$")
@@ -160,7 +171,7 @@ func decodeStage(b *bench, s *section, _ *fleet) error {
 	ns, allocs := r.median("Decode/edge", "ns/op"), r.median("Decode/edge", "allocs/op")
 	standard := r.median("Decode/encoding-json", "ns/op")
 	times := standard / ns
-	s.note("encoding/json took %d ns where the aims in ns and events/s were set; this machine is %.1f times slower", standardDecode, standard/standardDecode)
+	s.note("encoding/json took %d ns where the aims in ns and events/s were set; this machine is %s", standardDecode, pace(standard/standardDecode))
 	s.number("decode_ns", ns)
 	s.goal(goal{What: "decode", Must: "≤ 350 ns, 0 allocs, ≥ 7x encoding/json", Stretch: "≤ 200 ns", Measured: fmt.Sprintf("%.0f ns, %.0f allocs", ns, allocs),
 		Ratio: fmt.Sprintf("%.1fx encoding/json", times), Verdict: verdict(ns <= 350 && allocs == 0 && times >= 7, ns <= 200)})
