@@ -5,6 +5,12 @@
 //
 // Asynchronous, it puts the event into a channel and says 202, and goroutines
 // produce from the channel. Synchronous, it says 202 when Kafka has the event.
+//
+// The client is told where the broker is and which topic, and otherwise has the defaults
+// of franz-go 1.22: acks=all, an idempotent producer, snappy, 50,000 records buffered at
+// most, records without a key to one partition until that has got 64 KiB, and a linger
+// of 10 ms. Synchronous, the linger is not waited for: ProduceSync ends it as soon as the
+// records of the request are buffered, with whatever others wait for those partitions.
 package naive
 
 import (
