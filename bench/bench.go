@@ -100,7 +100,7 @@ func fileSystem(dir string) string {
 // fails half-way.
 var stages = map[string]func(*bench, *section, *fleet) error{
 	"decode": decodeStage, "ring": ringStage, "produce": produceStage,
-	"http": httpStage, "constant": constantStage, "bulk": bulkStage,
+	"http": httpStage, "constant": constantStage, "bulk": bulkStage, "insert": insertStage,
 	"sink": sinkStage, "e2e": endToEndStage, "freshness": freshnessStage,
 	"memory": memoryStage, "query": queryStage, "growth": growthStage,
 }

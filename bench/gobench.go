@@ -216,3 +216,25 @@ func produceStage(b *bench, s *section, _ *fleet) error {
 		Ratio: fmt.Sprintf("limit %s, kgo.Produce %s", beside("limit-ready-batches"), beside("kgo")), Verdict: verdict(ns <= 400, ns <= 160)})
 	return nil
 }
+
+// insertStage has no aim of its own: it says how much of a sink is its way to write.
+func insertStage(b *bench, s *section, _ *fleet) error {
+	s.Title = "decoded events into events and all rollups, in blocks of 100,000"
+	r, err := b.rivals("^BenchmarkInsert$")
+	if err != nil {
+		return err
+	}
+	s.Tables = append(s.Tables, r.table("Insert", "cpu-ns/row", "engine-cpu-ns/row", "rows/s"))
+	beside := func(unit string) string {
+		to := func(name string) string { return r.against("Insert/"+name, "Insert/edge", unit) }
+		return fmt.Sprintf("limit %s, clickhouse-go rows %s, JSONEachRow %s", to("limit-ready-block"), to("clickhouse-go-rows"), to("json-each-row"))
+	}
+	s.note("all start from the same decoded events; the limit is a block of them that is ready in wire form; cpu-ns/row is the client's, and the last column is of it")
+	s.note("rows/s to edge, most of which is the engine's: %s", beside("rows/s"))
+	s.note("JSONEachRow is text in a native statement, since the embedded engine has no HTTP: more than half of its engine-cpu-ns/row (3,600 of 5,600 where that was measured) is the front's, which looks at the text as if it were SQL; a server with HTTP would not")
+	cpu := r.median("Insert/edge", "cpu-ns/row")
+	s.number("insert_ns", cpu)
+	s.goal(goal{What: "column writer", Measured: fmt.Sprintf("%.0f ns/row client CPU, %s rows/s", cpu, count(r.median("Insert/edge", "rows/s"))),
+		Ratio: beside("cpu-ns/row"), Verdict: "no aim"})
+	return nil
+}
