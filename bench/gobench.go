@@ -106,7 +106,10 @@ func (r *results) table(prefix string, units ...string) table {
 }
 
 func precision(v float64) int {
-	if v < 100 {
+	switch {
+	case v > 0 && v < 1:
+		return 2
+	case v < 100:
 		return 1
 	}
 	return 0
