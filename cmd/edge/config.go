@@ -95,7 +95,7 @@ type config struct {
 	ClickHouseCompress bool          `env:"CLICKHOUSE_COMPRESS" envDefault:"true" doc:"LZ4 on the way to ClickHouse: less network, for a third of the sink's processor time; metrics queries go without; false when both are on one machine"`
 	TableTTL           time.Duration `env:"TABLE_TTL" envDefault:"0s" min:"0" doc:"how long rows are kept by their timestamp; 0 is for ever"`
 
-	FlushInterval time.Duration `env:"FLUSH_INTERVAL" envDefault:"100ms" min:"1" doc:"shortest time between inserts of blocks that are not full"`
+	FlushInterval time.Duration `env:"FLUSH_INTERVAL" envDefault:"100ms" min:"1" doc:"shortest time between inserts of blocks that are not full; four times that if a block fills meanwhile"`
 	FlushRows     int           `env:"FLUSH_ROWS" envDefault:"100000" min:"1" doc:"rows that fill a block"`
 	FlushBytes    size          `env:"FLUSH_BYTES" envDefault:"64MiB" min:"1" doc:"bytes that fill a block"`
 	FlushInserts  int           `env:"FLUSH_INSERTS" envDefault:"2" min:"1" doc:"full blocks that are inserted at the same time"`
