@@ -31,7 +31,7 @@ type options struct {
 // stageNames in the order they run. Freshness is the first that has an engine: where
 // the file system looks at every file deleted in the last minutes before it makes one
 // (ext4 without a journal), an insert after the others is half as slow again.
-var stageNames = []string{"decode", "ring", "produce", "freshness", "http", "constant", "bulk", "insert", "sink", "e2e", "memory", "query", "growth"}
+var stageNames = []string{"decode", "ring", "produce", "freshness", "http", "constant", "bulk", "sink", "e2e", "memory", "query", "growth", "insert"}
 
 // quickStages are those of BENCH_QUICK: the ones that start servers and have a
 // ledger. The others are go test -bench and have their own checks.
