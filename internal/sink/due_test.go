@@ -11,21 +11,23 @@ import (
 // A flight leaves an interval after the one before, but waits to be full when it soon is.
 func TestFlightsWaitToBeFull(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := func(what string, rows int, behind int64, since, want time.Duration) {
+		f := func(what string, rows, bytes int, behind int64, since, want time.Duration) {
 			t.Helper()
-			cfg := Config{FlushInterval: 100 * time.Millisecond, FlushRows: 1000}
+			cfg := Config{FlushInterval: 100 * time.Millisecond, FlushRows: 1000, FlushBytes: 4000}
 			s := &session{Sink: New(cfg), filling: newFlight(newBlock()), launched: time.Now().Add(-since),
 				partitions: map[int32]*partition{0: {next: 7, high: 7 + behind}}}
 			s.filling.block.offset = make(proto.ColUInt64, rows)
+			s.filling.block.bytes = bytes
 			if got := s.due(); got != want {
 				t.Errorf("%s: due in %s; want %s", what, got, want)
 			}
 		}
-		f("few rows, at once", 1, 0, 0, 100*time.Millisecond)
-		f("few rows, late", 249, 750, 100*time.Millisecond, 0)
-		f("full at this rate in four intervals", 250, 0, 100*time.Millisecond, 300*time.Millisecond)
-		f("the rate has fallen", 500, 0, 400*time.Millisecond, 0)
-		f("the log has enough", 249, 751, 400*time.Millisecond, 600*time.Millisecond)
-		f("the log has enough and does not give it", 249, 751, time.Second, 0)
+		f("few rows, at once", 1, 0, 0, 0, 100*time.Millisecond)
+		f("few rows, late", 249, 0, 750, 100*time.Millisecond, 0)
+		f("full at this rate in four intervals", 250, 0, 0, 100*time.Millisecond, 300*time.Millisecond)
+		f("the same in bytes", 100, 1000, 0, 100*time.Millisecond, 300*time.Millisecond)
+		f("the rate has fallen", 500, 0, 0, 400*time.Millisecond, 0)
+		f("the log has enough", 249, 0, 751, 400*time.Millisecond, 600*time.Millisecond)
+		f("the log has enough and does not give it", 249, 0, 751, time.Second, 0)
 	})
 }

@@ -56,8 +56,11 @@ func newFlight(b *block) *flight {
 
 func (f *flight) empty() bool { return len(f.batches) == 0 }
 
-func (f *flight) full(c *Config) bool {
-	return f.block.rows()+len(f.dead) >= c.FlushRows || f.block.bytes >= c.FlushBytes
+func (f *flight) full(c *Config) bool { return f.holds(c, 1) }
+
+// holds tells whether f has one nth of what makes it full.
+func (f *flight) holds(c *Config, n int) bool {
+	return f.block.rows()+len(f.dead) >= c.FlushRows/n || f.block.bytes >= c.FlushBytes/n
 }
 
 // take adds one record: as a row, as a duplicate that w has seen before, or as

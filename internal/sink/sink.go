@@ -339,11 +339,11 @@ const (
 
 // due is how long the filling flight still waits for more. Callers hold mu.
 func (t *session) due() time.Duration {
-	interval, rows := t.cfg.FlushInterval, t.filling.block.rows()
+	interval := t.cfg.FlushInterval
 	switch {
-	case t.behind() >= int64(t.cfg.FlushRows-rows):
+	case t.behind() >= int64(t.cfg.FlushRows-t.filling.block.rows()):
 		interval *= backlogPatience
-	case rows >= t.cfg.FlushRows/fillPatience:
+	case t.filling.holds(&t.cfg, fillPatience):
 		interval *= fillPatience
 	}
 	return max(interval-time.Since(t.launched), 0)
