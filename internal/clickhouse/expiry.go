@@ -43,9 +43,10 @@ func (p *Pool) ReadExpiry(ctx context.Context) (Expiry, error) {
 	return Expiry{time.Duration(ttl) * time.Second, at(first), at(set), at(gone), time.Duration(ages) * time.Second, at(now)}, nil
 }
 
-// noteExpiry notes that the TTL of events changes now, and how old events may be on arrival. The one before has taken, or takes with the next merges, what was older than it;
-// a longer one brings nothing back. One that was set by hand is no word of ours, and rows it
-// took can be filled in from the log.
+// noteExpiry notes that the TTL of events changes now, and how old events that meet it may
+// be on arrival. The one before has taken, or takes with the next merges, what was older
+// than it; a longer one brings nothing back. One that was set by hand is no word of ours,
+// and rows it took can be filled in from the log.
 func (r runner) noteExpiry(ctx context.Context) error {
 	e, err := r.ReadExpiry(ctx)
 	if err != nil || e.Set.IsZero() && r.TTL == 0 {

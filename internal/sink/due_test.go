@@ -26,6 +26,8 @@ func TestFlightsWaitToBeFull(t *testing.T) {
 		f("few rows, late", 249, 0, 750, 100*time.Millisecond, 0)
 		f("full at this rate in four intervals", 250, 0, 0, 100*time.Millisecond, 300*time.Millisecond)
 		f("the same in bytes", 100, 1000, 0, 100*time.Millisecond, 300*time.Millisecond)
+		f("the insert before took long", 250, 0, 0, 300*time.Millisecond, 0)
+		f("it took long, and this fills as fast", 750, 0, 0, 300*time.Millisecond, 100*time.Millisecond)
 		f("the rate has fallen", 500, 0, 0, 400*time.Millisecond, 0)
 		f("the log has enough", 249, 0, 751, 400*time.Millisecond, 600*time.Millisecond)
 		f("the log has enough and does not give it", 249, 0, 751, time.Second, 0)

@@ -56,11 +56,13 @@ func newFlight(b *block) *flight {
 
 func (f *flight) empty() bool { return len(f.batches) == 0 }
 
-func (f *flight) full(c *Config) bool { return f.holds(c, 1) }
+func (f *flight) full(c *Config) bool {
+	return f.block.rows()+len(f.dead) >= c.FlushRows || f.block.bytes >= c.FlushBytes
+}
 
-// holds tells whether f has one nth of what makes it full.
-func (f *flight) holds(c *Config, n int) bool {
-	return f.block.rows()+len(f.dead) >= c.FlushRows/n || f.block.bytes >= c.FlushBytes/n
+// filled is the part of f that is full.
+func (f *flight) filled(c *Config) float64 {
+	return max(float64(f.block.rows())/float64(c.FlushRows), float64(f.block.bytes)/float64(c.FlushBytes))
 }
 
 // take adds one record: as a row, as a duplicate that w has seen before, or as

@@ -25,10 +25,10 @@ import (
 // be frozen with an insert that the plan replaced here was for, so inserts of these
 // partitions are ended first.
 //
-// All this may take many times what a rebalance waits for, so mu is free while flights land,
-// events is asked and rollups are compared: a member that kept one waiting would be put out of the group,
-// as would the one that comes in its place, in turns. What is given up meanwhile is its next
-// owner's to compare. Callers hold mu.
+// All this may take many times what a rebalance waits for, so mu is free while flights
+// land, events is asked and rollups are compared: a member that kept one waiting would be
+// put out of the group, as would the one that comes in its place, in turns. What is given
+// up meanwhile is its next owner's to compare. Callers hold mu.
 func (t *session) overtake(ctx context.Context) error {
 	assigned := make(map[int32]*partition)
 	for id, p := range t.partitions {
@@ -114,6 +114,8 @@ func (t *session) overtakePartition(ctx context.Context, p *partition, first, en
 func (t *session) storedBeyond(ctx context.Context, id int32, next int64) (first, end int64, err error) {
 	t.mu.Unlock()
 	defer t.mu.Lock()
+	ctx, cancel := context.WithTimeout(ctx, 10*t.cfg.InsertTimeout) // or a server that hangs holds the session for ever
+	defer cancel()
 	var lo, hi proto.ColUInt64
 	err = t.cfg.ClickHouse.Do(ctx, ch.Query{
 		Body: fmt.Sprintf(`SELECT min(f) AS lo, max(l) + 1 AS hi FROM (

@@ -27,7 +27,11 @@ func (t *session) rescan(ctx context.Context) error {
 		if err := t.land(ctx); err != nil {
 			return err
 		}
-		if err := t.rescanPartition(ctx, p); err != nil {
+		err := t.rescanPartition(ctx, p)
+		if t.partitions[p.id] != p { // given up meanwhile: its next owner compares it
+			continue
+		}
+		if err != nil {
 			return fmt.Errorf("partition %d: %w", p.id, err)
 		}
 		if t.rescanned == nil {

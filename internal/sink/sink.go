@@ -339,14 +339,15 @@ const (
 
 // due is how long the filling flight still waits for more. Callers hold mu.
 func (t *session) due() time.Duration {
-	interval := t.cfg.FlushInterval
+	interval, since := t.cfg.FlushInterval, time.Since(t.launched)
+	soon := fillPatience * interval
 	switch {
 	case t.behind() >= int64(t.cfg.FlushRows-t.filling.block.rows()):
 		interval *= backlogPatience
-	case t.filling.holds(&t.cfg, fillPatience):
-		interval *= fillPatience
+	case t.filling.filled(&t.cfg)*float64(soon) >= float64(max(since, interval)): // at the rate so far
+		interval = soon
 	}
-	return max(interval-time.Since(t.launched), 0)
+	return max(interval-since, 0)
 }
 
 // behind is how many records the log had when it was last asked that are not

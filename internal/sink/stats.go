@@ -194,7 +194,7 @@ func (p *progress) end(id int32, high int64) {
 	if at == nil || high <= at.stored {
 		return
 	}
-	if p.lagLocked() == 0 {
+	if len(p.asked) == 0 && p.lagLocked() == 0 {
 		p.moved = time.Now() // from here on there is something to store
 	}
 	if at.oldest.IsZero() {
@@ -212,7 +212,7 @@ func (p *progress) seen(part *partition, filling *batch) {
 	if at == nil {
 		return
 	}
-	if p.lagLocked() == 0 {
+	if len(p.asked) == 0 && p.lagLocked() == 0 {
 		p.moved = time.Now() // an idle sink is not a stuck one
 	}
 	if filling != nil && (at.oldest.IsZero() || filling.oldest.Before(at.oldest)) {
