@@ -9,7 +9,7 @@ import (
 	"edge/internal/codec"
 )
 
-// What is measured with Columns is what a flight sends, byte for byte.
+// What is measured with Columns are the columns of a flight, byte for byte.
 func TestColumnsAreThoseOfAFlight(t *testing.T) {
 	records := benchRecords(100)
 	for i, r := range records {

@@ -68,12 +68,7 @@ func (f *flight) filled(c *Config) float64 {
 // take adds one record: as a row, as a duplicate that w has seen before, or as
 // a dead letter when it is no event.
 func (f *flight) take(r *kgo.Record, w *window) {
-	b := f.batches[r.Partition]
-	if b == nil {
-		b = &batch{first: r.Offset, oldest: r.Timestamp}
-		f.batches[r.Partition] = b
-	}
-	b.last = r.Offset
+	b := f.upTo(r.Partition, r.Offset, r.Timestamp)
 	f.records++
 	f.block.bytes += len(r.Key) + len(r.Value)
 	if err := f.decoder.DecodeRecord(r.Value, &f.event); err != nil {
@@ -85,7 +80,22 @@ func (f *flight) take(r *kgo.Record, w *window) {
 		b.duplicates++
 		return
 	}
-	f.block.append(&f.event, r.Partition, r.Offset)
+	f.row(b, &f.event, r.Partition, r.Offset)
+}
+
+// upTo returns the batch of partition, which ends with offset from now on.
+func (f *flight) upTo(partition int32, offset int64, oldest time.Time) *batch {
+	b := f.batches[partition]
+	if b == nil {
+		b = &batch{first: offset, oldest: oldest}
+		f.batches[partition] = b
+	}
+	b.last = offset
+	return b
+}
+
+func (f *flight) row(b *batch, ev *codec.Event, partition int32, offset int64) {
+	f.block.append(ev, partition, offset)
 	b.rows++
 }
 
