@@ -21,7 +21,7 @@ import (
 // records up: the worst that a dead broker can make of the buffers.
 func memoryStage(b *bench, s *section, f *fleet) error {
 	s.Title = fmt.Sprintf("memory with a dead broker, %d events/s offered", deadRate)
-	t := table{Header: []string{"", "offered/s", "seconds dead", "promised", "told 503 or 429", "never answered", "RSS MB alive", "middle third dead", "last third dead", "peak"}}
+	t := table{Header: []string{"", "offered/s", "seconds dead", "promised", "told 503 or 429", "never answered", "never sent", "RSS MB alive", "middle third dead", "last third dead", "peak"}}
 	c := chart.Chart{Name: "memory", Title: fmt.Sprintf("Resident memory; the broker dies after %.0f s", (b.o.long / 2).Seconds()),
 		X: chart.Axis{Label: "seconds"}, Y: chart.Axis{Label: "MB"}}
 	run := func(t1 *target, broker *broker) (dead, error) {
@@ -29,8 +29,8 @@ func memoryStage(b *bench, s *section, f *fleet) error {
 		if err != nil {
 			return d, err
 		}
-		s.take(sample{Target: t1.name, Events: d.entry.Promised, RSS: int64(d.peak * 1e6), Refused: d.told + d.unanswered, Entry: d.entry}, t1.beside)
-		t.row(t1.name, deadRate, fmt.Sprintf("%.0f", b.o.soak.Seconds()), d.entry.Promised, d.told, d.unanswered, whole(d.alive), whole(d.middle), whole(d.late), whole(d.peak))
+		s.take(sample{Target: t1.name, Events: d.entry.Promised, RSS: int64(d.peak * 1e6), Refused: d.told + d.unknown + d.unsent, Entry: d.entry}, t1.beside)
+		t.row(t1.name, deadRate, fmt.Sprintf("%.0f", b.o.soak.Seconds()), d.entry.Promised, d.told, d.unknown, d.unsent, whole(d.alive), whole(d.middle), whole(d.late), whole(d.peak))
 		c.Lines = append(c.Lines, chart.Line{Label: t1.name, Points: d.rss})
 		return d, f.end() // the machine for each alone
 	}
@@ -57,8 +57,8 @@ func memoryStage(b *bench, s *section, f *fleet) error {
 	s.Tables = append(s.Tables, t)
 	s.Charts = append(s.Charts, c)
 	s.goal(goal{What: "memory with a dead broker", Must: "flat for 60 s",
-		Measured: fmt.Sprintf("%s MB, then %s MB; peak %s MB", whole(ours.middle), whole(ours.late), whole(ours.peak)),
-		Ratio:    fmt.Sprintf("%s; naive sync %s MB, then %s MB, %d requests never answered", ratio(ours.late/max(ours.middle, 1)), whole(theirs.middle), whole(theirs.late), theirs.unanswered),
+		Measured: fmt.Sprintf("%s MB, then %s MB; peak %s MB; requests: %s", whole(ours.middle), whole(ours.late), whole(ours.peak), ours.lost()),
+		Ratio:    fmt.Sprintf("%s; naive sync %s MB, then %s MB, requests: %s", ratio(ours.late/ours.middle), whole(theirs.middle), whole(theirs.late), theirs.lost()),
 		Verdict:  verdict(ours.late <= 1.1*ours.middle, false)})
 	return nil
 }
@@ -72,8 +72,12 @@ func whole(v float64) string { return strconv.FormatFloat(v, 'f', 0, 64) }
 type dead struct {
 	alive, middle, late, peak float64
 	rss                       []chart.Point
-	told, unanswered          int64 // requests
+	told, unknown, unsent     int64 // requests: refused, sent and never answered, never sent
 	entry                     ledger.Entry
+}
+
+func (d *dead) lost() string {
+	return fmt.Sprintf("%d never answered, %d never sent", d.unknown, d.unsent)
 }
 
 // deadBroker kills broker under load for t.
@@ -97,6 +101,9 @@ func (b *bench) deadBroker(f *fleet, t *target, broker *broker) (d dead, err err
 				died = time.Since(began)
 			}
 			now, _ := child.Memory(t.server)
+			if now == 0 { // no memory is no flat memory
+				return fmt.Errorf("%s is gone, %.0f s into the run", t.name, time.Since(began).Seconds())
+			}
 			d.rss = append(d.rss, chart.Point{X: time.Since(began).Seconds(), Y: float64(now) / 1e6})
 			return nil
 		})
@@ -122,8 +129,11 @@ func (b *bench) deadBroker(f *fleet, t *target, broker *broker) (d dead, err err
 	// higher than the third before.
 	without := after(d.rss, died.Seconds())
 	third := len(without) / 3
+	if died == 0 || third == 0 {
+		return d, fmt.Errorf("the memory of %s was read %d times after its broker had died: too seldom to compare thirds", t.name, len(without))
+	}
 	d.alive, d.middle, d.late, d.peak = highest(d.rss[:len(d.rss)-len(without)]), highest(without[third:2*third]), highest(without[2*third:]), float64(peak)/1e6
-	d.told, d.unanswered = res.Refused(), res.Unknown+res.Unsent
+	d.told, d.unknown, d.unsent = res.Refused(), res.Unknown, res.Unsent
 	return d, nil
 }
 
