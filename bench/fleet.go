@@ -63,8 +63,11 @@ func (f *fleet) start(name string, args, env []string, ready func() error) (*chi
 	}
 	f.atEnd(func() error {
 		select {
-		case <-p.Ended(): // stopped or killed by the stage itself
-			return nil
+		case <-p.Ended():
+			if p.Asked() || f.ctx.Err() != nil { // ^C reaches the children, too
+				return nil
+			}
+			return fmt.Errorf("%s ended by itself: %s", name, p.Tail())
 		default:
 			return p.Stop()
 		}

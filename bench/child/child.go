@@ -33,6 +33,8 @@ type Process struct {
 	cmd  *exec.Cmd
 	done chan struct{}
 	err  error
+
+	asked atomic.Bool // to end, while it still ran
 }
 
 // Command says what to start.
@@ -94,6 +96,7 @@ func (p *Process) Ended() <-chan struct{} { return p.done }
 // Stop asks the process to end and waits, at most a minute; then it is killed
 // and that is an error.
 func (p *Process) Stop() error {
+	p.ask()
 	_ = p.cmd.Process.Signal(syscall.SIGTERM)
 	select {
 	case <-p.done:
@@ -109,9 +112,23 @@ func (p *Process) Stop() error {
 
 // Kill ends the process at once.
 func (p *Process) Kill() {
+	p.ask()
 	_ = p.cmd.Process.Kill()
 	<-p.done
 }
+
+// ask notes that the end of the process is wanted, unless it has come before.
+func (p *Process) ask() {
+	select {
+	case <-p.done:
+	default:
+		p.asked.Store(true)
+	}
+}
+
+// Asked reports whether Stop or Kill was called while the process ran: if not, and it has
+// ended, it did so by itself.
+func (p *Process) Asked() bool { return p.asked.Load() }
 
 // Tail is the end of what the process has logged.
 func (p *Process) Tail() string {

@@ -60,8 +60,11 @@ func TestProcessStopsWhenAsked(t *testing.T) {
 	if now, peak := Memory(p.Pid()); now <= 0 || peak < now {
 		t.Errorf("resident %d, at most %d", now, peak)
 	}
-	if err := p.Stop(); err != nil {
-		t.Error(err)
+	if p.Asked() {
+		t.Error("nobody has asked it to end yet")
+	}
+	if err := p.Stop(); err != nil || !p.Asked() {
+		t.Errorf("%v; asked: %v", err, p.Asked())
 	}
 	if CPU(p.Pid()) != 0 || Ran(p.Pid()) != 0 {
 		t.Error("a process that has ended uses processor time")
@@ -76,6 +79,9 @@ func TestProcessThatEndsBadlySaysSo(t *testing.T) {
 	}
 	if err := p.Stop(); err == nil || !strings.Contains(err.Error(), "exit status 3") {
 		t.Errorf("got %v; want exit status 3", err)
+	}
+	if p.Asked() {
+		t.Error("it ended by itself, and was asked to only after that")
 	}
 }
 
