@@ -128,6 +128,46 @@ func TestPairComparesNeighbours(t *testing.T) {
 	}
 }
 
+// A rival or a limit that loses events is no ratio, and decides nothing.
+func TestNoPairSaysSo(t *testing.T) {
+	of := func(name string) []sample {
+		return []sample{{Target: name, PerSecond: 100, CPU: map[string]float64{"server": 1}}}
+	}
+	out := &outcome{order: []string{"limit", "edge", "peer"}, limit: "limit", peer: "peer", ToPeer: 2, CPUToPeer: 0.5,
+		samples: map[string][]sample{"limit": of("limit"), "edge": of("edge"), "peer": of("peer")}}
+	var s section
+	s.race("saturated", out, "edge")
+	want := [][2]string{{noPair, noPair}, {"1", "1"}, {"0.50", "2.00"}}
+	for i, row := range s.Tables[0].Rows {
+		if got := [2]string(row[len(row)-2:]); got != want[i] {
+			t.Errorf("%s: got %q; want %q", row[0], got, want[i])
+		}
+	}
+	if got, want := besideSync(out), "2.00x naive sync, no pair with the limit"; got != want {
+		t.Errorf("got %q; want %q", got, want)
+	}
+	f := func(to float64, want string) {
+		t.Helper()
+		if got := paired(to, to >= 2.2, false); got != want {
+			t.Errorf("%v: got %s; want %s", to, got, want)
+		}
+	}
+	f(0, noPair)
+	f(2, "missed")
+	f(3, "met")
+}
+
+func TestFasterNeedsBothLedgers(t *testing.T) {
+	ours, theirs := &flow{visiblePerSecond: 300}, &flow{visiblePerSecond: 100}
+	if got := faster(nil, ours, theirs); !slices.Equal(got, []float64{3}) {
+		t.Errorf("got %v; want 3", got)
+	}
+	theirs.entry = ledger.Entry{Promised: 2, Found: 1}
+	if got := faster(nil, ours, theirs); len(got) != 0 {
+		t.Errorf("got %v of a peer that lost an event", got)
+	}
+}
+
 func TestAwaitCountSaysSinceWhen(t *testing.T) {
 	f := func(want, reached int64, counts ...int64) {
 		t.Helper()

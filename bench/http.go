@@ -104,8 +104,8 @@ func httpStage(b *bench, s *section, f *fleet) error {
 		measured := saturated(got)
 		if m.ack == "memory" {
 			s.goal(goal{What: "HTTP single, `ACK=memory`", Must: "≥ 0.80 of bare fasthttp, CPU ≤ 1.20x", Stretch: "≥ 0.90, ≤ 1.10x", Measured: measured,
-				Ratio:   fmt.Sprintf("%.2f of the limit, CPU %.2fx; %.2fx naive async", out.ToLimit, out.CPUToLimit, out.ToPeer),
-				Verdict: verdict(out.ToLimit >= 0.8 && out.CPUToLimit <= 1.2, out.ToLimit >= 0.9 && out.CPUToLimit <= 1.1)})
+				Ratio:   times("%.2f of", out.ToLimit, "the limit") + ", CPU " + cell("%.2fx", out.CPUToLimit) + "; " + times("%.2fx", out.ToPeer, "naive async"),
+				Verdict: paired(out.ToLimit, out.ToLimit >= 0.8 && out.CPUToLimit <= 1.2, out.ToLimit >= 0.9 && out.CPUToLimit <= 1.1)})
 			continue
 		}
 		// A disk that stalls for a moment is the p99 of a run: hence several.
@@ -118,14 +118,14 @@ func httpStage(b *bench, s *section, f *fleet) error {
 		s.goal(goal{What: "HTTP single, `ACK=broker`", Must: "≥ 2.2x naive sync, p99 ≤ 10 ms at half load", Stretch: "≥ 0.70 of the limit",
 			Measured: measured + "; at half load p99 " + millis(half.P99) + " ms, the median of " + strconv.Itoa(b.o.rounds) + " runs",
 			Ratio:    besideSync(out),
-			Verdict:  verdict(out.ToPeer >= 2.2 && half.P99 <= 10*time.Millisecond, out.ToLimit >= 0.7)})
+			Verdict:  paired(out.ToPeer, out.ToPeer >= 2.2 && half.P99 <= 10*time.Millisecond, out.ToLimit >= 0.7)})
 		if out, err = (race{limit, ours, peer, load.Load{Conns: crowdConns, Requests: single, Events: 1, Duration: b.o.one}}).run(b); err != nil {
 			return err
 		}
 		s.race(fmt.Sprintf("ACK=%s, %d connections", m.ack, crowdConns), out, ours.name)
 		s.goal(goal{What: fmt.Sprintf("HTTP single, `ACK=broker`, %d connections", crowdConns), Must: "≥ 2.2x naive sync", Stretch: "≥ 0.70 of the limit",
 			Measured: saturated(out.typical(ours.name)), Ratio: besideSync(out),
-			Verdict: verdict(out.ToPeer >= 2.2, out.ToLimit >= 0.7)})
+			Verdict: paired(out.ToPeer, out.ToPeer >= 2.2, out.ToLimit >= 0.7)})
 	}
 	return nil
 }
@@ -135,7 +135,7 @@ func saturated(m sample) string {
 }
 
 func besideSync(out *outcome) string {
-	return fmt.Sprintf("%.2fx naive sync, %.2f of the limit", out.ToPeer, out.ToLimit)
+	return times("%.2fx", out.ToPeer, "naive sync") + ", " + times("%.2f of", out.ToLimit, "the limit")
 }
 
 // race adds a table of medians.
@@ -145,13 +145,13 @@ func (s *section) race(title string, out *outcome, ours string) {
 		typicals = append(typicals, out.typical(name))
 	}
 	s.Tables = append(s.Tables, httpTable(title, typicals, func(m sample) (string, string) {
-		switch {
-		case m.Target == ours:
+		switch m.Target {
+		case ours:
 			return "1", "1"
-		case m.Target == out.order[0] && out.ToLimit != 0:
-			return ratio(1 / out.ToLimit), ratio(1 / out.CPUToLimit)
-		case out.ToPeer != 0:
-			return ratio(1 / out.ToPeer), ratio(1 / out.CPUToPeer)
+		case out.limit:
+			return cell("%.2f", inverse(out.ToLimit)), cell("%.2f", inverse(out.CPUToLimit))
+		case out.peer:
+			return cell("%.2f", inverse(out.ToPeer)), cell("%.2f", inverse(out.CPUToPeer))
 		}
 		return "", ""
 	}))
@@ -187,7 +187,7 @@ func bulkStage(b *bench, s *section, f *fleet) error {
 		s.number("bulk_"+m.name+"_cpu_us", got.CPU["server"])
 		s.number("bulk_"+m.name+"_broker_cpu_us", got.CPU["broker"])
 		s.goal(goal{What: "HTTP bulk of 100, " + m.name + ", `ACK=broker`", Must: "≥ 1.0 M events/s, ≤ 1 µs/event", Stretch: "≥ 1.65 M",
-			Measured: fmt.Sprintf("%s/s, %.2f µs", count(got.PerSecond), got.CPU["server"]), Ratio: fmt.Sprintf("%.1fx naive sync, %.2f of receiving alone", out.ToPeer, out.ToLimit),
+			Measured: fmt.Sprintf("%s/s, %.2f µs", count(got.PerSecond), got.CPU["server"]), Ratio: times("%.1fx", out.ToPeer, "naive sync") + ", " + times("%.2f of", out.ToLimit, "receiving alone"),
 			Verdict: verdict(got.PerSecond >= 1e6 && got.CPU["server"] <= 1, got.PerSecond >= 1.65e6)})
 	}
 	if err := s.sizes(ours, g.lines(64)); err != nil {

@@ -188,9 +188,10 @@ type race struct {
 
 // outcome is what a race comes to.
 type outcome struct {
-	samples map[string][]sample // by target
-	order   []string
-	// Medians of the ratios of neighbours: ours to the limit, ours to the peer.
+	samples     map[string][]sample // by target
+	order       []string
+	limit, peer string // their names
+	// Medians of the ratios of neighbours: ours to the limit, ours to the peer. 0: no pair.
 	ToLimit, CPUToLimit float64
 	ToPeer, CPUToPeer   float64
 }
@@ -203,6 +204,12 @@ func (r race) run(b *bench) (*outcome, error) {
 			continue
 		}
 		out.order = append(out.order, t.name)
+		switch t {
+		case r.limit:
+			out.limit = t.name
+		case r.peer:
+			out.peer = t.name
+		}
 		warm := r.load
 		warm.Duration = min(b.o.one, 500*time.Millisecond)
 		if _, err := b.measure(t, warm); err != nil {

@@ -60,6 +60,42 @@ func verdict(must, stretch bool) string {
 	return "missed"
 }
 
+// noPair stands where a ratio, or a verdict about one, would be: no two runs next to each
+// other had both done what they promised, so there is none.
+const noPair = "no pair"
+
+// paired is verdict for a must about a ratio of pairs.
+func paired(to float64, must, stretch bool) string {
+	if to == 0 {
+		return noPair
+	}
+	return verdict(must, stretch)
+}
+
+// cell is a ratio of pairs by itself: format has one verb.
+func cell(format string, to float64) string {
+	if to == 0 {
+		return noPair
+	}
+	return fmt.Sprintf(format, to)
+}
+
+// times is a ratio of pairs and whom it is to.
+func times(format string, to float64, whom string) string {
+	if to == 0 {
+		return noPair + " with " + whom
+	}
+	return fmt.Sprintf(format, to) + " " + whom
+}
+
+// inverse is a ratio from the other side; that of none is none.
+func inverse(to float64) float64 {
+	if to == 0 {
+		return 0
+	}
+	return 1 / to
+}
+
 // wish is the verdict where nothing is a must.
 func wish(stretch bool) string {
 	if stretch {

@@ -103,13 +103,13 @@ func (r *sinkRatios) add(before *sample, m sample) {
 func (s *section) sink(r *sinkRatios, remembered int64) {
 	t := table{Header: []string{"", "rows/s", "client µs/row", "engine µs/row", "broker µs/row", "peak RSS MB", "rows/s to ours"}}
 	got, two, peer := median(r.toLimit[oursPlain]), median(r.toTwo), median(r.toPeer)
-	rel := map[string]float64{readyOne: 1 / got, readyTwo: 1 / two, naiveSink: 1 / peer}
+	rel := map[string]float64{readyOne: inverse(got), readyTwo: inverse(two), naiveSink: inverse(peer)}
 	for name, to := range r.toLimit {
-		rel[name] = median(to) / got
+		rel[name] = median(to) * inverse(got)
 	}
 	for _, name := range []string{readyOne, readyTwo, oursPlain, oursSingle, oursPacked, oursByID, naiveSink} {
 		m := typical(r.samples[name])
-		t.row(name, count(m.PerSecond), micros(m.CPU, "server"), micros(m.CPU, "engine"), micros(m.CPU, "broker"), m.peaks(), ratio(rel[name]))
+		t.row(name, count(m.PerSecond), micros(m.CPU, "server"), micros(m.CPU, "engine"), micros(m.CPU, "broker"), m.peaks(), cell("%.2f", rel[name]))
 	}
 	s.Tables = append(s.Tables, t)
 	ours, packed, byID := typical(r.samples[oursPlain]), typical(r.samples[oursPacked]), typical(r.samples[oursByID])
@@ -119,15 +119,15 @@ func (s *section) sink(r *sinkRatios, remembered int64) {
 	s.number("sink_broker_cpu_us", ours.CPU["broker"])
 	s.number("sink_ids_cpu_us", byID.CPU["server"])
 	const must, stretch = "≥ 0.80 of ready blocks, ≤ 0.9 µs client CPU/row", "≥ 0.95, ≤ 0.6 µs"
-	reached := func(to, cpu float64) string { return verdict(to >= 0.8 && cpu <= 0.9, to >= 0.95 && cpu <= 0.6) }
+	reached := func(to, cpu float64) string { return paired(to, to >= 0.8 && cpu <= 0.9, to >= 0.95 && cpu <= 0.6) }
 	s.goal(goal{What: "sink", Must: must, Stretch: stretch, Measured: fmt.Sprintf("%s rows/s, %.2f µs", count(ours.PerSecond), ours.CPU["server"]),
-		Ratio: fmt.Sprintf("%.2f of ready blocks one at a time, %.2f of two at a time; one at a time itself %.2f; %.1fx naive sink",
-			got, two, median(r.toLimit[oursSingle]), peer),
+		Ratio: fmt.Sprintf("%s, %s; one at a time itself %s; %s", times("%.2f of", got, "ready blocks one at a time"), times("%.2f of", two, "two at a time"),
+			cell("%.2f", median(r.toLimit[oursSingle])), times("%.1fx", peer, "naive sink")),
 		Verdict: reached(got, ours.CPU["server"])})
 	ids := median(r.toLimit[oursByID])
 	s.goal(goal{What: "sink, events with an event_id", Must: must, Stretch: stretch,
 		Measured: fmt.Sprintf("%s rows/s, %.2f µs; %.0f MB peak, %.0f more than without", count(byID.PerSecond), byID.CPU["server"], float64(byID.RSS)/1e6, float64(byID.RSS-ours.RSS)/1e6),
-		Ratio:    fmt.Sprintf("%.2f of ready blocks one at a time, %.2f of events without", ids, ids/got),
+		Ratio:    times("%.2f of", ids, "ready blocks one at a time") + ", " + times("%.2f of", ids*inverse(got), "events without"),
 		Verdict:  reached(ids, byID.CPU["server"])})
 	highest := max(ours.RSS, packed.RSS)
 	s.goal(goal{What: "memory of the sink", Must: "≤ 192 MB at 100 k-row blocks", Stretch: "≤ 96 MB",

@@ -28,7 +28,7 @@ const database = "events_db"
 const (
 	inLog    = "log, by count"
 	inTables = "events and rollups, by count"
-	byID     = "events and rollups, by count and event_id"
+	byOffset = "events and rollups, by count and offset"
 	byVerify = "events and rollups, by count and edge verify"
 )
 
