@@ -145,6 +145,10 @@ func TestFromReport(t *testing.T) {
 	}
 	f("no report", "read the report")
 	f(strings.Replace(whole, "sink_cpu_us", "sink_cpu_ms", 1), "no sink_cpu_us")
+	f("{}", "no body_bytes\nthe report has no bulk_NDJSON_broker_cpu_us\n") // in one order
+	f(strings.Replace(whole, `"abc"`, `"abc-dirty"`, 1), "abc-dirty, which is no commit")
+	f(strings.Replace(whole, "{", `{"failed":["query: no engine"],`, 1), "a stage failed: query: no engine")
+	f(strings.Replace(whole, `,{}]`, `,{"goals":[{"what":"decode","verdict":"met"},{"what":"sink","verdict":"VOID"}]}]`, 1), "sink is VOID")
 	f(strings.Replace(whole, "at half load", "at full load", 1), `no row "edge at half load"`)
 	f(`{"sections":[{"tables":[{"header":["","broker"],"rows":[["edge at half load","1"]]}]}]}`, `no column "server µs/event"`)
 	f(`{"sections":[{"tables":[{"header":["","server µs/event","broker"],"rows":[["edge at half load","1",""]]}]}]}`, `"broker" of the row`)

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strconv"
+	"strings"
 )
 
 // halfLoad is the row of singles near the load that machines run at. Saturated they
@@ -29,22 +31,53 @@ func (c *Costs) figures() map[string]*float64 {
 	}
 }
 
-// FromReport takes the costs out of the report of a whole bench. One that lacks some is
-// an error: costs of two runs are those of none.
-func FromReport(r io.Reader) (c Costs, err error) {
-	var report struct {
-		Machine struct {
-			Commit string `json:"commit"`
-			CPU    string `json:"cpu"`
-			Cores  int    `json:"cores"`
-		} `json:"machine"`
-		Sections []struct {
-			Numbers map[string]float64 `json:"numbers"`
-			Tables  []table            `json:"tables"`
-		} `json:"sections"`
+// report is what the model reads of one.
+type report struct {
+	Machine struct {
+		Commit string `json:"commit"`
+		CPU    string `json:"cpu"`
+		Cores  int    `json:"cores"`
+	} `json:"machine"`
+	Sections []struct {
+		Numbers map[string]float64 `json:"numbers"`
+		Tables  []table            `json:"tables"`
+		Goals   []struct {
+			What    string `json:"what"`
+			Verdict string `json:"verdict"`
+		} `json:"goals"`
+	} `json:"sections"`
+	Failed []string `json:"failed"`
+}
+
+// counts says why figures of r are none to plan with: a stage failed, or a ledger does not
+// add up, or nobody can check out what was measured.
+func (r *report) counts() error {
+	var against []error
+	if strings.HasSuffix(r.Machine.Commit, "-dirty") {
+		against = append(against, fmt.Errorf("the report is of %s, which is no commit", r.Machine.Commit))
 	}
+	for _, f := range r.Failed {
+		against = append(against, fmt.Errorf("a stage failed: %s", f))
+	}
+	for _, s := range r.Sections {
+		for _, g := range s.Goals {
+			if g.Verdict == "VOID" {
+				against = append(against, fmt.Errorf("%s is VOID", g.What))
+			}
+		}
+	}
+	return errors.Join(against...)
+}
+
+// FromReport takes the costs out of the report of a whole bench. One that lacks some is
+// an error, costs of two runs are those of none; and so is one whose figures do not count.
+func FromReport(r io.Reader) (c Costs, err error) {
+	var report report
 	if err := json.NewDecoder(r).Decode(&report); err != nil {
 		return c, fmt.Errorf("read the report: %w", err)
+	}
+	if err := report.counts(); err != nil {
+		return c, err
 	}
 	c.Commit, c.CPU, c.Cores = report.Machine.Commit, report.Machine.CPU, report.Machine.Cores
 	for _, s := range report.Sections {
@@ -65,8 +98,9 @@ func FromReport(r io.Reader) (c Costs, err error) {
 // complete says what is missing.
 func (c *Costs) complete() error {
 	var missing []error
-	for name, v := range c.figures() {
-		if *v <= 0 {
+	figures := c.figures()
+	for _, name := range slices.Sorted(maps.Keys(figures)) {
+		if *figures[name] <= 0 {
 			missing = append(missing, fmt.Errorf("the report has no %s", name))
 		}
 	}
