@@ -69,6 +69,24 @@ func TestGeneratedNamesAreAll(t *testing.T) {
 	}
 }
 
+func TestGrowthIsAgainstTheHighest(t *testing.T) {
+	f := func(word, measured, ratio string, costs ...float64) {
+		t.Helper()
+		g, s := newGrown("things"), new(section)
+		for i, c := range costs {
+			g.add(i, sample{CPU: map[string]float64{"server": c}})
+		}
+		g.finish(s, "things", "things", flat)
+		if got := s.Goals[0]; got.Verdict != word || got.Ratio != ratio || !strings.HasPrefix(got.Measured, measured) {
+			t.Errorf("%v: got %+v; want %s, %s, %s", costs, got, word, measured, ratio)
+		}
+	}
+	f("met", "1.00 → 1.20 µs/event;", "1.20x", 1, 1.1, 1.2)
+	f("missed", "1.00 → 1.10 µs/event, 2.00 at 1;", "2.00x", 1, 2, 1.1)
+	f("met", "2.00 → 1.00 µs/event;", "0.50x", 2, 1)
+	f("met", "2.00 → 2.00 µs/event;", "1.00x", 2)
+}
+
 func TestMedianAndQuantile(t *testing.T) {
 	f := func(v []float64, want float64) {
 		t.Helper()

@@ -145,6 +145,7 @@ func queryStage(b *bench, s *section, f *fleet) error {
 		s.timings(&answers, data.rows, "30 days", "", m, &byStored, float64(n))
 		toBareByStored = append(toBareByStored, fmt.Sprintf("%s %.2fx", count(float64(n)), median(m.toBare)))
 	}
+	s.steady("here")
 	s.note("the engine's share of an event includes the merges while the events come, and none after")
 	costs.finish(s, "stored", "events stored", flat)
 	// The ratio is of the run in turns, where each answer has the bare query's beside it. The
@@ -207,22 +208,24 @@ func queryStage(b *bench, s *section, f *fleet) error {
 	both := func(ms []float64) string {
 		return fmt.Sprintf("p50 %.2f ms, p99 %.2f ms", median(ms), quantile(ms, 0.99))
 	}
-	const must, stretch = "in turns p50 ≤ 1.4x the bare rollup query, alone p99 ≤ 10 ms; flat in the range", "≤ 1.1x; > 70 k requests/s from a cache of ≤ 1 s"
+	const must, stretch = "in turns p50 ≤ 1.4x the bare rollup query, alone p99 ≤ 10 ms", "≤ 1.1x; > 70 k requests/s from a cache of ≤ 1 s"
+	toDay := byRange[0][len(ranges)-1].Y / byRange[0][min(2, len(ranges)-2)].Y
 	for _, group := range []string{"channel", ""} {
-		what := "by channel"
-		if group == "" {
-			what = "all channels together"
-		}
 		toBare := median(inTurns[group].toBare)
+		met := toBare <= 1.4 && quantile(alone[group], 0.99) <= 10
+		what, must := "by channel", must
+		if group == "" { // only these are asked for ranges of all lengths
+			what, must, met = "all channels together", must+"; 3 years ≤ 1.4x a day", met && toDay <= 1.4
+		}
 		g := goal{What: fmt.Sprintf("GET /metrics, %s events stored, 30 days, %s", count(float64(data.rows)), what), Must: must, Stretch: stretch,
 			Measured: fmt.Sprintf("alone %s (%d answers); in turns with the bare query and raw rows %s", both(alone[group]), len(alone[group]), both(inTurns[group].edge)),
 			Ratio:    fmt.Sprintf("in turns %.2fx the bare rollup query, %.3fx the raw rows", toBare, median(inTurns[group].toRaw)),
-			Verdict:  verdict(toBare <= 1.4 && quantile(alone[group], 0.99) <= 10, toBare <= 1.1 && requests > 70_000)}
+			Verdict:  verdict(met, toBare <= 1.1 && requests > 70_000)}
 		if group == "channel" {
 			g.Measured += fmt.Sprintf(", with QUERY_STATES=0 %s; %s requests/s with QUERY_KEEP=1s", both(cold.edge), count(requests))
 			g.Ratio += fmt.Sprintf(" (%.2fx with QUERY_STATES=0)", median(cold.toBare))
 		} else {
-			g.Ratio += fmt.Sprintf("; 3 years %.1fx a day", byRange[0][len(ranges)-1].Y/byRange[0][min(2, len(ranges)-2)].Y)
+			g.Ratio += fmt.Sprintf("; 3 years %.2fx a day", toDay)
 		}
 		s.goal(g)
 	}
