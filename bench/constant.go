@@ -48,7 +48,8 @@ func constantStage(b *bench, s *section, f *fleet) error {
 		return err
 	}
 	everything.settle = true
-	l := load.Load{Conns: manyConns, Requests: newGenerated(2).singles(1024), Events: 1, Schedule: load.Constant(rate, b.o.long/2)}
+	single := newGenerated(2).singles(1024)
+	l := load.Load{Conns: manyConns, Requests: single, Events: 1, Stamp: distinct(single), Schedule: load.Constant(rate, b.o.long/2)}
 	warm := l
 	warm.Schedule = load.Ramp(rate/10, rate, min(b.o.one, b.o.long))
 	targets := []*target{ours, limit, peer, everything}

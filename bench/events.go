@@ -18,7 +18,7 @@ type generated struct {
 	rng       *rand.Rand
 	names     int // distinct event names
 	campaigns int
-	n         int // events made: names and campaigns come in turn, so that none is missing
+	n         int // events made: names and campaigns come in turn, so that none is missing, but not in step
 	users     int
 	at        time.Time
 	withID    bool
@@ -53,7 +53,7 @@ func (g *generated) append(dst []byte) []byte {
 		user = fmt.Sprintf("user_%0*d", userDigits, g.n)
 	}
 	dst = fmt.Appendf(dst, `{"event_name":"%s","channel":"%s","campaign_id":"summer_sale_%d","user_id":"%s","timestamp":%d,"tags":["%s","%s"],"metadata":{"product_id":"SKU-%04d","page_url":"/products/laptop/%d"}`,
-		name, channels[g.rng.IntN(len(channels))], g.n%g.campaigns, user,
+		name, channels[g.rng.IntN(len(channels))], (g.n+g.n/max(g.names, g.campaigns))%g.campaigns, user,
 		g.at.UnixMilli()-int64(g.rng.IntN(60_000)), tagNames[g.rng.IntN(len(tagNames))], tagNames[g.rng.IntN(len(tagNames))],
 		g.rng.IntN(10_000), g.rng.IntN(1000))
 	g.n++
@@ -115,7 +115,7 @@ func distinct(requests [][]byte) func(n int64, buf []byte) {
 	}
 	return func(n int64, buf []byte) {
 		now := time.Now().UnixMilli()
-		rng := rand.NewPCG(uint64(n), 2)
+		rng := rand.NewPCG(uint64(n), uint64(now)) // the next run has a request n, too
 		for _, b := range blanks[n%int64(len(blanks))] {
 			v := rng.Uint64()
 			if b.isTime {

@@ -161,7 +161,8 @@ func growNames(b *bench, s *section, f *fleet) error {
 
 // bulks is 50,000 events a second in bulks.
 func bulks(g *generated, d time.Duration) load.Load {
-	return load.Load{Conns: fewConns, Requests: g.lines(256), Events: bulkSize, Schedule: load.Constant(50_000/bulkSize, d)}
+	requests := g.lines(256)
+	return load.Load{Conns: fewConns, Requests: requests, Events: bulkSize, Stamp: distinct(requests), Schedule: load.Constant(50_000/bulkSize, d)}
 }
 
 // growConnections is the ingesting side with ever more clients that say nothing more.

@@ -174,7 +174,8 @@ func (r *loadReport) ownSpike(b *bench, t *target) (err error) {
 		}
 		return time.Duration(s * float64(time.Second))
 	}
-	r.Own, err = b.measure(t, load.Load{Conns: manyConns, Requests: newGenerated(12).singles(1024), Events: 1,
+	single := newGenerated(12).singles(1024)
+	r.Own, err = b.measure(t, load.Load{Conns: manyConns, Requests: single, Events: 1, Stamp: distinct(single),
 		Schedule: load.Spike(steadyRate, peakRate, part(10), part(5), part(30), part(20))})
 	r.Own.Target = "our generator"
 	r.Book = append(r.Book, r.Own.Entry)
