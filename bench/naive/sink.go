@@ -35,6 +35,9 @@ func Sink(ctx context.Context, cfg Config, addr, database string, n int) (time.D
 	began := time.Now()
 	for done := 0; done != n && ctx.Err() == nil; {
 		batch, err := conn.PrepareBatch(ctx, "INSERT INTO events (ts, event_name, channel, campaign_id, user_id, tags, metadata, event_id, received_at)")
+		if err != nil && ctx.Err() != nil {
+			break
+		}
 		if err != nil {
 			return 0, err
 		}
