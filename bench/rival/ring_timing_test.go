@@ -55,8 +55,8 @@ func BenchmarkHandOver(b *testing.B) {
 }
 
 // contend is the limit: as many goroutines, and of each item no more than one atomic
-// add to a word they share. A queue of many writers has at least such a word, by which
-// they agree whose turn it is, and has not handed anything over by then.
+// add to a word they share. The writers of one shared queue have at least such a word, by
+// which they agree whose turn it is, and have not handed anything over by then.
 func contend(b *testing.B, events int) {
 	var taken atomic.Int64
 	timed(b, events, func() int {
