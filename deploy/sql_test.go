@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -141,11 +142,17 @@ func migrated(t *testing.T) *ch.Client {
 	return conn
 }
 
-// freePort returns a port below those the kernel gives to connections.
+// lastPort is the port handed out last.
+var lastPort atomic.Int32
+
+func init() { lastPort.Store(15_000 + rand.Int32N(14_000)) }
+
+// freePort returns a port that no connection is given by chance, below the range the
+// kernel takes the near end of a connection from, and never the same twice.
 func freePort(t testing.TB) string {
 	t.Helper()
-	for range 100 {
-		port := strconv.Itoa(15000 + rand.IntN(15000))
+	for range 1000 {
+		port := strconv.Itoa(int(lastPort.Add(1)))
 		if ln, err := net.Listen("tcp", "127.0.0.1:"+port); err == nil {
 			_ = ln.Close()
 			return port

@@ -42,11 +42,7 @@ func deadLetterCommand(t *testing.T, in *instance, args ...string) string {
 }
 
 func TestDeadLettersGoBackOnce(t *testing.T) {
-	port := listen(t)
-	addr := port.Addr().String()
-	if err := port.Close(); err != nil {
-		t.Fatal(err)
-	}
+	addr := "127.0.0.1:" + freePort(t)
 	in := startEdge(t, t.TempDir(), "EMBEDDED_KAFKA_LISTEN", addr)
 	client, err := kgo.NewClient(kgo.SeedBrokers(addr), kgo.DefaultProduceTopic("events"))
 	if err != nil {

@@ -16,6 +16,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -124,17 +125,19 @@ func within(t testing.TB, limit time.Duration, what string, f func() error, need
 	}
 }
 
-// freePort returns a port that no connection is given by chance: below the
-// range the kernel takes the near end of a connection from.
+// lastPort is the port handed out last.
+var lastPort atomic.Int32
+
+func init() { lastPort.Store(15_000 + rand.Int32N(14_000)) }
+
+// freePort returns a port that no connection is given by chance, below the range the
+// kernel takes the near end of a connection from, and never the same twice.
 func freePort(t testing.TB) string {
 	t.Helper()
-	for range 100 {
-		port := strconv.Itoa(15000 + rand.IntN(15000))
-		ln, err := net.Listen("tcp", "127.0.0.1:"+port)
-		if err == nil {
-			if err := ln.Close(); err != nil {
-				t.Fatal(err)
-			}
+	for range 1000 {
+		port := strconv.Itoa(int(lastPort.Add(1)))
+		if ln, err := net.Listen("tcp", "127.0.0.1:"+port); err == nil {
+			_ = ln.Close()
 			return port
 		}
 	}

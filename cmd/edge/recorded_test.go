@@ -154,11 +154,7 @@ func TestRecordedGameEvents(t *testing.T) {
 	for _, e := range events {
 		counts[e.Name]++
 	}
-	port := listen(t)
-	addr := port.Addr().String()
-	if err := port.Close(); err != nil {
-		t.Fatal(err)
-	}
+	addr := "127.0.0.1:" + freePort(t)
 	dir := t.TempDir()
 	check := func(in *instance) {
 		for name, n := range counts {
