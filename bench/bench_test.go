@@ -3,84 +3,18 @@
 package main
 
 import (
-	"encoding/json"
 	"math"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"edge/bench/chart"
 	"edge/bench/ledger"
 	"edge/internal/codec"
 )
-
-// What comes again is stored in a third of the room: no event of a run is like another.
-func TestDistinctEventsDiffer(t *testing.T) {
-	f := func(requests [][]byte, each int) {
-		t.Helper()
-		stamp := distinct(requests)
-		seen := make(map[string]bool)
-		earliest := time.Now().Add(-time.Minute).UnixMilli()
-		for n := range int64(30) {
-			buf := slices.Clone(requests[n%3])
-			stamp(n, buf)
-			if len(buf) != len(requests[n%3]) {
-				t.Fatalf("request %d has %d bytes, was of %d", n, len(buf), len(requests[n%3]))
-			}
-			_, body, _ := strings.Cut(string(buf), "\r\n\r\n")
-			for line := range strings.Lines(body) {
-				if seen[line] {
-					t.Errorf("event %s twice", line)
-				}
-				seen[line] = true
-				var e struct {
-					UserID    string `json:"user_id"`
-					Timestamp int64
-					Metadata  map[string]string
-				}
-				err := json.Unmarshal([]byte(line), &e)
-				if err != nil || e.Timestamp < earliest || e.Timestamp > time.Now().UnixMilli() || len(e.Metadata["product_id"]) != 8 || !strings.HasPrefix(e.UserID, "user_") {
-					t.Errorf("%s: %v, %+v", line, err, e)
-				}
-			}
-		}
-		if len(seen) != 30*each {
-			t.Errorf("%d events; want %d", len(seen), 30*each)
-		}
-	}
-	f(newGenerated(1).lines(3), bulkSize)
-	f(newGenerated(1).singles(3), 1)
-}
-
-// A run of 10,000 names has 10,000, and as many campaigns, which are not theirs alone.
-func TestGeneratedNamesAreAll(t *testing.T) {
-	f := func(names, campaigns, atLeast int) {
-		t.Helper()
-		g := newGenerated(1)
-		g.names, g.campaigns = names, campaigns
-		n, c, both := make(map[string]bool), make(map[string]bool), make(map[string]bool)
-		for _, r := range g.lines(256) {
-			for _, part := range strings.Split(string(r), `"event_name":"`)[1:] {
-				name := part[:strings.IndexByte(part, '"')]
-				_, campaign, _ := strings.Cut(part, `"campaign_id":"`)
-				campaign = campaign[:strings.IndexByte(campaign, '"')]
-				n[name], c[campaign], both[name+campaign] = true, true, true
-			}
-		}
-		if len(n) != names || len(c) != campaigns || len(both) < atLeast {
-			t.Errorf("%d names, %d campaigns, %d of both together; want %d, %d, at least %d", len(n), len(c), len(both), names, campaigns, atLeast)
-		}
-	}
-	f(1, 1, 1)
-	f(3, 40, 120)
-	f(100, 100, 10_000)
-	f(10_000, 10_000, 25_600)
-	f(10_000, 40, 25_600)
-}
 
 func TestGrowthIsAgainstTheHighest(t *testing.T) {
 	f := func(word, measured, ratio string, costs ...float64) {
@@ -136,29 +70,6 @@ func TestFileSystemIsThatOfTheNearestMount(t *testing.T) {
 	}
 }
 
-func TestPairComparesNeighbours(t *testing.T) {
-	ours, limit := &target{name: "ours"}, &target{name: "limit"}
-	run := func(name string, rate, cpu float64) *sample {
-		return &sample{Target: name, PerSecond: rate, CPU: map[string]float64{"server": cpu}}
-	}
-	var rates, cpus []float64
-	var last *sample
-	for _, s := range []*sample{run("limit", 100, 2), run("ours", 80, 3), run("peer", 10, 9), run("ours", 60, 4), run("limit", 120, 2)} {
-		pair(last, s, ours, limit, &rates, &cpus)
-		last = s
-	}
-	if !slices.Equal(rates, []float64{0.8, 0.5}) || !slices.Equal(cpus, []float64{1.5, 2}) {
-		t.Errorf("got %v and %v; want 0.8, 0.5 and 1.5, 2: ours beside the peer is no pair with the limit", rates, cpus)
-	}
-	pair(last, run("ours", 1, 1), ours, nil, &rates, &cpus)
-	lost := run("limit", 1, 1)
-	lost.Entry = ledger.Entry{Promised: 2, Found: 1}
-	pair(lost, run("ours", 1, 1), ours, limit, &rates, &cpus)
-	if len(rates) != 2 {
-		t.Error("a pair without a limit, or with one that lost events")
-	}
-}
-
 // A rival or a limit that loses events is no ratio, and decides nothing.
 func TestNoPairSaysSo(t *testing.T) {
 	of := func(name string) []sample {
@@ -199,25 +110,6 @@ func TestFasterNeedsBothLedgers(t *testing.T) {
 	}
 }
 
-func TestAwaitCountSaysSinceWhen(t *testing.T) {
-	f := func(want, reached int64, counts ...int64) {
-		t.Helper()
-		synctest.Test(t, func(t *testing.T) {
-			began, asked := time.Now(), 0
-			n, since, err := awaitCount(t.Context(), func() (int64, error) {
-				asked++
-				return counts[min(asked, len(counts))-1], nil
-			}, want, time.Minute)
-			if grew := time.Duration(len(counts)-1) * 5 * time.Millisecond; err != nil || n != reached || since.Sub(began) != grew {
-				t.Errorf("%v: got %d after %v, %v; want %d after %v", counts, n, since.Sub(began), err, reached, grew)
-			}
-		})
-	}
-	f(10, 10, 10)
-	f(10, 11, 3, 11)
-	f(10, 9, 3, 5, 9) // one is lost: a minute of waiting for it counts for nothing
-}
-
 func TestInsertRateIsBetweenFirstAndLast(t *testing.T) {
 	at := func(ms int64) sight { return sight{at: time.UnixMilli(ms)} }
 	if got := insertRate([]sight{at(70), at(170), at(270), at(370)}); math.Abs(got-10) > 1e-9 {
@@ -225,21 +117,6 @@ func TestInsertRateIsBetweenFirstAndLast(t *testing.T) {
 	}
 	if got := insertRate([]sight{at(1)}); got != 0 {
 		t.Errorf("one insert: got %v a second; want 0", got)
-	}
-}
-
-func TestTypicalIsMadeOfMedians(t *testing.T) {
-	all := []sample{
-		{Target: "a", Events: 10, PerSecond: 1, P99: 9, Refused: 1, CPU: map[string]float64{"server": 5, "broker": 1}},
-		{Target: "a", Events: 20, PerSecond: 3, P99: 7, CPU: map[string]float64{"server": 4, "broker": 3}},
-		{Target: "a", Events: 30, PerSecond: 2, P99: 8, CPU: map[string]float64{"server": 6, "broker": 2}},
-	}
-	s := typical(all)
-	if s.PerSecond != 2 || s.P99 != 8 || s.CPU["server"] != 5 || s.CPU["broker"] != 2 || s.Events != 60 || s.Refused != 1 {
-		t.Errorf("got %+v", s)
-	}
-	if typical(nil).PerSecond != 0 {
-		t.Error("nothing is typical of no runs")
 	}
 }
 
