@@ -76,13 +76,21 @@ type exchange struct {
 	then    published
 	batch   *codec.Batch
 	key     *bucket
-	state   atomic.Int32
-	err     error // of the outcome, when settled
+	waiter  *waiter
 
 	long *block // of an answer that is not one of a few words
 }
 
-// outcome of a batch, as seen by the loop and by the producer.
+// waiter is what the producer has of an exchange. It is apart from it, because the
+// producer may settle long after ParkTimeout: with a dead broker that is every request,
+// and each would leave 3 KiB to the collector.
+type waiter struct {
+	conn  *loop.Conn
+	state atomic.Int32
+	err   error // when settled
+}
+
+// States of a waiter.
 const (
 	pending   int32 = iota
 	settled         // the producer was first
@@ -246,7 +254,7 @@ func (h *whole) write(x *exchange, w io.Writer) {
 // Resume implements loop.Handler.
 func (h *whole) Resume(c *loop.Conn) loop.Next {
 	x := c.Data.(*exchange)
-	h.s.resume(x, x.err)
+	h.s.resume(x, x.waiter.err)
 	return h.finish(x)
 }
 
@@ -261,9 +269,10 @@ func (h *whole) Expire(c *loop.Conn) loop.Next {
 		next := c.Lend(x.part.b)
 		h.put(x)
 		return next
-	case !x.state.CompareAndSwap(pending, abandoned):
+	case !x.waiter.state.CompareAndSwap(pending, abandoned):
 		return loop.Parked
 	}
+	x.waiter = nil // the producer's from here on
 	h.s.resume(x, producer.ErrTimeout)
 	return h.finish(x)
 }
@@ -280,30 +289,36 @@ func (h *whole) get(c *loop.Conn) *exchange {
 	return x
 }
 
-// put ends x. One that was abandoned is still the producer's to settle, so it is
-// left to the collector.
+// put ends x.
 func (h *whole) put(x *exchange) {
 	x.conn.Data = nil
 	h.s.memory.put(x.part)
 	x.part = nil
-	if x.state.Load() == abandoned {
-		return
-	}
 	if len(h.free) == maxFree || x.head > maxKeptHead {
 		return
 	}
-	x.conn, x.err, x.batch, x.key = nil, nil, nil, nil
+	x.conn, x.batch, x.key = nil, nil, nil
 	x.ctx.Request.Reset()
 	x.ctx.Response.Reset()
 	h.free = append(h.free, x)
 }
 
+// await has the producer tell x's loop of the outcome.
+func (x *exchange) await() *waiter {
+	if x.waiter == nil {
+		x.waiter = new(waiter)
+	}
+	x.waiter.conn, x.waiter.err = x.conn, nil
+	x.waiter.state.Store(pending)
+	return x.waiter
+}
+
 // Settled implements producer.Waiter. It runs in the producer.
-func (x *exchange) Settled(err error) bool {
-	x.err = err
-	if !x.state.CompareAndSwap(pending, settled) {
+func (w *waiter) Settled(err error) bool {
+	w.err = err
+	if !w.state.CompareAndSwap(pending, settled) {
 		return false
 	}
-	x.conn.Resume()
+	w.conn.Resume()
 	return true
 }

@@ -269,8 +269,7 @@ func (s *Server) hand(ctx *fasthttp.RequestCtx, batch *codec.Batch, key *bucket,
 		then(s, ctx, batch, s.outcome(batch, key, s.cfg.Publish(batch)))
 	default:
 		x.batch, x.key, x.then = batch, key, then
-		x.state.Store(pending)
-		waiting, err := s.cfg.Start(batch, x)
+		waiting, err := s.cfg.Start(batch, x.await())
 		if x.waiting = waiting; waiting {
 			return
 		}
