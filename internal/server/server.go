@@ -32,6 +32,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -280,18 +281,34 @@ func (s *Server) Shutdown(ctx context.Context) error {
 // clients, not about us, and as frequent as clients like.
 type quiet struct{ log *slog.Logger }
 
-// Printf implements fasthttp.Logger. Only the format and the addresses are
-// logged: an error of fasthttp quotes the request line or header it choked on,
-// which may be a key, and a panic's value whatever it held.
-func (q quiet) Printf(format string, args ...any) {
+// Printf implements fasthttp.Logger. Of an error only the part of TLS or of the
+// network is logged: fasthttp's own quotes the request line or header it choked
+// on, which may be a key, and a panic's value whatever it held.
+func (q quiet) Printf(_ string, args ...any) {
 	if !q.log.Enabled(context.Background(), slog.LevelDebug) {
 		return
 	}
-	var remote string
+	var attrs []any
 	for _, a := range args {
-		if addr, ok := a.(net.Addr); ok { // fasthttp's order: ours, theirs
-			remote = addr.String()
+		switch a := a.(type) {
+		case net.Addr: // fasthttp's order: ours, theirs
+			attrs = []any{"remote", a.String()}
+		case error:
+			if cause := transportCause(a); cause != nil {
+				attrs = append(attrs, "err", cause)
+			}
 		}
 	}
-	q.log.Debug("fasthttp: "+format, "remote", remote)
+	q.log.Debug("connection ended with an error", attrs...)
+}
+
+// transportCause returns what TLS or the network said in err, or nil. Many of
+// crypto/tls's errors have no type, but all have its prefix.
+func transportCause(err error) error {
+	for ; err != nil; err = errors.Unwrap(err) {
+		if _, ok := err.(*net.OpError); ok || strings.HasPrefix(err.Error(), "tls: ") {
+			return err
+		}
+	}
+	return nil
 }
