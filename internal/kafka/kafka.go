@@ -196,5 +196,10 @@ func (l logger) Log(level kgo.LogLevel, msg string, keyvals ...any) {
 	case kgo.LogLevelWarn:
 		to = slog.LevelWarn
 	}
+	for i, v := range keyvals { // JSON would have nanoseconds without a unit
+		if d, ok := v.(time.Duration); ok {
+			keyvals[i] = d.String()
+		}
+	}
 	l.l.Log(context.Background(), to, msg, keyvals...)
 }

@@ -259,7 +259,7 @@ func TestLogger(t *testing.T) {
 	f := func(level slog.Level, wantLevel kgo.LogLevel, want string) {
 		t.Helper()
 		var out bytes.Buffer
-		l := logger{slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: level, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+		l := logger{slog.New(slog.NewJSONHandler(&out, &slog.HandlerOptions{Level: level, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
 			if a.Key == slog.TimeKey {
 				return slog.Attr{}
 			}
@@ -268,16 +268,16 @@ func TestLogger(t *testing.T) {
 		if got := l.Level(); got != wantLevel {
 			t.Errorf("%v: got level %v; want %v", level, got, wantLevel)
 		}
-		l.Log(kgo.LogLevelError, "e", "k", 1)
+		l.Log(kgo.LogLevelError, "e", "k", 1, "backoff", 100*time.Millisecond)
 		l.Log(kgo.LogLevelWarn, "w")
 		l.Log(kgo.LogLevelInfo, "i")
 		if got := strings.ReplaceAll(strings.TrimSpace(out.String()), "\n", "; "); got != want {
 			t.Errorf("%v: got %s; want %s", level, got, want)
 		}
 	}
-	f(slog.LevelDebug, kgo.LogLevelInfo, "level=ERROR msg=e k=1; level=WARN msg=w; level=DEBUG msg=i")
-	f(slog.LevelInfo, kgo.LogLevelWarn, "level=ERROR msg=e k=1; level=WARN msg=w")
-	f(slog.LevelError, kgo.LogLevelWarn, "level=ERROR msg=e k=1")
+	f(slog.LevelDebug, kgo.LogLevelInfo, `{"level":"ERROR","msg":"e","k":1,"backoff":"100ms"}; {"level":"WARN","msg":"w"}; {"level":"DEBUG","msg":"i"}`)
+	f(slog.LevelInfo, kgo.LogLevelWarn, `{"level":"ERROR","msg":"e","k":1,"backoff":"100ms"}; {"level":"WARN","msg":"w"}`)
+	f(slog.LevelError, kgo.LogLevelWarn, `{"level":"ERROR","msg":"e","k":1,"backoff":"100ms"}`)
 }
 
 func TestBackoff(t *testing.T) {
