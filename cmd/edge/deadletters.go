@@ -324,7 +324,7 @@ func replayDead(in *invocation) error {
 	case !errors.Is(err, syscall.ECONNREFUSED):
 		return err
 	case in.cfg.Embedded:
-		return errors.New("no edge is running here; the embedded broker is inside it, so start it first")
+		return errors.New(in.noneRuns() + "; the embedded broker is inside it, so start it first")
 	}
 	options, _, err := in.cfg.kafkaOptions()
 	if err != nil {

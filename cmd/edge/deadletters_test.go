@@ -131,7 +131,7 @@ func TestReplayDLQRefuses(t *testing.T) {
 			t.Errorf("replay-dlq %v: got %v; want %q", args, err, want)
 		}
 	}
-	f("start it first")
+	f("(ADMIN_HOST, ADMIN_PORT); the embedded broker is inside it, so start it first")
 	f("start it first", "--list")
 	f("no such file", "/nonexistent.ndjson")
 	f("wants", "a", "b")

@@ -42,7 +42,7 @@ func (in *invocation) askAdmin(method, path string, body io.Reader) (io.ReadClos
 	if body != nil {
 		body = io.NopCloser(body)
 	}
-	url := "http://" + net.JoinHostPort(in.cfg.AdminHost, strconv.Itoa(int(in.cfg.AdminPort))) + path
+	url := "http://" + in.adminAddr() + path
 	req, err := http.NewRequestWithContext(in.ctx, method, url, body)
 	if err != nil {
 		return nil, err
@@ -56,6 +56,15 @@ func (in *invocation) askAdmin(method, path string, body io.Reader) (io.ReadClos
 		return nil, errors.Join(fmt.Errorf("%s answered %s: %s", url, resp.Status, bytes.TrimSpace(text)), resp.Body.Close())
 	}
 	return resp.Body, nil
+}
+
+func (in *invocation) adminAddr() string {
+	return net.JoinHostPort(in.cfg.AdminHost, strconv.Itoa(int(in.cfg.AdminPort)))
+}
+
+// noneRuns says where edge was looked for: one may well run, with other settings.
+func (in *invocation) noneRuns() string {
+	return "no edge answers at " + in.adminAddr() + " (ADMIN_HOST, ADMIN_PORT)"
 }
 
 // isSelf accepts the certificate in our own file, expired or not (a restart

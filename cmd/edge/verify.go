@@ -25,7 +25,9 @@ var errNotAddingUp = errors.New("what is stored does not add up")
 func verify(in *invocation) error {
 	report, err := verifyRunning(in)
 	if errors.Is(err, syscall.ECONNREFUSED) {
-		report, err = verifyStored(in)
+		if report, err = verifyStored(in); err != nil {
+			err = fmt.Errorf("%s, and without it: %w", in.noneRuns(), err)
+		}
 	}
 	if err != nil {
 		return err

@@ -68,6 +68,10 @@ func TestVerifyOfAStoppedEdge(t *testing.T) {
 	says(false, "the group is at offset 6")
 	p.start()
 	p.ready()
+	served = p.settings // one runs, and is looked for in another place
+	p.settings = append(served[:len(served):len(served)], "ADMIN_PORT", freePort(t))
+	says(false, "(ADMIN_HOST, ADMIN_PORT), and without it: start broker: start the embedded broker: data directory")
+	p.settings = served
 	metrics, err := request(http.MethodGet, "http://"+p.admin+"/metrics", "", nil, http.StatusOK)
 	if err != nil || !strings.Contains(string(metrics), "\nedge_unclean_starts_total 1\n") {
 		t.Errorf("after edge verify the run before counts as one that was stopped, %v", err)
