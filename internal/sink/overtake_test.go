@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -168,6 +169,41 @@ func TestHoleThatCannotBeRead(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// A question of a comparison gets no answer: the session ends, and says why.
+func TestComparisonWithoutAnswer(t *testing.T) {
+	t.Parallel()
+	f := func(name, query string) {
+		t.Run(name, func(t *testing.T) {
+			child := ownEngine(t)
+			l := newLabOn(t, child, 1)
+			l.history(2, 20)
+			l.commit(0, 0, "")
+			s := l.prepare(func(c *Config) { c.InsertTimeout = 200 * time.Millisecond })
+			stop := sync.OnceFunc(func() { _ = syscall.Kill(child.Pid(), syscall.SIGSTOP) })
+			goOn := sync.OnceFunc(func() { _ = syscall.Kill(child.Pid(), syscall.SIGCONT) })
+			defer goOn()
+			s.click.watch = func(_ *wireConn, p []byte, sent bool) {
+				if sent && bytes.Contains(p, []byte(query)) {
+					stop()
+				}
+			}
+			s.run()
+			eventually(t, "the sink says what is wrong", func() error {
+				if _, err := s.sink.Stuck(); !errors.Is(err, context.DeadlineExceeded) {
+					return fmt.Errorf("it says %v", err)
+				}
+				return nil
+			})
+			goOn()
+			l.settled()
+			l.exact()
+		})
+	}
+	f("what lies beyond", "min(f) AS lo")
+	f("holes", "max(said) AS said")
+	f("rollups", "SELECT DISTINCT toString(toUnixTimestamp(toStartOfHour(ts)))")
 }
 
 // The states of a comparison are inserted a few blocks at a time, so that none takes longer

@@ -77,6 +77,8 @@ func (t *session) rescanPartition(ctx context.Context, p *partition) error {
 func (t *session) holes(ctx context.Context, id int32, from, end int64) ([]plan, error) {
 	t.mu.Unlock()
 	defer t.mu.Lock()
+	ctx, cancel := context.WithTimeout(ctx, 10*t.cfg.InsertTimeout) // see storedBeyond
+	defer cancel()
 	var out []plan
 	next := from
 	gap := func(to int64) {
@@ -176,11 +178,13 @@ func (t *session) compareRollups(ctx context.Context, id int32, first, end int64
 	rows := func(first, end int64) string {
 		return fmt.Sprintf("_src = %d AND _part = %d AND _offset BETWEEN %d AND %d", t.source.id, id, first, end-1)
 	}
-	hours, err := unixSeconds(ctx, t.cfg.ClickHouse, "SELECT DISTINCT toString(toUnixTimestamp(toStartOfHour(ts))) AS s FROM events WHERE "+rows(first, end))
+	asking, cancel := context.WithTimeout(ctx, 10*t.cfg.InsertTimeout) // see storedBeyond
+	defer cancel()
+	hours, err := unixSeconds(asking, t.cfg.ClickHouse, "SELECT DISTINCT toString(toUnixTimestamp(toStartOfHour(ts))) AS s FROM events WHERE "+rows(first, end))
 	if err != nil || len(hours) == 0 {
 		return false, err
 	}
-	expiry, err := t.cfg.ClickHouse.ReadExpiry(ctx)
+	expiry, err := t.cfg.ClickHouse.ReadExpiry(asking)
 	if err != nil {
 		return false, fmt.Errorf("read the TTL of events: %w", err)
 	}
