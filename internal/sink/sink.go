@@ -293,6 +293,9 @@ func (t *session) run(ctx context.Context) error {
 		}
 		if err != nil {
 			t.mu.Unlock()
+			if ctx.Err() != nil && t.ctx.Err() == nil {
+				return nil // what is taken is of partitions that were fit before
+			}
 			return err
 		}
 		t.recoverOpen()
