@@ -33,3 +33,23 @@ func TestFlightsWaitToBeFull(t *testing.T) {
 		f("the log has enough and does not give it", 249, 0, 751, time.Second, 0)
 	})
 }
+
+// A flight that would have been full at the rate so far leaves when the burst has ended, and
+// not when its patience has.
+func TestBurstThatEndedIsNotWaitedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := Config{FlushInterval: 100 * time.Millisecond, FlushRows: 1000, FlushBytes: 4000}
+		s := &session{Sink: New(cfg), filling: newFlight(newBlock()), launched: time.Now()}
+		if got, want := s.nextLook(), 5*time.Second; got != want {
+			t.Errorf("nothing is taken: next look in %s; want %s", got, want)
+		}
+		s.filling.batches[0] = &batch{last: 299}
+		s.filling.block.offset = make(proto.ColUInt64, 300)
+		for s.due() > 0 {
+			time.Sleep(s.nextLook())
+		}
+		if got, want := time.Since(s.launched), 200*time.Millisecond; got != want {
+			t.Errorf("it leaves after %s; want %s", got, want)
+		}
+	})
+}

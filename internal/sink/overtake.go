@@ -39,8 +39,7 @@ func (t *session) overtake(ctx context.Context) error {
 	if len(assigned) == 0 {
 		return nil
 	}
-	// Rebalances wait for mu: not for ever, for a server that hangs.
-	asking, end := context.WithTimeout(ctx, 10*t.cfg.InsertTimeout)
+	asking, end := t.limited(ctx)
 	defer end()
 	if err := t.quiesce(asking, slices.Collect(maps.Keys(assigned))); err != nil {
 		return fmt.Errorf("end earlier inserts: %w", err)
@@ -50,11 +49,11 @@ func (t *session) overtake(ctx context.Context) error {
 			continue
 		}
 		first, end, err := t.storedBeyond(ctx, id, p.next)
-		if err != nil {
-			return err
-		}
 		if t.partitions[id] != p {
 			continue
+		}
+		if err != nil {
+			return err
 		}
 		if end > p.next {
 			if err := t.land(ctx); err != nil {
@@ -114,7 +113,7 @@ func (t *session) overtakePartition(ctx context.Context, p *partition, first, en
 func (t *session) storedBeyond(ctx context.Context, id int32, next int64) (first, end int64, err error) {
 	t.mu.Unlock()
 	defer t.mu.Lock()
-	ctx, cancel := context.WithTimeout(ctx, 10*t.cfg.InsertTimeout) // or a server that hangs holds the session for ever
+	ctx, cancel := t.limited(ctx)
 	defer cancel()
 	var lo, hi proto.ColUInt64
 	err = t.cfg.ClickHouse.Do(ctx, ch.Query{

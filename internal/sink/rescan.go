@@ -53,9 +53,15 @@ func (t *session) rescanPartition(ctx context.Context, p *partition) error {
 	if err != nil {
 		return err
 	}
+	if t.partitions[p.id] != p { // see rescan
+		return errDisowned
+	}
 	holes, err := t.holes(ctx, p.id, first, end)
 	if err != nil {
 		return err
+	}
+	if t.partitions[p.id] != p {
+		return errDisowned
 	}
 	for _, h := range holes {
 		if err := t.fill(ctx, p, h, stands); err != nil {
@@ -71,19 +77,19 @@ func (t *session) rescanPartition(ctx context.Context, p *partition) error {
 	return nil
 }
 
-// holes returns what of [from,end) is not in events, as plans of at most a
+// holes returns what of [from,to) is not in events, as plans of at most a
 // block each: damaged batches as they were, the rest cut anew. Callers hold mu, which is
 // free meanwhile: that is a look at all batches there are.
-func (t *session) holes(ctx context.Context, id int32, from, end int64) ([]plan, error) {
+func (t *session) holes(ctx context.Context, id int32, from, to int64) ([]plan, error) {
 	t.mu.Unlock()
 	defer t.mu.Lock()
-	ctx, cancel := context.WithTimeout(ctx, 10*t.cfg.InsertTimeout) // see storedBeyond
-	defer cancel()
+	ctx, end := t.limited(ctx)
+	defer end()
 	var out []plan
 	next := from
-	gap := func(to int64) {
-		for next < to {
-			last := min(next+int64(t.cfg.FlushRows), to) - 1
+	gap := func(end int64) {
+		for next < end {
+			last := min(next+int64(t.cfg.FlushRows), end) - 1
 			out = append(out, plan{t.source.id, next, last})
 			next = last + 1
 		}
@@ -100,10 +106,10 @@ func (t *session) holes(ctx context.Context, id int32, from, end int64) ([]plan,
 		OnResult: func(context.Context, proto.Block) error {
 			for i := range first {
 				f, l := int64(first[i]), int64(last[i])
-				if f >= end {
+				if f >= to {
 					break
 				}
-				gap(min(f, end))
+				gap(min(f, to))
 				// A batch that began before the log does is whole or beyond help.
 				if rows[i] < said[i] && f >= from {
 					out = append(out, plan{t.source.id, f, l})
@@ -113,7 +119,7 @@ func (t *session) holes(ctx context.Context, id int32, from, end int64) ([]plan,
 			return nil
 		},
 	})
-	gap(end)
+	gap(to)
 	return out, err
 }
 
@@ -139,8 +145,7 @@ func (t *session) fillFirst(ctx context.Context, p *partition, hole plan, stands
 	if t.partitions[id] != p {
 		return 0, errDisowned // while the one before landed, in good order: we are a member still
 	}
-	// It is one block at most. Rebalances wait for mu: not for ever, for a log without answer.
-	asking, end := context.WithTimeout(ctx, 10*t.cfg.InsertTimeout)
+	asking, end := t.limited(ctx) // one block at most
 	defer end()
 	of := &partition{id: id}
 	if t.cfg.DedupIDs > 0 {
@@ -178,7 +183,7 @@ func (t *session) compareRollups(ctx context.Context, id int32, first, end int64
 	rows := func(first, end int64) string {
 		return fmt.Sprintf("_src = %d AND _part = %d AND _offset BETWEEN %d AND %d", t.source.id, id, first, end-1)
 	}
-	asking, cancel := context.WithTimeout(ctx, 10*t.cfg.InsertTimeout) // see storedBeyond
+	asking, cancel := t.limited(ctx)
 	defer cancel()
 	hours, err := unixSeconds(asking, t.cfg.ClickHouse, "SELECT DISTINCT toString(toUnixTimestamp(toStartOfHour(ts))) AS s FROM events WHERE "+rows(first, end))
 	if err != nil || len(hours) == 0 {

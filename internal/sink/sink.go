@@ -326,10 +326,13 @@ func (t *session) begin(ctx context.Context) (err error) {
 	if err := t.overtake(ctx); err != nil {
 		return fmt.Errorf("compare the group's offsets with what is stored: %w", err)
 	}
-	// A server that hangs must not hold the session for ever.
-	ctx, cancel := context.WithTimeout(ctx, 10*t.cfg.InsertTimeout)
-	defer cancel()
 	return t.loadWindows(ctx)
+}
+
+// limited bounds what is asked about a partition before it is fit: a server that hangs holds
+// neither the session for ever nor the rebalances that wait for mu.
+func (t *session) limited(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, 10*t.cfg.InsertTimeout)
 }
 
 // How many flush intervals a flight waits to be full: when the log has enough to fill it,

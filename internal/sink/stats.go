@@ -322,7 +322,7 @@ func (s *Sink) Ready(limit time.Duration) error {
 	return nil
 }
 
-var errNotJoined = fmt.Errorf("has not joined the consumer group yet")
+var errNotJoined = fmt.Errorf("has not joined the consumer group yet, or not heard where it stands")
 
 // Describe adds the sink's metrics to set.
 func (s *Sink) Describe(set *stat.Set) {
@@ -367,7 +367,7 @@ func (s *Sink) Describe(set *stat.Set) {
 		s.eachPartition(func(p *position) float64 { return float64(p.windowIDs) }))
 	set.GaugeVec("edge_dedup_window_seconds", "How far back the deduplication window reaches now.", []string{"partition"},
 		s.eachPartition(func(p *position) float64 { return float64(p.windowSeconds) }))
-	set.Gauge("edge_sink_stuck_seconds", "Time since the last progress while there is something to store, or since the start while the sink has never joined its group.", func() float64 {
+	set.Gauge("edge_sink_stuck_seconds", "Time since the last progress while there is something to store, or while the sink has not joined its group or not heard where its partitions stand.", func() float64 {
 		stuck, _ := s.Stuck()
 		return stuck.Seconds()
 	})

@@ -25,11 +25,7 @@ type polled struct {
 // land, whichever is first.
 func (t *session) poll(ctx context.Context) kgo.Fetches {
 	t.mu.Lock()
-	room := t.cfg.FlushRows - t.filling.block.rows()
-	wait := 5 * time.Second
-	if !t.filling.empty() && t.runway.first() == nil {
-		wait = t.due()
-	}
+	room, wait := t.cfg.FlushRows-t.filling.block.rows(), t.nextLook()
 	t.mu.Unlock()
 	pollCtx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
@@ -48,6 +44,16 @@ func (t *session) poll(ctx context.Context) kgo.Fetches {
 	close(stop)
 	watcher.Wait()
 	return fetches
+}
+
+// nextLook is when to look whether the filling flight is to leave, should nothing come. It
+// is asked again after an interval at the latest: a burst that has ended fills no flight.
+// Callers hold mu.
+func (t *session) nextLook() time.Duration {
+	if t.filling.empty() || t.runway.first() != nil {
+		return 5 * time.Second
+	}
+	return min(t.due(), t.cfg.FlushInterval)
 }
 
 // room returns when the filling block can take more: with a full block that cannot

@@ -244,9 +244,14 @@ func (t *session) loadWindows(ctx context.Context) error {
 		}
 		w, from := t.newWindow(), p.from()
 		started := time.Now()
+		asking, end := t.limited(ctx)
 		t.mu.Unlock()
-		err := t.loadWindow(ctx, p.id, from, w)
+		err := t.loadWindow(asking, p.id, from, w)
 		t.mu.Lock()
+		end()
+		if t.partitions[p.id] != p { // given up meanwhile
+			continue
+		}
 		if err != nil {
 			return fmt.Errorf("rebuild the deduplication window of partition %d: %w", p.id, err)
 		}
