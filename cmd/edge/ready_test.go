@@ -3,20 +3,23 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"io"
 	"log/slog"
 	"net/http"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
 )
 
 // TestReadyNamesEveryDependency runs each set of roles with nothing to talk to:
-// /ready must have a reason for everything that those roles need.
+// /ready must have a reason for everything that those roles need. At the end the log has
+// what was stopped, and nothing that the process never had.
 func TestReadyNamesEveryDependency(t *testing.T) {
-	f := func(roles string, want ...string) {
+	f := func(roles, stopped string, want ...string) {
 		t.Helper()
 		nobody := "127.0.0.1:" + freePort(t)
 		cfg, err := loadConfig(map[string]string{
@@ -28,11 +31,19 @@ func TestReadyNamesEveryDependency(t *testing.T) {
 		ctx, cancel := context.WithCancel(context.Background())
 		done := make(chan error, 1)
 		ln := listeners{listen(t), listen(t)}
-		go func() { done <- run(ctx, cfg, ln, slog.New(slog.DiscardHandler), new(slog.LevelVar)) }()
+		var log bytes.Buffer
+		go func() { done <- run(ctx, cfg, ln, slog.New(slog.NewTextHandler(&log, nil)), new(slog.LevelVar)) }()
 		defer func() {
 			cancel()
 			if err := <-done; err != nil {
 				t.Errorf("ROLES=%s: stop: %v", roles, err)
+			}
+			var parts []string
+			for _, m := range regexp.MustCompile(`msg=stopped part=(\w+)`).FindAllStringSubmatch(log.String(), -1) {
+				parts = append(parts, m[1])
+			}
+			if got := strings.Join(parts, " "); got != stopped {
+				t.Errorf("ROLES=%s: stopped %s; want %s", roles, got, stopped)
 			}
 		}()
 		deadline := time.Now().Add(30 * time.Second)
@@ -55,10 +66,10 @@ func TestReadyNamesEveryDependency(t *testing.T) {
 			}
 		}
 	}
-	f("ingest", "kafka")
-	f("query", "clickhouse")
-	f("sink", "clickhouse", "kafka", "sink")
-	f("ingest,sink,query", "clickhouse", "kafka", "sink")
+	f("ingest", "server producer schema admin", "kafka")
+	f("query", "server query schema admin", "clickhouse")
+	f("sink", "server sink schema admin", "clickhouse", "kafka", "sink")
+	f("ingest,sink,query", "server producer sink query schema admin", "clickhouse", "kafka", "sink")
 }
 
 // names reports whether checks are those of want, each asked and away.

@@ -153,12 +153,32 @@ func run(ctx context.Context, cfg config, ln listeners, log *slog.Logger, level 
 			stopCtx = wholeCtx
 		}
 		stopErr := steps[i].stop(stopCtx)
-		log.Info("stopped", "part", steps[i].name, "took_ms", time.Since(began).Milliseconds())
+		if a.has(steps[i].name) {
+			log.Info("stopped", "part", steps[i].name, "took_ms", time.Since(began).Milliseconds())
+		}
 		if stopErr != nil {
 			err = errors.Join(err, fmt.Errorf("stop %s: %w", steps[i].name, stopErr))
 		}
 	}
 	return err
+}
+
+// has tells whether this process has a part of that name: "stopped broker" of a process
+// that has none would alarm whoever reads it.
+func (a *app) has(part string) bool {
+	switch part {
+	case "broker":
+		return a.broker != nil
+	case "engine":
+		return a.engine != nil
+	case "query":
+		return a.cfg.has(roleQuery)
+	case "sink":
+		return a.cfg.has(roleSink)
+	case "producer":
+		return a.cfg.has(roleIngest)
+	}
+	return true
 }
 
 func (a *app) describe(parts ...interface{ Describe(*stat.Set) }) {
