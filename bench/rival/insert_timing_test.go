@@ -35,8 +35,7 @@ const insertRows, insertBlocks = 100_000, 10
 // sink is exactly-once, the others leave them to their defaults.
 //
 // cpu-ns/row is this process, the client. engine-cpu-ns/row is the engine, with the
-// merges that fall into the run. Of JSONEachRow more than half of it is the front's, which
-// looks at the lines as if they were SQL: a server with HTTP would not.
+// merges that fall into the run.
 func BenchmarkInsert(b *testing.B) {
 	pool, server := engine(b)
 	records := made(b)

@@ -30,13 +30,13 @@ type token struct {
 	depth      int // nesting of parentheses it stands in
 }
 
-// lex cuts a statement as the engine's own lexer does, comments dropped, and marks
-// what it is not sure of as foreign. It never fails: what does not close reaches to
-// the end of the text, and the engine's parser says what is wrong with it.
-func lex(q string) []token {
+// lex cuts the first most tokens of a statement as the engine's own lexer does, comments
+// dropped, and marks what it is not sure of as foreign. It never fails: what does not close
+// reaches to the end of the text, and the engine's parser says what is wrong with it.
+func lex(q string, most int) []token {
 	tokens := make([]token, 0, 64)
 	depth := 0
-	for i := 0; i < len(q); {
+	for i := 0; i < len(q) && len(tokens) < most; {
 		t := token{kind: tokenOther, start: i, depth: depth}
 		if n, nested := skipBlank(q, i); n > i {
 			if nested {

@@ -2,6 +2,7 @@ package clickhouse
 
 import (
 	"cmp"
+	"math"
 	"strings"
 )
 
@@ -29,7 +30,12 @@ type statement struct {
 type scanner struct {
 	q      string
 	tokens []token
+	brings bool // an INSERT brings rows along that are no SQL
 }
+
+// headTokens are looked at first: an INSERT may bring megabytes of JSON along, and tokens
+// of it would take ten times as much memory.
+const headTokens = 256
 
 func (s *scanner) text(i int) string {
 	if i < 0 || i >= len(s.tokens) {
@@ -71,7 +77,12 @@ func (s *scanner) past(i int) int {
 
 // parseStatement classifies and cleans one query, or refuses it.
 func parseStatement(q string) (statement, error) {
-	s := &scanner{q: q, tokens: lex(q)}
+	if s := (&scanner{q: q, tokens: lex(q, headTokens)}); len(s.tokens) == headTokens && s.is(0, "INSERT") {
+		if st, err := s.parseInsert(); s.brings {
+			return st, err
+		}
+	}
+	s := &scanner{q: q, tokens: lex(q, math.MaxInt)}
 	if len(s.tokens) == 0 {
 		return statement{}, &exception{code: codeSyntaxError, message: "Syntax error: empty query"}
 	}
@@ -295,6 +306,7 @@ func (s *scanner) finishInsert(st statement, i int) (statement, error) {
 		data = i + 2
 		if !s.is(i+1, "VALUES") {
 			sql = min(data, sql) // what follows is data, not SQL
+			s.brings = data < len(s.tokens)-1
 		}
 	}
 	for s.isPunct(data, ";") && data == len(s.tokens)-1 {

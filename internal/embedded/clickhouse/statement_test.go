@@ -1,6 +1,7 @@
 package clickhouse
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -61,6 +62,11 @@ func TestParseStatement(t *testing.T) {
 	f("INSERT INTO t VALUES (1), (';')", inline("INSERT INTO t VALUES (1), (';')"))
 	f("INSERT INTO t FORMAT CSV\n1;2\nfile('x')", inline("INSERT INTO t FORMAT CSV\n1;2\nfile('x')"))
 	f("INSERT INTO t FORMAT CSV\nä;“//\n", inline("INSERT INTO t FORMAT CSV\nä;“//\n"))
+	lines := "INSERT INTO t (a) FORMAT JSONEachRow\n" + strings.Repeat(`{"a": "file('x') “//"};`+"\n", 1000)
+	f(lines, inline(lines))
+	values := "INSERT INTO t (a) VALUES " + strings.Repeat("(1), ", 1000) + "(2)"
+	f(values, inline(values))
+	f("INSERT INTO format SELECT 1"+strings.Repeat(" + 1", 1000), inline("INSERT INTO format SELECT 1"+strings.Repeat(" + 1", 1000)))
 	f("INSERT INTO t VALUES ('ä', '//')", inline("INSERT INTO t VALUES ('ä', '//')"))
 	f("INSERT INTO t SELECT 1;", inline("INSERT INTO t SELECT 1"))
 	f("INSERT INTO t (SELECT 1)", inline("INSERT INTO t (SELECT 1)"))
@@ -91,6 +97,14 @@ func TestParseStatementRefuses(t *testing.T) {
 	f("SELECT 1 into /**/ outfile 'x'", 497)
 	f("INSERT INTO t FROM INFILE 'x' FORMAT CSV", 497)
 	f("INSERT INTO t VALUES (file('/x'))", 497)
+	many := strings.Repeat(" + 1", 1000)
+	f("INSERT INTO t VALUES (1"+many+"), (file('/x'))", 497)
+	f("INSERT INTO t FORMAT VALUES (1"+many+"), (file('/x'))", 497)
+	f("INSERT INTO format SELECT 1"+many+" FROM file('/x')", 497)
+	f("INSERT INTO t SELECT format, 1"+many+", * FROM file('/x')", 497)
+	f("INSERT INTO t (a"+strings.Repeat(", a", 1000)+") FORMAT CSV SELECT * FROM file('/x'", 0) // data
+	f("INSERT INTO t SETTINGS a=1"+many+" SELECT * FROM file('/x')", 497)
+	f("INSERT INTO t (a"+strings.Repeat(", a", 1000)+") SELECT * FROM file('/x')", 497)
 	f("SELECT * FROM\u00a0file('/x')", 497)
 	// What the engine's lexer may cut in another way.
 	f("SELECT * FROM ‘/etc/passwd’", 62)
