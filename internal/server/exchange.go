@@ -6,7 +6,6 @@ import (
 	"io"
 	"sync/atomic"
 
-	"edge/internal/codec"
 	"edge/internal/loop"
 	"edge/internal/producer"
 
@@ -74,7 +73,7 @@ type exchange struct {
 	waiting bool
 	label   route
 	then    published
-	batch   *codec.Batch
+	events  int
 	key     *bucket
 	waiter  *waiter
 
@@ -297,7 +296,7 @@ func (h *whole) put(x *exchange) {
 	if len(h.free) == maxFree || x.head > maxKeptHead {
 		return
 	}
-	x.conn, x.batch, x.key = nil, nil, nil
+	x.conn, x.key = nil, nil
 	x.ctx.Request.Reset()
 	x.ctx.Response.Reset()
 	h.free = append(h.free, x)

@@ -83,7 +83,11 @@ func startOn(t testing.TB, ln net.Listener, change func(*Config)) *edge {
 	}
 	if publish := cfg.Publish; publish != nil && cfg.Start == nil {
 		cfg.Start = func(b *codec.Batch, w producer.Waiter) (bool, error) {
-			go func() { w.Settled(publish(b)) }()
+			b.Retain()
+			go func() {
+				defer b.Release()
+				w.Settled(publish(b))
+			}()
 			return true, nil
 		}
 	}

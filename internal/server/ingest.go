@@ -149,7 +149,7 @@ func (s *Server) postEvent(ctx *fasthttp.RequestCtx) error {
 	return nil
 }
 
-func (s *Server) publishedEvent(ctx *fasthttp.RequestCtx, _ *codec.Batch, err error) {
+func (s *Server) publishedEvent(ctx *fasthttp.RequestCtx, _ int, err error) {
 	if err != nil {
 		s.refuse(ctx, err, 1)
 		return
@@ -203,9 +203,9 @@ func (s *Server) postBulk(ctx *fasthttp.RequestCtx) error {
 	return nil
 }
 
-// publishedBulk lets the answer stand that was made for batch, or refuses it all.
-func (s *Server) publishedBulk(ctx *fasthttp.RequestCtx, batch *codec.Batch, err error) {
-	switch accepted := batch.Len(); {
+// publishedBulk lets the answer stand that was made, or refuses it all.
+func (s *Server) publishedBulk(ctx *fasthttp.RequestCtx, accepted int, err error) {
+	switch {
 	case err != nil:
 		s.refuse(ctx, err, accepted)
 	case accepted == 0:
@@ -248,54 +248,54 @@ func appendBulk(dst []byte, accepted int, rejected []codec.Rejection) []byte {
 	return append(dst, '}')
 }
 
-// published answers a request whose batch has the outcome err.
-type published func(s *Server, ctx *fasthttp.RequestCtx, batch *codec.Batch, err error)
+// published answers a request with so many events in its batch, of which the outcome is err.
+type published func(s *Server, ctx *fasthttp.RequestCtx, events int, err error)
 
 // hand publishes batch, which is hand's from here on, and has then answer the
-// request: before it returns, or, in a loop that cannot wait for the outcome, later.
+// request: before it returns, or, in a loop that cannot wait for the outcome, later. The
+// answer needs no more than the number of events: the batch's memory is the producer's, and
+// free when that has copied the records.
 func (s *Server) hand(ctx *fasthttp.RequestCtx, batch *codec.Batch, key *bucket, then published) {
-	if key != nil && batch.Len() > 0 {
-		if wait := key.take(batch.Len(), time.Now()); wait > 0 {
-			then(s, ctx, batch, rateError(wait))
-			batch.Release()
+	defer batch.Release()
+	events := batch.Len()
+	if key != nil && events > 0 {
+		if wait := key.take(events, time.Now()); wait > 0 {
+			then(s, ctx, events, rateError(wait))
 			return
 		}
 	}
 	x := exchangeOf(ctx)
 	switch {
-	case batch.Len() == 0:
-		then(s, ctx, batch, nil)
+	case events == 0:
+		then(s, ctx, 0, nil)
 	case x == nil:
-		then(s, ctx, batch, s.outcome(batch, key, s.cfg.Publish(batch)))
+		then(s, ctx, events, s.outcome(events, key, s.cfg.Publish(batch)))
 	default:
-		x.batch, x.key, x.then = batch, key, then
+		x.events, x.key, x.then = events, key, then
 		waiting, err := s.cfg.Start(batch, x.await())
-		if x.waiting = waiting; waiting {
-			return
+		if x.waiting = waiting; !waiting {
+			then(s, ctx, events, s.outcome(events, key, err))
 		}
-		then(s, ctx, batch, s.outcome(batch, key, err))
 	}
-	batch.Release()
 }
 
 // resume answers a request that waited in a loop.
 func (s *Server) resume(x *exchange, err error) {
 	x.waiting = false
 	defer s.done(&x.ctx, x.label)
-	defer x.batch.Release()
-	x.then(s, &x.ctx, x.batch, s.outcome(x.batch, x.key, err))
+	x.then(s, &x.ctx, x.events, s.outcome(x.events, x.key, err))
 }
 
-// outcome turns what the producer says of batch into what the client is told. A key
+// outcome turns what the producer says of events into what the client is told. A key
 // is charged unless nothing was kept. Errors other than the producer's own are the
 // broker's: logged here, since the client gets no details.
-func (s *Server) outcome(batch *codec.Batch, key *bucket, err error) error {
+func (s *Server) outcome(events int, key *bucket, err error) error {
 	if err == nil {
 		return nil
 	}
 	full, closed := errors.Is(err, producer.ErrFull), errors.Is(err, producer.ErrClosed)
 	if key != nil && (full || closed) {
-		key.giveBack(batch.Len())
+		key.giveBack(events)
 	}
 	switch {
 	case full:

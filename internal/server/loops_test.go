@@ -218,6 +218,32 @@ func TestOutcomeThatDoesNotCome(t *testing.T) {
 	w.Settled(nil)
 }
 
+// A request that waits holds its events no longer than the producer does.
+func TestWaitingKeepsNoEvents(t *testing.T) {
+	if !loop.Supported {
+		t.Skip("no loops on this platform")
+	}
+	waiters, batches := make(chan producer.Waiter, 1), make(chan *codec.Batch, 1)
+	e := start(t, func(c *Config) {
+		c.Start = func(b *codec.Batch, w producer.Waiter) (bool, error) { // one that has copied all at once
+			batches <- b
+			waiters <- w
+			return true, nil
+		}
+	})
+	c := e.dial()
+	c.send(string(request("/events/bulk", "application/x-ndjson", good+"\n"+good)))
+	b := <-batches
+	eventually(t, "nobody holds the batch", func() (free bool) {
+		defer func() { free = recover() != nil }()
+		b.Retain()
+		b.Release()
+		return false
+	})
+	(<-waiters).Settled(nil)
+	c.answer().check(t, 202, `"accepted":2`)
+}
+
 // With a broker that is dead every request ends so. What is left to the collector, and
 // is the producer's until it gives the records up, must not be all that served it.
 func TestOutcomeThatDoesNotComeKeepsLittle(t *testing.T) {

@@ -57,8 +57,8 @@ type Config struct {
 	Events  *codec.Pool
 	Publish func(*codec.Batch) error
 	// Start is Publish for requests in a loop, which cannot wait: it reports true
-	// when the Waiter will hear of the outcome, as in producer.Producer. They give
-	// up after AckTimeout with ErrTimeout.
+	// when the Waiter will hear of the outcome, as in producer.Producer, and then has a
+	// reference of its own. They give up after AckTimeout with ErrTimeout.
 	Start      func(*codec.Batch, producer.Waiter) (bool, error)
 	AckTimeout time.Duration
 	// Query answers a parsed metrics query. Nil in a process that does not.
