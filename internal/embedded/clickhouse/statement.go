@@ -304,7 +304,7 @@ func (s *scanner) finishInsert(st statement, i int) (statement, error) {
 		data = i + 1
 	case s.is(i, "FORMAT"):
 		data = i + 2
-		if !s.is(i+1, "VALUES") {
+		if s.isWord(i+1) && !s.is(i+1, "VALUES") { // which may stand in quotes
 			sql = min(data, sql) // what follows is data, not SQL
 			s.brings = data < len(s.tokens)-1
 		}

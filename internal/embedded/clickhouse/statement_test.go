@@ -105,6 +105,8 @@ func TestParseStatementRefuses(t *testing.T) {
 	f("INSERT INTO t (a"+strings.Repeat(", a", 1000)+") FORMAT CSV SELECT * FROM file('/x'", 0) // data
 	f("INSERT INTO t SETTINGS a=1"+many+" SELECT * FROM file('/x')", 497)
 	f("INSERT INTO t (a"+strings.Repeat(", a", 1000)+") SELECT * FROM file('/x')", 497)
+	f("INSERT INTO t FORMAT `Values` (file('/x'))", 497)
+	f("INSERT INTO t FORMAT \"values\" (1"+many+"), (file('/x'))", 497)
 	f("SELECT * FROM\u00a0file('/x')", 497)
 	// What the engine's lexer may cut in another way.
 	f("SELECT * FROM ‘/etc/passwd’", 62)
