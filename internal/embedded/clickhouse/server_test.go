@@ -143,6 +143,8 @@ func TestExceptionsLeaveTheConnectionUsable(t *testing.T) {
 	f("INSERT INTO nothing FROM INFILE '/etc/passwd' FORMAT LineAsString", 497)
 	f("INSERT INTO nothing VALUES", 60)
 	f("INSERT INTO nothing SELECT 1", 60)
+	f("INSERT INTO nothing FORMAT TSV\nx\n\nSELECT file('/etc/passwd')", 62)
+	f("INSERT INTO nothing VALUES (1); SELECT 1", 62)
 	f("SELECT * FROM executable('ls', TSV, 'a String')", 497)
 }
 

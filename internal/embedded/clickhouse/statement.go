@@ -307,6 +307,9 @@ func (s *scanner) finishInsert(st statement, i int) (statement, error) {
 		if s.isWord(i+1) && !s.is(i+1, "VALUES") { // which may stand in quotes
 			sql = min(data, sql) // what follows is data, not SQL
 			s.brings = data < len(s.tokens)-1
+			if data < len(s.tokens) && goesOn(s.q[s.tokens[i+1].end:]) {
+				return statement{}, &exception{code: codeSyntaxError, message: "Syntax error: an empty line ends the rows of an INSERT, and nothing may follow it"}
+			}
 		}
 	}
 	for s.isPunct(data, ";") && data == len(s.tokens)-1 {
@@ -319,12 +322,22 @@ func (s *scanner) finishInsert(st statement, i int) (statement, error) {
 	if st.target != "" && data >= len(s.tokens) {
 		return st, nil
 	}
-	if data == i { // INSERT … SELECT
+	if sql == len(s.tokens) { // INSERT … SELECT, or VALUES
 		if err := s.oneStatement(); err != nil {
 			return statement{}, err
 		}
 	}
 	return statement{text: s.q, names: st.names}, nil
+}
+
+// goesOn tells whether there is more after the rows: the library ends them at the first empty
+// line, and runs what follows as a statement. The line break after the format's name is none
+// of theirs.
+func goesOn(rows string) bool {
+	rows = strings.TrimLeft(rows, " \t\f")
+	rows = strings.TrimPrefix(strings.TrimPrefix(rows, "\r"), "\n")
+	_, rest, _ := strings.Cut(rows, "\n\n")
+	return strings.TrimSpace(rest) != ""
 }
 
 func (s *scanner) slice(i, j int) string {

@@ -107,6 +107,14 @@ func TestParseStatementRefuses(t *testing.T) {
 	f("INSERT INTO t (a"+strings.Repeat(", a", 1000)+") SELECT * FROM file('/x')", 497)
 	f("INSERT INTO t FORMAT `Values` (file('/x'))", 497)
 	f("INSERT INTO t FORMAT \"values\" (1"+many+"), (file('/x'))", 497)
+	// The library runs what stands behind an empty line.
+	f("INSERT INTO t FORMAT TSV\nx\n\nSELECT * FROM file('/x')", 62)
+	f("INSERT INTO t FORMAT JSONEachRow {}\n\n\n;DROP TABLE t", 62)
+	f(`INSERT INTO t FORMAT JSONEachRow `+strings.Repeat("{}\n", 1000)+"\nDROP TABLE t", 62)
+	f("INSERT INTO t FORMAT TSV\n\nx\n", 0)
+	f("INSERT INTO t FORMAT TSV\nx\n\n \n", 0)
+	f("INSERT INTO t VALUES (1); DROP TABLE t SYNC", 62)
+	f("INSERT INTO t FORMAT Values (1); DROP TABLE t SYNC", 62)
 	f("SELECT * FROM\u00a0file('/x')", 497)
 	// What the engine's lexer may cut in another way.
 	f("SELECT * FROM ‘/etc/passwd’", 62)
