@@ -113,7 +113,7 @@ func (t *session) overtakePartition(ctx context.Context, p *partition, first, en
 func (t *session) storedBeyond(ctx context.Context, id int32, next int64) (first, end int64, err error) {
 	t.mu.Unlock()
 	defer t.mu.Lock()
-	ctx, cancel := t.limited(ctx)
+	ctx, cancel := t.patient(ctx)
 	defer cancel()
 	var lo, hi proto.ColUInt64
 	err = t.cfg.ClickHouse.Do(ctx, ch.Query{

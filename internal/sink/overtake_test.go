@@ -206,6 +206,25 @@ func TestComparisonWithoutAnswer(t *testing.T) {
 	f("rollups", "SELECT DISTINCT toString(toUnixTimestamp(toStartOfHour(ts)))")
 }
 
+// A question of a comparison takes longer than its limit, each time: it is answered in the end.
+func TestComparisonThatTakesLong(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, 1)
+	l.history(2, 20)
+	l.commit(0, 0, "")
+	s := l.prepare(func(c *Config) { c.InsertTimeout = 200 * time.Millisecond })
+	s.click.watch = func(c *wireConn, p []byte, sent bool) {
+		if sent && c.held == nil && bytes.Contains(p, []byte("max(said) AS said")) {
+			answer := make(chan struct{})
+			c.held = answer
+			time.AfterFunc(3*time.Second, func() { close(answer) })
+		}
+	}
+	s.run()
+	l.settled()
+	l.exact()
+}
+
 // The states of a comparison are inserted a few blocks at a time, so that none takes longer
 // than an insert may.
 func TestStatesOfAComparisonComeInPieces(t *testing.T) {

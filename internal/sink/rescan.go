@@ -83,7 +83,7 @@ func (t *session) rescanPartition(ctx context.Context, p *partition) error {
 func (t *session) holes(ctx context.Context, id int32, from, to int64) ([]plan, error) {
 	t.mu.Unlock()
 	defer t.mu.Lock()
-	ctx, end := t.limited(ctx)
+	ctx, end := t.patient(ctx)
 	defer end()
 	var out []plan
 	next := from
@@ -183,7 +183,7 @@ func (t *session) compareRollups(ctx context.Context, id int32, first, end int64
 	rows := func(first, end int64) string {
 		return fmt.Sprintf("_src = %d AND _part = %d AND _offset BETWEEN %d AND %d", t.source.id, id, first, end-1)
 	}
-	asking, cancel := t.limited(ctx)
+	asking, cancel := t.patient(ctx)
 	defer cancel()
 	hours, err := unixSeconds(asking, t.cfg.ClickHouse, "SELECT DISTINCT toString(toUnixTimestamp(toStartOfHour(ts))) AS s FROM events WHERE "+rows(first, end))
 	if err != nil || len(hours) == 0 {

@@ -111,6 +111,7 @@ type Sink struct {
 	state progress
 
 	rescanned map[int32]bool // partitions whose holes are filled, see rescan.go
+	patience  atomic.Int32   // how often a question took too long, see session.patient
 }
 
 // New returns a sink that has not connected to anything.
@@ -333,6 +334,18 @@ func (t *session) begin(ctx context.Context) (err error) {
 // neither the session for ever nor the rebalances that wait for mu.
 func (t *session) limited(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(ctx, 10*t.cfg.InsertTimeout)
+}
+
+// patient is limited for a question about all that is stored, asked with mu free: one that
+// merely takes long has twice the time when it is asked again, or would never be answered.
+func (t *session) patient(ctx context.Context) (context.Context, context.CancelFunc) {
+	asking, end := context.WithTimeout(ctx, 10*t.cfg.InsertTimeout<<t.patience.Load())
+	return asking, func() {
+		if ctx.Err() == nil && asking.Err() != nil {
+			t.patience.Store(min(t.patience.Load()+1, 10))
+		}
+		end()
+	}
 }
 
 // How many flush intervals a flight waits to be full: when the log has enough to fill it,

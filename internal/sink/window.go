@@ -244,7 +244,7 @@ func (t *session) loadWindows(ctx context.Context) error {
 		}
 		w, from := t.newWindow(), p.from()
 		started := time.Now()
-		asking, end := t.limited(ctx)
+		asking, end := t.patient(ctx)
 		t.mu.Unlock()
 		err := t.loadWindow(asking, p.id, from, w)
 		t.mu.Lock()
