@@ -145,6 +145,15 @@ func TestExceptionsLeaveTheConnectionUsable(t *testing.T) {
 	f("INSERT INTO nothing SELECT 1", 60)
 	f("INSERT INTO nothing FORMAT TSV\nx\n\nSELECT file('/etc/passwd')", 62)
 	f("INSERT INTO nothing VALUES (1); SELECT 1", 62)
+	f("INSERT INTO nothing SETTINGS format_template_row='/etc/passwd' FORMAT Template x", 497)
+	f("SELECT 1 SETTINGS additional_result_filter='file(''/etc/passwd'') = 1'", 497)
+	f("SET `format_template_row` = '/etc/passwd'", 497)
+	f("CREATE DICTIONARY d (k UInt64) PRIMARY KEY k SOURCE(CLICKHOUSE(QUERY 'SELECT file(''/etc/passwd'')')) LIFETIME(0) LAYOUT(FLAT())", 497)
+	f("CREATE DICTIONARY d (k UInt64) PRIMARY KEY k SOURCE(CLICKHOUSE(\"query\" 'SELECT 1')) LIFETIME(0) LAYOUT(FLAT())", 497)
+	err := c.Do(t.Context(), ch.Query{Body: "SELECT 1", Settings: []ch.Setting{{Key: "format_template_row", Value: "/etc/passwd"}}})
+	if code(err) != 497 {
+		t.Errorf("a setting that names a file: got %v; want code 497", err)
+	}
 	f("SELECT * FROM executable('ls', TSV, 'a String')", 497)
 }
 

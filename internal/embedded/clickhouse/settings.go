@@ -157,6 +157,9 @@ func (s *sessionSettings) known(w proto.Setting) (bool, error) {
 	if ours(w.Key) {
 		return false, nil
 	}
+	if fileSettings[w.Key] {
+		return false, refusedFile("setting " + w.Key)
+	}
 	base, err := s.goesBackTo(w.Key)
 	if err != nil {
 		return false, err

@@ -148,13 +148,23 @@ var fileFunctions = map[string]bool{
 	"iceberglocal": true, "deltalakelocal": true, "paimonlocal": true, "hudilocal": true,
 }
 
+// fileSettings name a file that the engine reads, or hold SQL, which may name one.
+var fileSettings = map[string]bool{
+	"format_template_row": true, "format_template_resultset": true, "format_schema_source": true,
+	"additional_table_filters": true, "additional_result_filter": true,
+}
+
 // refuseServerFiles looks at the first n tokens for the ways a query could read
 // or write the server's files: table functions and engines, INTO OUTFILE, FROM
 // INFILE, and a table named like a path (the library's default database falls
 // back to the file system). What may be one of them without looking so is foreign.
 func (s *scanner) refuseServerFiles(n int) error {
 	for i := range n {
-		switch s.tokens[i].kind {
+		kind := s.tokens[i].kind
+		if name := s.name(i); (kind == tokenWord || kind == tokenQuoted) && fileSettings[name] {
+			return refusedFile("setting " + name)
+		}
+		switch kind {
 		case tokenForeign:
 			return &exception{code: codeSyntaxError, message: "Syntax error: " + clip(s.text(i)) + " outside of quotes"}
 		case tokenWord:
@@ -178,10 +188,24 @@ func (s *scanner) refuseServerFiles(n int) error {
 			if s.isOneOf(i-1, "FROM", "JOIN", "TABLE", "INTO") && strings.Contains(s.text(i), "/") {
 				return refusedFile("name " + clip(s.text(i)))
 			}
+			// A dictionary's source may be a text of SQL, and its keys stand in quotes.
+			switch s.name(i - 1) {
+			case "query", "invalidate_query", "where":
+				if s.isOneOf(0, "CREATE", "ATTACH", "REPLACE") {
+					return refusedFile("SQL in quotes after " + s.text(i-1))
+				}
+			case "table":
+				if strings.Contains(s.text(i), "/") {
+					return refusedFile("name " + clip(s.text(i)))
+				}
+			}
 		}
 	}
 	return nil
 }
+
+// name is the text of token i, quoted or not, in lower case.
+func (s *scanner) name(i int) string { return strings.ToLower(strings.Trim(s.text(i), "`\"")) }
 
 func (s *scanner) hasIdentifierParameter() bool {
 	for i := range s.tokens {

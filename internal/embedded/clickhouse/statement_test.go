@@ -112,6 +112,7 @@ func TestParseStatementRefuses(t *testing.T) {
 	f("INSERT INTO t FORMAT JSONEachRow {}\n\n\n;DROP TABLE t", 62)
 	f(`INSERT INTO t FORMAT JSONEachRow `+strings.Repeat("{}\n", 1000)+"\nDROP TABLE t", 62)
 	f("INSERT INTO t FORMAT TSV\n\nx\n", 0)
+	f("SELECT 1 WHERE 'a' = 'a'", 0)
 	f("INSERT INTO t FORMAT TSV\nx\n\n \n", 0)
 	f("INSERT INTO t VALUES (1); DROP TABLE t SYNC", 62)
 	f("INSERT INTO t FORMAT Values (1); DROP TABLE t SYNC", 62)
