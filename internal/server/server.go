@@ -284,7 +284,7 @@ type quiet struct{ log *slog.Logger }
 // Printf implements fasthttp.Logger. Of an error only the part of TLS or of the
 // network is logged: fasthttp's own quotes the request line or header it choked
 // on, which may be a key, and a panic's value whatever it held.
-func (q quiet) Printf(_ string, args ...any) {
+func (q quiet) Printf(format string, args ...any) {
 	if !q.log.Enabled(context.Background(), slog.LevelDebug) {
 		return
 	}
@@ -299,7 +299,8 @@ func (q quiet) Printf(_ string, args ...any) {
 			}
 		}
 	}
-	q.log.Debug("connection ended with an error", attrs...)
+	what, _, _ := strings.Cut(format, "%")
+	q.log.Debug("fasthttp: "+strings.TrimRight(what, ": "), attrs...)
 }
 
 // transportCause returns what TLS or the network said in err, or nil. Many of

@@ -94,7 +94,7 @@ func TestBrokenHandshakeIsExplained(t *testing.T) {
 		defer c.Close()
 		_, _ = io.WriteString(c, "GET / hunter2\r\n\r\n")
 		_, _ = io.Copy(io.Discard, c)
-	}, `"msg":"connection ended with an error"`)
+	}, `"msg":"fasthttp: error when serving connection"`)
 	if text := log.String(); strings.Contains(text, "hunter2") || strings.Contains(text, "%q") {
 		t.Errorf("the log has a request or a format:\n%s", text)
 	}
