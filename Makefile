@@ -40,9 +40,12 @@ test: setup
 	EDGE_REQUIRE_ENGINE=1 $(GO) test ./internal/sink ./... # the longest first: two packages run at once
 	@$(MAKE) --no-print-directory test-bench
 
-## race: the packages in which goroutines meet, under the race detector; the longest repetitions of a fault are make test's
+# Repetitions of a fault, and tests of a sink that does one thing after the other: make test's.
+ALONE := EngineKilled|CallFails|InsertCutAtEveryStep|ClickHouseDown|RecoveryFromEvery|RecoveryOf|SIGKILLAtC7|WindowChanges|CommitFails|HoleOfMany|Audit(Of|With|At|or)|TTL
+
+## race: the packages in which goroutines meet, under the race detector
 race: setup
-	EDGE_REQUIRE_ENGINE=1 $(GO) test -race -timeout 20m -skip 'EngineKilled|CallFails|InsertCutAtEveryStep|ClickHouseDown' $(RACE)
+	EDGE_REQUIRE_ENGINE=1 $(GO) test -race -timeout 20m -skip '$(ALONE)' $(RACE)
 	EDGE_REQUIRE_ENGINE=1 $(GO) test -race -run 'Call|Kept|Few|ADay|Describe|Connections' ./internal/query # the rest is one goroutine that waits for the engine
 
 ## health: GET /health of the running server
