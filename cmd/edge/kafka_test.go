@@ -112,7 +112,7 @@ func endToEnd(n *tenant) {
 // edgeKilled kills the whole of edge again and again while clients send.
 func edgeKilled(n *tenant) {
 	t := n.t
-	rounds := chaos.Rounds(12, 20)
+	rounds := chaos.Rounds(8, 20)
 	n.rounds = rounds
 	p := n.start("edge", everything, restless...)
 	l := startLoad(t, p.public)
@@ -158,7 +158,7 @@ func sinksComeAndGo(n *tenant) {
 	sinks = append(sinks, c)
 	n.joined(sinks...)
 	var killed, stopped, left []time.Duration
-	n.rounds = 4 * chaos.Rounds(3, 5)
+	n.rounds = 4 * chaos.Rounds(2, 5)
 	for range n.rounds / 4 {
 		l.more(500)
 		victim := n.memberOf(a)
