@@ -46,7 +46,7 @@ func TestBurstThatEndedIsNotWaitedFor(t *testing.T) {
 		s.filling.batches[0] = &batch{last: 299}
 		s.filling.block.offset = make(proto.ColUInt64, 300)
 		for s.due() > 0 {
-			time.Sleep(s.nextLook()) //nolint:forbidigo // of virtual time
+			<-time.After(s.nextLook())
 		}
 		if got, want := time.Since(s.launched), 200*time.Millisecond; got != want {
 			t.Errorf("it leaves after %s; want %s", got, want)

@@ -77,19 +77,19 @@ func (t *session) rescanPartition(ctx context.Context, p *partition) error {
 	return nil
 }
 
-// holes returns what of [from,to) is not in events, as plans of at most a
+// holes returns what of [from,end) is not in events, as plans of at most a
 // block each: damaged batches as they were, the rest cut anew. Callers hold mu, which is
 // free meanwhile: that is a look at all batches there are.
-func (t *session) holes(ctx context.Context, id int32, from, to int64) ([]plan, error) {
+func (t *session) holes(ctx context.Context, id int32, from, end int64) ([]plan, error) {
 	t.mu.Unlock()
 	defer t.mu.Lock()
-	ctx, end := t.patient(ctx)
-	defer end()
+	ctx, cancel := t.patient(ctx)
+	defer cancel()
 	var out []plan
 	next := from
-	gap := func(end int64) {
-		for next < end {
-			last := min(next+int64(t.cfg.FlushRows), end) - 1
+	gap := func(to int64) {
+		for next < to {
+			last := min(next+int64(t.cfg.FlushRows), to) - 1
 			out = append(out, plan{t.source.id, next, last})
 			next = last + 1
 		}
@@ -106,10 +106,10 @@ func (t *session) holes(ctx context.Context, id int32, from, to int64) ([]plan, 
 		OnResult: func(context.Context, proto.Block) error {
 			for i := range first {
 				f, l := int64(first[i]), int64(last[i])
-				if f >= to {
+				if f >= end {
 					break
 				}
-				gap(min(f, to))
+				gap(min(f, end))
 				// A batch that began before the log does is whole or beyond help.
 				if rows[i] < said[i] && f >= from {
 					out = append(out, plan{t.source.id, f, l})
@@ -119,7 +119,7 @@ func (t *session) holes(ctx context.Context, id int32, from, to int64) ([]plan, 
 			return nil
 		},
 	})
-	gap(to)
+	gap(end)
 	return out, err
 }
 

@@ -111,7 +111,7 @@ type Sink struct {
 	state progress
 
 	rescanned map[int32]bool // partitions whose holes are filled, see rescan.go
-	patience  atomic.Int32   // how often a question took too long, see session.patient
+	patience  int            // how often a question took too long, see session.patient
 }
 
 // New returns a sink that has not connected to anything.
@@ -339,43 +339,13 @@ func (t *session) limited(ctx context.Context) (context.Context, context.CancelF
 // patient is limited for a question about all that is stored, asked with mu free: one that
 // merely takes long has twice the time when it is asked again, or would never be answered.
 func (t *session) patient(ctx context.Context) (context.Context, context.CancelFunc) {
-	asking, end := context.WithTimeout(ctx, 10*t.cfg.InsertTimeout<<t.patience.Load())
+	asking, end := context.WithTimeout(ctx, 10*t.cfg.InsertTimeout<<t.patience)
 	return asking, func() {
 		if ctx.Err() == nil && asking.Err() != nil {
-			t.patience.Store(min(t.patience.Load()+1, 10))
+			t.patience = min(t.patience+1, 10)
 		}
 		end()
 	}
-}
-
-// How many flush intervals a flight waits to be full: when the log has enough to fill it,
-// which ends a wait for records that do not come; and when it fills within so many. A row
-// in a block of 20,000 costs ClickHouse half as much again as one in a block of 100,000.
-const (
-	backlogPatience = 10
-	fillPatience    = 4
-)
-
-// due is how long the filling flight still waits for more. Callers hold mu.
-func (t *session) due() time.Duration {
-	interval, since := t.cfg.FlushInterval, time.Since(t.launched)
-	soon := fillPatience * interval
-	switch {
-	case t.behind() >= int64(t.cfg.FlushRows-t.filling.block.rows()):
-		interval *= backlogPatience
-	case t.filling.filled(&t.cfg)*float64(soon) >= float64(max(since, interval)): // at the rate so far
-		interval = soon
-	}
-	return max(interval-since, 0)
-}
-
-// behind is how many records the log had when it was last asked that are not
-// taken. Callers hold mu.
-func (t *session) behind() (n int64) {
-	for _, p := range t.partitions {
-		n += max(p.high-p.next, 0)
-	}
-	return n
 }
 
 // close ends the session: after a clean end everything taken is stored first.

@@ -46,16 +46,6 @@ func (t *session) poll(ctx context.Context) kgo.Fetches {
 	return fetches
 }
 
-// nextLook is when to look whether the filling flight is to leave, should nothing come. It
-// is asked again after an interval at the latest: a burst that has ended fills no flight.
-// Callers hold mu.
-func (t *session) nextLook() time.Duration {
-	if t.filling.empty() || t.runway.first() != nil {
-		return 5 * time.Second
-	}
-	return min(t.due(), t.cfg.FlushInterval)
-}
-
 // room returns when the filling block can take more: with a full block that cannot
 // leave, or with records that wait for plans to be recovered, there is nothing to poll
 // for. Rebalances go on meanwhile. A partition that one brings ends the wait: a flight may

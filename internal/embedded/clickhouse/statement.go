@@ -160,15 +160,15 @@ var fileSettings = map[string]bool{
 // back to the file system). What may be one of them without looking so is foreign.
 func (s *scanner) refuseServerFiles(n int) error {
 	for i := range n {
-		kind := s.tokens[i].kind
-		if name := s.name(i); (kind == tokenWord || kind == tokenQuoted) && fileSettings[name] {
-			return refusedFile("setting " + name)
-		}
-		switch kind {
+		switch s.tokens[i].kind {
 		case tokenForeign:
 			return &exception{code: codeSyntaxError, message: "Syntax error: " + clip(s.text(i)) + " outside of quotes"}
 		case tokenWord:
-			if s.isPunct(i+1, "(") && fileFunctions[strings.ToLower(s.text(i))] {
+			name := s.name(i)
+			if fileSettings[name] {
+				return refusedFile("setting " + name)
+			}
+			if s.isPunct(i+1, "(") && fileFunctions[name] {
 				return refusedFile("function or engine " + s.text(i))
 			}
 			if s.is(i, "OUTFILE") && s.is(i-1, "INTO") || s.is(i, "INFILE") && s.is(i-1, "FROM") {
@@ -178,25 +178,22 @@ func (s *scanner) refuseServerFiles(n int) error {
 				return refusedFile("ATTACH … FROM a path")
 			}
 		case tokenQuoted:
-			name := strings.Trim(s.text(i), "`\"")
-			if s.isPunct(i+1, "(") && fileFunctions[strings.ToLower(name)] ||
+			name := s.name(i)
+			if fileSettings[name] || s.isPunct(i+1, "(") && fileFunctions[name] ||
 				strings.HasPrefix(name, "/") || strings.Contains(name, "../") || strings.Contains(name, `\`) {
 				return refusedFile("name " + clip(s.text(i)))
 			}
 		case tokenString:
-			// The library takes a literal there for a file name; trim(… FROM 'x') is fine.
-			if s.isOneOf(i-1, "FROM", "JOIN", "TABLE", "INTO") && strings.Contains(s.text(i), "/") {
-				return refusedFile("name " + clip(s.text(i)))
-			}
-			// A dictionary's source may be a text of SQL, and its keys stand in quotes.
 			switch s.name(i - 1) {
-			case "query", "invalidate_query", "where":
-				if s.isOneOf(0, "CREATE", "ATTACH", "REPLACE") {
-					return refusedFile("SQL in quotes after " + s.text(i-1))
-				}
-			case "table":
+			case "from", "join", "table", "into":
+				// The library takes a literal there for a file name; trim(… FROM 'x') is fine.
 				if strings.Contains(s.text(i), "/") {
 					return refusedFile("name " + clip(s.text(i)))
+				}
+			case "query", "invalidate_query", "where":
+				// A dictionary's source may be a text of SQL.
+				if s.isOneOf(0, "CREATE", "ATTACH", "REPLACE") {
+					return refusedFile("SQL in quotes after " + s.text(i-1))
 				}
 			}
 		}
@@ -204,7 +201,7 @@ func (s *scanner) refuseServerFiles(n int) error {
 	return nil
 }
 
-// name is the text of token i, quoted or not, in lower case.
+// name is the text of token i in lower case: a dictionary's keys may stand in quotes.
 func (s *scanner) name(i int) string { return strings.ToLower(strings.Trim(s.text(i), "`\"")) }
 
 func (s *scanner) hasIdentifierParameter() bool {
