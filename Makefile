@@ -152,7 +152,7 @@ $(BENCH): build
 	@mkdir -p $(@D)
 	cd bench && $(BENCH_GO) build -o ../$@ .
 
-## bench: every stage beside its limit and a rival (half an hour; BENCH_QUICK=1, BENCH_STAGES=…)
+## bench: every stage beside its limit and a rival (35 minutes or more; BENCH_QUICK=1, BENCH_STAGES=…)
 bench: $(BENCH)
 	cd bench && ../$(BENCH)
 

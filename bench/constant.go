@@ -59,7 +59,7 @@ func constantStage(b *bench, s *section, f *fleet) error {
 		}
 	}
 	runs := make(map[*target][]sample)
-	for range min(b.o.rounds, 3) {
+	for range b.o.rounds {
 		for _, t := range targets {
 			m, err := b.measure(t, l)
 			if err != nil {

@@ -55,29 +55,28 @@ func endToEndStage(b *bench, s *section, f *fleet) error {
 	s.flow("steady", steady)
 	// A client that knows the lag holds back when half a million events wait.
 	const lead = 500_000
-	saturated := load.Load{Duration: b.o.soak / 3}
+	saturated := load.Load{Duration: b.o.soak / 5}
 	var peaks, toPeer []float64
-	var last *flow
-	for i, name := range []string{"peak", "naive", "peak"} {
-		start := ours(name)
-		if name == "naive" {
-			start = f.naiveSystem
+	var before *flow
+	for i := range b.o.rounds + 1 { // as many pairs of neighbours as rounds
+		name, start := "peak", ours("peak")
+		if i%2 == 1 {
+			name, start = "naive", f.naiveSystem
 		}
 		e, err := run(name, start, saturated, lead)
 		if err != nil {
 			return err
 		}
-		switch i {
-		case 0:
+		if i == 0 {
 			s.flow(name, e)
-			peaks = append(peaks, e.visiblePerSecond)
-		case 1:
-			toPeer = faster(toPeer, last, e)
-		case 2:
-			peaks = append(peaks, e.visiblePerSecond)
-			toPeer = faster(toPeer, e, last)
 		}
-		last = e
+		if name == "peak" {
+			peaks = append(peaks, e.visiblePerSecond)
+			toPeer = faster(toPeer, e, before)
+		} else {
+			toPeer = faster(toPeer, before, e)
+		}
+		before = e
 	}
 	peak := median(peaks)
 	s.Tables = append(s.Tables, t)
@@ -95,7 +94,7 @@ func endToEndStage(b *bench, s *section, f *fleet) error {
 // faster appends how many times as much a second ours made visible, if both have stored what
 // they promised: what is lost takes no time.
 func faster(to []float64, ours, theirs *flow) []float64 {
-	if !ours.entry.OK() || !theirs.entry.OK() {
+	if theirs == nil || !ours.entry.OK() || !theirs.entry.OK() {
 		return to
 	}
 	return append(to, ours.visiblePerSecond/theirs.visiblePerSecond)

@@ -43,7 +43,7 @@ func freshnessStage(b *bench, s *section, f *fleet) error {
 		return err
 	}
 	runs := make(map[*system][]fresh)
-	for round := range min(b.o.rounds, 3) {
+	for round := range b.o.rounds {
 		for _, sys := range []*system{ours, peer} {
 			r, err := b.fresh(s, sys, round)
 			if err != nil {

@@ -103,7 +103,7 @@ func (g *grown) sweep(b *bench, points []int, run func(int) (sample, error)) err
 		points = []int{points[0], points[len(points)-2]}
 	}
 	samples := make(map[int][]sample)
-	for range min(b.o.rounds, 3) {
+	for range b.o.rounds {
 		for _, n := range points {
 			m, err := run(n)
 			if err != nil {

@@ -130,7 +130,7 @@ func queryStage(b *bench, s *section, f *fleet) error {
 			return err
 		}
 		// A moment in which the machine is busy must not look like growth.
-		cost, err := b.repeated(min(b.o.rounds, 3), t, incoming)
+		cost, err := b.repeated(b.o.rounds, t, incoming)
 		if err != nil {
 			return err
 		}
