@@ -148,9 +148,10 @@ var fileFunctions = map[string]bool{
 	"iceberglocal": true, "deltalakelocal": true, "paimonlocal": true, "hudilocal": true,
 }
 
-// fileSettings name a file that the engine reads, or hold SQL, which may name one.
+// fileSettings name a file that the engine reads or writes, or hold SQL, which may name one.
 var fileSettings = map[string]bool{
-	"format_template_row": true, "format_template_resultset": true, "format_schema_source": true,
+	"format_template_row": true, "format_template_resultset": true, "format_schema": true, "format_schema_source": true,
+	"output_format_schema": true, "input_format_record_errors_file_path": true,
 	"additional_table_filters": true, "additional_result_filter": true,
 }
 
