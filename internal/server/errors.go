@@ -22,7 +22,7 @@ var (
 	errNoIngest      = errors.New("this process takes no events: its ROLES do not include ingest")
 	errNoQuery       = errors.New("this process answers no queries: its ROLES do not include query")
 	errNoKey         = errors.New("an API key is required: send it as Authorization: Bearer <key>, as X-API-Key, or as the Basic user name")
-	errWrongKey      = errors.New("the API key is not valid for this route")
+	errWrongKey      = errors.New("the API key is unknown, or not valid for this route")
 	errStopping      = errors.New("the server is stopping; send the request again")
 	errMemory        = errors.New("too many bytes of requests and answers in flight; send the request again later")
 	errSlow          = errors.New("the request did not arrive within the read timeout")
