@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ClickHouse/ch-go"
+	"github.com/ClickHouse/ch-go/proto"
 	"github.com/google/go-cmp/cmp"
 
 	"edge/internal/clickhouse"
@@ -38,6 +40,33 @@ func TestTooExpensive(t *testing.T) {
 	// The refusal leaves pool and server well.
 	if _, err := New(pool, Options{}).Query(t.Context(), r); err != nil {
 		t.Error(err)
+	}
+}
+
+// Who has no memory because others have it may ask the same again.
+func TestMemoryThatOthersUse(t *testing.T) {
+	pool := openDatabase(t, "others")
+	insertExpensive(t, pool)
+	r := Request{EventName: "view", GroupBy: "campaign_id", From: dataFrom, To: dataTo}
+	e := New(pool, Options{})
+	e.settings = append(e.settings, ch.Setting{Key: "max_memory_usage_for_user", Value: "1", Important: true})
+	if _, err := e.Query(t.Context(), r); proto.Error(clickhouse.Code(err)) != proto.ErrMemoryLimitExceeded || errors.Is(err, ErrTooExpensive) {
+		t.Errorf("of a user without memory: %v; want another error than %v", err, ErrTooExpensive)
+	}
+	if _, err := New(pool, Options{}).Query(t.Context(), r); err != nil {
+		t.Error(err)
+	}
+	for text, want := range map[string]bool{
+		"Memory limit (for query) exceeded: would use 1.00 GiB": true,
+		"Query memory limit exceeded: would use 1.00 GiB":       true,
+		"Memory limit (total) exceeded: would use 1.00 GiB":     false,
+		"(total) memory limit exceeded: would use 1.00 GiB":     false,
+		"Memory limit (for user) exceeded: would use 1.00 GiB":  false,
+		"User memory limit exceeded: would use 1.00 GiB":        false,
+	} {
+		if got := tooExpensive(&ch.Exception{Code: proto.ErrMemoryLimitExceeded, Message: text}); got != want {
+			t.Errorf("%q is of the query itself: %v; want %v", text, got, want)
+		}
 	}
 }
 

@@ -57,6 +57,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/ClickHouse/ch-go"
@@ -172,13 +173,30 @@ func (e *Engine) ask(ctx context.Context, r Request) (*Result, error) {
 	err = all.Wait()
 	e.seconds.Observe(time.Since(start))
 	if err != nil {
-		switch proto.Error(clickhouse.Code(err)) {
-		case proto.ErrTimeoutExceeded, proto.ErrTooSlow, proto.ErrMemoryLimitExceeded:
+		if tooExpensive(err) {
 			err = fmt.Errorf("%w (%w)", ErrTooExpensive, err)
 		}
 		return nil, fmt.Errorf("query metrics: %w", err) // no name: it is a client's text, and this is logged
 	}
 	return a.finish(), nil
+}
+
+// tooExpensive tells whether the server gave up on the query for what the query itself
+// needs. Memory may also be what the whole server or the user has no more of, for which
+// the server has the same code: others used it, and later the same query is answered.
+func tooExpensive(err error) bool {
+	switch proto.Error(clickhouse.Code(err)) {
+	case proto.ErrTimeoutExceeded, proto.ErrTooSlow:
+		return true
+	case proto.ErrMemoryLimitExceeded:
+		for _, limit := range [...]string{"(total)", "(for user)", "User memory limit"} {
+			if strings.Contains(err.Error(), limit) {
+				return false
+			}
+		}
+		return true
+	}
+	return false
 }
 
 // Describe adds the engine's metrics to set.
