@@ -93,22 +93,25 @@ func (o offsets) align(grain int64) bool {
 // buckets is the number of local buckets of the given width that [from, to)
 // touches, exact but for hours that a change of offset cuts in two.
 func (o offsets) buckets(from, to, width int64) int64 {
-	last := to - 1 + o[len(o)-1].seconds + width
-	return last/width - (from+o[0].seconds+width)/width + 1
+	last := to - 1 + o[len(o)-1].seconds + zoneBias
+	return last/width - (from+o[0].seconds+zoneBias)/width + 1
 }
 
-// shift is the SQL of "local second plus bias" of x, a UTC second.
-func (o offsets) shift(x string, bias int64) string {
+// zoneBias is a multiple of every width, and more than any zone is west of UTC.
+const zoneBias = 24 * 60 * 60
+
+// shift is the SQL of "local second plus zoneBias" of x, a UTC second.
+func (o offsets) shift(x string) string {
 	last := o[len(o)-1]
 	if len(o) == 1 {
-		return x + " + " + num(last.seconds+bias)
+		return x + " + " + num(last.seconds+zoneBias)
 	}
 	var b strings.Builder
 	b.WriteString(x + " + multiIf(")
 	for i, y := range o[:len(o)-1] {
-		b.WriteString(x + " < " + num(o[i+1].since) + ", " + num(y.seconds+bias) + ", ")
+		b.WriteString(x + " < " + num(o[i+1].since) + ", " + num(y.seconds+zoneBias) + ", ")
 	}
-	b.WriteString(num(last.seconds+bias) + ")")
+	b.WriteString(num(last.seconds+zoneBias) + ")")
 	return b.String()
 }
 
@@ -120,16 +123,16 @@ func (o offsets) shift(x string, bias int64) string {
 // different hours have the same wall-clock time. A bucket that a change of
 // offset cuts starts with the change: the full hour before it was by other clocks.
 //
-// The bias of one width keeps the dividend positive in the first hours of 1970.
+// zoneBias keeps the dividend positive in the first hours of 1970.
 func (o offsets) key(x string, width int64) string {
 	w := num(width)
 	switch {
 	case o.align(width):
 		return "intDiv(" + x + ", " + w + ") * " + w
 	case width == dayGrain.seconds():
-		return "intDiv(" + o.shift(x, width) + ", " + w + ") * " + w + " - " + w
+		return "intDiv(" + o.shift(x) + ", " + w + ") * " + w + " - " + w
 	}
-	full := x + " - (" + o.shift(x, width) + ") % " + w
+	full := x + " - (" + o.shift(x) + ") % " + w
 	var cuts strings.Builder
 	for _, y := range o {
 		if y.since != 0 && (y.since+y.seconds)%width != 0 {

@@ -91,9 +91,9 @@ func TestZoneKey(t *testing.T) {
 	}
 	f("", day, "intDiv(x, 86400) * 86400")
 	f("Europe/Berlin", hour, "intDiv(x, 3600) * 3600")
-	f("Asia/Kolkata", hour, "x - (x + 23400) % 3600")
+	f("Asia/Kolkata", hour, "x - (x + 106200) % 3600")
 	f("Asia/Kolkata", day, "intDiv(x + 106200, 86400) * 86400 - 86400")
-	f("Australia/Lord_Howe", hour, "greatest(x - (x + multiIf(x < 1712415600, 43200, x < 1728142200, 41400, 43200)) % 3600, "+
+	f("Australia/Lord_Howe", hour, "greatest(x - (x + multiIf(x < 1712415600, 126000, x < 1728142200, 124200, 126000)) % 3600, "+
 		"if(x < 1712415600, -3600, 1712415600), if(x < 1728142200, -3600, 1728142200))")
 	f("Europe/Berlin", day, "intDiv(x + multiIf(x < 1711846800, 90000, x < 1729990800, 93600, 90000), 86400) * 86400 - 86400")
 }
@@ -133,6 +133,29 @@ func TestAnHourThatAChangeCuts(t *testing.T) {
 	}
 	f(1712415600, "2024-04-07T01:30:00+10:30")
 	f(1728142200, "2024-10-06T02:30:00+11:00")
+}
+
+// In the first hours of 1970 it is still 1969 in the west.
+func TestTheFirstHours(t *testing.T) {
+	pool := openDatabase(t, "first")
+	var events []event
+	for at := int64(1); at < 12*hour; at += 7 * minute {
+		events = append(events, event{at * 1000, "view", "web", "", "u"})
+	}
+	insert(t, pool, events)
+	for _, name := range []string{"America/St_Johns", "Pacific/Marquesas", "Africa/Monrovia"} {
+		for _, group := range []string{"minute", "hour", "day"} {
+			r := Request{EventName: "view", From: 0, To: day, GroupBy: group, Zone: name}
+			got, err := New(pool, Options{}).Query(t.Context(), r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := oracle(events, r, mustZone(t, name))
+			if d := cmp.Diff(&want, got); d != "" {
+				t.Errorf("%+v: -want +got\n%s", r, d)
+			}
+		}
+	}
 }
 
 func TestZoneNames(t *testing.T) {
