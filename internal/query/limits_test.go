@@ -157,3 +157,23 @@ func TestNoAnswerIsAnError(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// A user's profile may say that an answer ends where a limit is: half a total is none.
+func TestNoAnswerEndsAtALimit(t *testing.T) {
+	pool := openDatabase(t, "half")
+	insertExpensive(t, pool)
+	r := Request{EventName: "view", GroupBy: "campaign_id", From: dataFrom, To: dataTo}
+	for mode, limit := range map[string]ch.Setting{
+		"timeout_overflow_mode":  {Key: "max_execution_time", Value: "0.001"},
+		"read_overflow_mode":     {Key: "max_rows_to_read", Value: "1000"},
+		"result_overflow_mode":   {Key: "max_result_rows", Value: "10"},
+		"group_by_overflow_mode": {Key: "max_rows_to_group_by", Value: "10"},
+		"sort_overflow_mode":     {Key: "max_rows_to_sort", Value: "10"},
+	} {
+		e := New(pool, Options{})
+		e.settings = append([]ch.Setting{{Key: mode, Value: "break"}}, append(e.settings, limit)...)
+		if got, err := e.Query(t.Context(), r); err == nil && got.Events != expensive {
+			t.Errorf("%s: %d events; want %d or an error", mode, got.Events, expensive)
+		}
+	}
+}
