@@ -29,7 +29,7 @@ func (a *app) startQuery(context.Context) (err error) {
 	if a.queryPool, err = clickhouse.Open(o); err != nil {
 		return err
 	}
-	a.query = query.New(a.queryPool, query.Options{Timeout: a.cfg.QueryTimeout, Keep: a.cfg.QueryKeep, States: int(a.cfg.QueryStates)})
+	a.query = query.New(a.queryPool, query.Options{Timeout: a.cfg.QueryTimeout, Keep: a.cfg.QueryKeep, TTL: a.cfg.TableTTL, States: int(a.cfg.QueryStates)})
 	a.describe(a.query)
 	return nil
 }

@@ -117,17 +117,21 @@ func keptDatabase(t testing.TB, name string) *clickhouse.Pool {
 	if server.err != nil {
 		t.Fatal(server.err)
 	}
-	o := clickhouse.Options{Addr: "embedded", Database: name, Dialer: server.child}
-	err = clickhouse.Migrate(context.Background(), o, clickhouse.MigrateOptions{
-		Files: migrations.FS, Exclusive: true, Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	pool, err := clickhouse.Open(o)
+	pool, err := clickhouse.Open(migrate(t, name, clickhouse.MigrateOptions{}))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(pool.Close)
 	return pool
+}
+
+// migrate lays down the schema of a database as m says, and returns how to open it.
+func migrate(t testing.TB, name string, m clickhouse.MigrateOptions) clickhouse.Options {
+	t.Helper()
+	o := clickhouse.Options{Addr: "embedded", Database: name, Dialer: server.child}
+	m.Files, m.Exclusive, m.Logger = migrations.FS, true, slog.New(slog.NewTextHandler(io.Discard, nil))
+	if err := clickhouse.Migrate(context.Background(), o, m); err != nil {
+		t.Fatal(err)
+	}
+	return o
 }

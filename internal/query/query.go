@@ -41,7 +41,8 @@
 //
 // # What a caller may rely on
 //
-//   - total_events is exact; group totals add up to it unless truncated.
+//   - total_events is exact; group totals add up to it unless truncated. With a TTL
+//     that is of events it has not taken: kept_from says so where the range begins before.
 //   - First and last time group hold only their part inside the range; empty
 //     buckets are absent. Days and hours are those of the request's zone, a day
 //     of 23 or 25 hours included; the hour that comes twice when the clocks go
@@ -79,6 +80,8 @@ type Options struct {
 	// Keep is how old an answer may be, for who asks the same again; 0: none is
 	// older than the question.
 	Keep time.Duration
+	// TTL is how long the tables keep events by their timestamp; 0: for ever.
+	TTL time.Duration
 	// States is how many bytes of buckets and their users are kept for the next question;
 	// 0: none. No answer is older for it, but for maxStateAge of tables that were made anew
 	// by hand, and of rows that a mutation or a TTL has taken from events alone.
@@ -89,6 +92,7 @@ type Options struct {
 type Engine struct {
 	pool     *clickhouse.Pool
 	timeout  time.Duration
+	ttl      time.Duration
 	settings []ch.Setting
 
 	calls   calls
@@ -111,6 +115,7 @@ func New(pool *clickhouse.Pool, o Options) *Engine {
 		// The server's own limit ends a slow query with an exception on a
 		// connection that stays usable; ours is for a server that hangs.
 		timeout: o.Timeout + 2*time.Second,
+		ttl:     o.TTL,
 		settings: []ch.Setting{
 			{Key: "max_execution_time", Value: strconv.FormatInt(seconds, 10), Important: true},
 			{Key: "max_memory_usage", Value: strconv.FormatInt(o.MaxMemory, 10), Important: true},
@@ -144,7 +149,36 @@ func New(pool *clickhouse.Pool, o Options) *Engine {
 // and must not be changed. The error wraps ErrTooExpensive when asking again as is
 // will not help; every other error is the database's or ctx's.
 func (e *Engine) Query(ctx context.Context, r Request) (*Result, error) {
-	return e.calls.do(ctx, r, func(ctx context.Context) (*Result, error) { return e.ask(ctx, r) })
+	return e.calls.do(ctx, r, func(ctx context.Context) (*Result, error) { return e.askKept(ctx, r) })
+}
+
+// keptFrom is the first second that a question asked now is answered for; 0: any. What a
+// TTL is about to take is no longer answered for, since the server may take it meanwhile,
+// and by a clock of its own. Rounded up to a whole bucket, it needs no rows of its own.
+func (e *Engine) keptFrom(now time.Time) int64 {
+	const margin, width = 60, 300
+	if e.ttl <= 0 {
+		return 0
+	}
+	return max(0, (now.Add(-e.ttl).Unix()+margin+width-1)/width*width)
+}
+
+// askKept asks for what a TTL leaves of r's range. It takes rows, and buckets of each width,
+// when it comes by and days after all else, so beyond it each grouping has another rest.
+func (e *Engine) askKept(ctx context.Context, r Request) (*Result, error) {
+	kept := e.keptFrom(time.Now())
+	if kept <= r.From {
+		return e.ask(ctx, r)
+	}
+	res, asked := new(Result), r
+	if r.From = kept; r.From < r.To {
+		var err error
+		if res, err = e.ask(ctx, r); err != nil {
+			return nil, err
+		}
+	}
+	res.Request, res.KeptFrom = asked, kept
+	return res, nil
 }
 
 // ask runs r's query.

@@ -10,6 +10,7 @@ import (
 // Result is the answer to one Request.
 type Result struct {
 	Request   Request
+	KeptFrom  int64 // Unix seconds; nothing before counts, since a TTL takes it; 0: all of the range does
 	Events    int64
 	Users     uint64 // distinct over the whole range, within the error bound; 0 with CountsOnly
 	Groups    []Group
@@ -37,7 +38,7 @@ func (r *Result) bytes() int {
 }
 
 // AppendJSON appends the answer as one JSON object. unique_users is left out
-// when it was not asked for, and "truncated":true is there only when it is so.
+// when it was not asked for; kept_from, and "truncated":true, are there only when it is so.
 func (r *Result) AppendJSON(dst []byte) []byte {
 	dst = slices.Grow(dst, 256+96*len(r.Groups))
 	dst = append(dst, `{"event_name":`...)
@@ -46,6 +47,10 @@ func (r *Result) AppendJSON(dst []byte) []byte {
 	dst = strconv.AppendInt(dst, r.Request.From, 10)
 	dst = append(dst, `,"to":`...)
 	dst = strconv.AppendInt(dst, r.Request.To, 10)
+	if r.KeptFrom != 0 {
+		dst = append(dst, `,"kept_from":`...)
+		dst = strconv.AppendInt(dst, r.KeptFrom, 10)
+	}
 	dst = append(dst, `,"grouped_by":`...)
 	dst = AppendString(dst, r.Request.GroupBy)
 	dst = r.appendCounts(append(dst, ','), r.Events, r.Users)

@@ -26,6 +26,8 @@ func TestAppendJSON(t *testing.T) {
 	f(Result{Request: req, Events: 3, Users: 2, Groups: []Group{{"a", 2, 1}}, Truncated: true},
 		`{"event_name":"v","from":0,"to":1,"grouped_by":"campaign_id","total_events":3,"unique_users":2,`+
 			`"data":[{"group":"a","total_events":2,"unique_users":1}],"truncated":true}`)
+	f(Result{Request: Request{EventName: "v", To: 9}, KeptFrom: 7, Events: 1, Users: 1},
+		`{"event_name":"v","from":0,"to":9,"kept_from":7,"grouped_by":"","total_events":1,"unique_users":1,"data":[]}`)
 	req = Request{EventName: "v", To: 1, GroupBy: "day", CountsOnly: true}
 	f(Result{Request: req, Events: 3, Groups: []Group{{"1970-01-01", 3, 0}}},
 		`{"event_name":"v","from":0,"to":1,"grouped_by":"day","total_events":3,"data":[{"group":"1970-01-01","total_events":3}]}`)
