@@ -51,7 +51,22 @@ func (o Options) client(database string) ch.Options {
 		HandshakeTimeout: 10 * time.Second,
 		// ch-go looks at a cancelled context between reads of this length.
 		ReadTimeout: time.Second,
+		Settings:    wholeAnswers,
 	}
+}
+
+// wholeAnswers are for a user whose profile has the server leave out what is beyond a
+// limit: a total would be short, and a sink would take what it has stored for missing.
+var wholeAnswers = []ch.Setting{
+	{Key: "timeout_overflow_mode", Value: "throw", Important: true},
+	{Key: "read_overflow_mode", Value: "throw", Important: true},
+	{Key: "read_overflow_mode_leaf", Value: "throw", Important: true},
+	{Key: "result_overflow_mode", Value: "throw", Important: true},
+	{Key: "group_by_overflow_mode", Value: "throw", Important: true},
+	{Key: "sort_overflow_mode", Value: "throw", Important: true},
+	{Key: "distinct_overflow_mode", Value: "throw", Important: true},
+	{Key: "set_overflow_mode", Value: "throw", Important: true},
+	{Key: "join_overflow_mode", Value: "throw", Important: true},
 }
 
 // Pool is a bounded set of connections, dialed when first needed. All methods

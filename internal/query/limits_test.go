@@ -160,8 +160,9 @@ func TestNoAnswerIsAnError(t *testing.T) {
 
 // A user's profile may say that an answer ends where a limit is: half a total is none.
 func TestNoAnswerEndsAtALimit(t *testing.T) {
-	pool := openDatabase(t, "half")
-	insertExpensive(t, pool)
+	insertExpensive(t, openDatabase(t, "half"))
+	o := migrate(t, "half", clickhouse.MigrateOptions{})
+	o.MaxConns = 1
 	r := Request{EventName: "view", GroupBy: "campaign_id", From: dataFrom, To: dataTo}
 	for mode, limit := range map[string]ch.Setting{
 		"timeout_overflow_mode":  {Key: "max_execution_time", Value: "0.001"},
@@ -170,10 +171,19 @@ func TestNoAnswerEndsAtALimit(t *testing.T) {
 		"group_by_overflow_mode": {Key: "max_rows_to_group_by", Value: "10"},
 		"sort_overflow_mode":     {Key: "max_rows_to_sort", Value: "10"},
 	} {
+		pool, err := clickhouse.Open(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// A session's setting is as a profile's to a query that says nothing of it.
+		if err := pool.Exec(t.Context(), "SET "+mode+" = 'break'"); err != nil {
+			t.Fatal(err)
+		}
 		e := New(pool, Options{})
-		e.settings = append([]ch.Setting{{Key: mode, Value: "break"}}, append(e.settings, limit)...)
+		e.settings = append(e.settings, limit)
 		if got, err := e.Query(t.Context(), r); err == nil && got.Events != expensive {
 			t.Errorf("%s: %d events; want %d or an error", mode, got.Events, expensive)
 		}
+		pool.Close()
 	}
 }

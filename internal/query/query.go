@@ -119,14 +119,6 @@ func New(pool *clickhouse.Pool, o Options) *Engine {
 		settings: []ch.Setting{
 			{Key: "max_execution_time", Value: strconv.FormatInt(seconds, 10), Important: true},
 			{Key: "max_memory_usage", Value: strconv.FormatInt(o.MaxMemory, 10), Important: true},
-			// What a profile has the server leave out beyond a limit would be missing in a
-			// total that says nothing of it.
-			{Key: "timeout_overflow_mode", Value: "throw", Important: true},
-			{Key: "read_overflow_mode", Value: "throw", Important: true},
-			{Key: "result_overflow_mode", Value: "throw", Important: true},
-			{Key: "group_by_overflow_mode", Value: "throw", Important: true},
-			{Key: "sort_overflow_mode", Value: "throw", Important: true},
-			{Key: "set_overflow_mode", Value: "throw", Important: true},
 			// Merges by newer servers add statistics of every column to a part, and a
 			// SELECT reads those of all parts to order its conditions: 36 of 39 ms
 			// for a minute of rows. A server that does not know it ignores it.
