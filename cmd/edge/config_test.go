@@ -93,6 +93,9 @@ func TestConfigDependentAges(t *testing.T) {
 	f("264h", "24h", "168h", "192h", "1", true)
 	f("263h", "24h", "168h", "192h", "1", false)
 	f("263h", "24h", "168h", "192h", "0", true) // the window is off
+	f("1h", "720h", "2562047h", "24h", "1", false)
+	f("1h", "2562047h", "168h", "24h", "1", false)
+	f("1h", "2562047h", "2562047h", "24h", "1", false)
 }
 
 func TestConfigNeverShowsSecrets(t *testing.T) {

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/url"
 	"reflect"
@@ -203,7 +204,11 @@ func (c *config) validateAges() (errs []error) {
 	if c.DedupIDs > 0 && c.DedupWindow > wait {
 		wait, name = c.DedupWindow, "DEDUP_WINDOW"
 	}
-	if need := c.MaxAge + wait + 48*time.Hour; c.TableTTL < need {
+	need := c.MaxAge + wait + 48*time.Hour
+	if need < c.MaxAge { // more than a Duration holds
+		need = math.MaxInt64
+	}
+	if c.TableTTL < need {
 		errs = append(errs, fmt.Errorf("TABLE_TTL is %s; it must be at least MAX_AGE + %s + 48h = %s", c.TableTTL, name, need))
 	}
 	return errs
