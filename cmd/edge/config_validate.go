@@ -56,6 +56,12 @@ func (c *config) validate() error {
 			bad("%s is %s; ClickHouse counts whole seconds, so it needs at least 1s", p.name, p.d)
 		}
 	}
+	if c.Ack == "broker" && c.Linger >= c.AckTimeout {
+		bad("LINGER is %s; every request would be answered 503: it must be less than ACK_TIMEOUT, %s", c.Linger, c.AckTimeout)
+	}
+	if c.FlushInterval > c.StuckAfter/4 {
+		bad("FLUSH_INTERVAL is %s; a sink that waits for a block would not be ready: four times that may be at most STUCK_AFTER, %s", c.FlushInterval, c.StuckAfter)
+	}
 	if c.KafkaRetention > 0 && c.KafkaRetention < time.Second {
 		bad("KAFKA_RETENTION is %s; it needs at least 1s, or 0 to keep events for ever", c.KafkaRetention)
 	}
