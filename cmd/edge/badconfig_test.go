@@ -58,6 +58,7 @@ func TestBadConfig(t *testing.T) {
 	f("RING_REQUESTS", "2000000000", "1048576")
 	f("KEY_RATE", "2000000000", "1000000000")
 	f("WRITE_KEYS", secret+",,"+secret, "key 2 is empty")
+	f("READ_KEYS", " ", "key 1 is empty")
 	f("READ_KEYS", "sha256:"+secret, "64 hex digits")
 	f("READ_KEYS", "sha256:zz", "64 hex digits")
 	f("CORS_ORIGINS", "example.com", "scheme://host")

@@ -199,7 +199,7 @@ func parseConfig(environ map[string]string) (config, error) {
 	if err != nil {
 		return c, err
 	}
-	for _, list := range [][]string{c.Roles, c.KafkaBrokers, c.CORSOrigins} {
+	for _, list := range [][]string{c.Roles, c.KafkaBrokers, c.CORSOrigins, c.WriteKeys, c.ReadKeys} {
 		for i, item := range list {
 			list[i] = strings.TrimSpace(item)
 		}

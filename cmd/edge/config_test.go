@@ -60,11 +60,11 @@ func TestConfigCORSOrigins(t *testing.T) {
 }
 
 func TestConfigListsMayHaveBlanks(t *testing.T) {
-	c, err := loadConfig(map[string]string{"ROLES": "ingest, sink", "KAFKA_BROKERS": " a:1 ,[::1]:65535", "CORS_ORIGINS": "https://a.example, https://b.example"})
+	c, err := loadConfig(map[string]string{"ROLES": "ingest, sink", "KAFKA_BROKERS": " a:1 ,[::1]:65535", "CORS_ORIGINS": "https://a.example, https://b.example", "WRITE_KEYS": "w1, w2", "READ_KEYS": " r1 "})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := fmt.Sprint(c.Roles, c.KafkaBrokers, c.origins()); got != "[ingest sink] [a:1 [::1]:65535] [https://a.example https://b.example]" {
+	if got := fmt.Sprintf("%q", [][]string{c.Roles, c.KafkaBrokers, c.origins(), c.WriteKeys, c.ReadKeys}); got != `[["ingest" "sink"] ["a:1" "[::1]:65535"] ["https://a.example" "https://b.example"] ["w1" "w2"] ["r1"]]` {
 		t.Errorf("got %s", got)
 	}
 }
