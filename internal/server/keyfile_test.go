@@ -246,6 +246,20 @@ func TestRefusedKeysAreLoggedOnce(t *testing.T) {
 	}
 }
 
+// A key of the other scope is ours, too.
+func TestKeyOfTheOtherScopeIsNamed(t *testing.T) {
+	dash, line := newTestKey(t, Read, "dash")
+	var log lockedBuffer
+	e := start(t, func(c *Config) {
+		c.Log = slog.New(slog.NewJSONHandler(&log, nil))
+		c.KeyFile = keyFile(t, line)
+	})
+	e.do("POST", "/events", header("X-API-Key", dash), []byte(good)).check(t, 401, "not valid")
+	if text := log.String(); !strings.Contains(text, `"key":"dash"`) {
+		t.Errorf("got %s; want a line that names the key dash", text)
+	}
+}
+
 // lockedBuffer is a buffer that handlers write and a test reads.
 type lockedBuffer struct {
 	mu sync.Mutex
