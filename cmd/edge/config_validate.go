@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"net"
+	"net/netip"
 	"net/url"
 	"reflect"
 	"regexp"
@@ -179,6 +180,9 @@ var databaseName = regexp.MustCompile(`^[a-zA-Z0-9_. -]{1,64}$`)
 var notOurs = []string{"system", "information_schema", "_temporary_and_external_tables"}
 
 func (c *config) validateClickHouse() (errs []error) {
+	if _, err := netip.ParseAddr(c.ClickHouseHost); err != nil && strings.ContainsAny(c.ClickHouseHost, ":/ ") {
+		errs = append(errs, fmt.Errorf("CLICKHOUSE_HOST is %q; it must be a host alone: the port is CLICKHOUSE_PORT", c.ClickHouseHost))
+	}
 	if c.ClickHousePort == 0 {
 		errs = append(errs, errors.New("CLICKHOUSE_PORT is 0; it must be a port to connect to"))
 	}
