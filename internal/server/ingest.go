@@ -288,7 +288,8 @@ func (s *Server) resume(x *exchange, err error) {
 
 // outcome turns what the producer says of events into what the client is told. A key
 // is charged unless nothing was kept. Errors other than the producer's own are the
-// broker's: logged here, since the client gets no details.
+// broker's: logged here, since the client gets no details. So is a timeout: a broker that
+// is slow and not away says nothing else in the log.
 func (s *Server) outcome(events int, key *bucket, err error) error {
 	if err == nil {
 		return nil
@@ -303,6 +304,7 @@ func (s *Server) outcome(events int, key *bucket, err error) error {
 	case closed:
 		return producer.ErrClosed
 	case errors.Is(err, producer.ErrTimeout):
+		s.log.Warn("the broker did not confirm in time; the client gets 503")
 		return producer.ErrTimeout
 	}
 	s.log.Error("broker refused events; the client gets 503", "err", err)

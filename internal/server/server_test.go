@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"testing"
 	"time"
@@ -87,7 +88,11 @@ func TestBulk(t *testing.T) {
 
 func TestPublishErrors(t *testing.T) {
 	var result error
-	e := start(t, func(c *Config) { c.Publish = func(*codec.Batch) error { return result } })
+	var log lockedBuffer
+	e := start(t, func(c *Config) {
+		c.Publish = func(*codec.Batch) error { return result }
+		c.Log = slog.New(slog.NewJSONHandler(&log, nil))
+	})
 	f := func(err error, status int, want, reason string) {
 		t.Helper()
 		result = err
@@ -100,6 +105,9 @@ func TestPublishErrors(t *testing.T) {
 	}
 	f(producer.ErrFull, 429, "nothing of the request was kept", "ring_full")
 	f(producer.ErrTimeout, 503, "same event_id", "broker_timeout")
+	if text := log.String(); strings.Count(text, "did not confirm in time; the client gets 503") != 2 {
+		t.Errorf("got %s; want a line for each 503", text)
+	}
 	f(fmt.Errorf("shard 3: %w", producer.ErrTimeout), 503, "same event_id", "broker_timeout")
 	f(producer.ErrClosed, 503, "stopping", "shutting_down")
 	f(errors.New("NOT_ENOUGH_REPLICAS at 10.0.0.1:9092"), 503, "the broker refused", "broker_error")
