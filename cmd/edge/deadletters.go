@@ -336,6 +336,9 @@ func replayDead(in *invocation) error {
 		return d.list(in.ctx, in.out)
 	}
 	out, err := d.replay(in.ctx, repaired)
+	if err != nil && out.Replayed == 0 {
+		return err // 0 still dead would be a guess
+	}
 	return errors.Join(err, json.NewEncoder(in.out).Encode(out))
 }
 
