@@ -34,7 +34,7 @@ type config struct {
 	AdminHost          string        `env:"ADMIN_HOST" envDefault:"127.0.0.1" doc:"address the admin listener binds to; it has no authentication"`
 	AdminPort          uint16        `env:"ADMIN_PORT" envDefault:"9091" doc:"Prometheus metrics, pprof and log level"`
 
-	MaxEventBytes    size `env:"MAX_EVENT_BYTES" envDefault:"64KiB" min:"1" doc:"one event; larger is 413"`
+	MaxEventBytes    size `env:"MAX_EVENT_BYTES" envDefault:"64KiB" min:"1" doc:"one event; larger is 413, and in bulk an error of that event"`
 	MaxFieldBytes    size `env:"MAX_FIELD_BYTES" envDefault:"1KiB" min:"1" doc:"event_name, user_id, campaign_id, event_id and each tag; longer is 400"`
 	MaxEvents        int  `env:"MAX_EVENTS" envDefault:"10000" min:"1" doc:"events in one bulk request; more is 413"`
 	MaxBodyBytes     size `env:"MAX_BODY_BYTES" envDefault:"10MiB" min:"1" doc:"one bulk body as sent; larger is 413"`
