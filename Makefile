@@ -50,19 +50,19 @@ race: setup
 
 ## health: GET /health of the running server
 health:
-	@curl -fsS "http://localhost:$(PORT)/health"; echo
+	@curl --fail-with-body -sS "http://localhost:$(PORT)/health"; status=$$?; echo; exit $$status
 
 ## ready: GET /ready of the running server
 ready:
-	@curl -fsS "http://localhost:$(PORT)/ready"; echo
+	@curl --fail-with-body -sS "http://localhost:$(PORT)/ready"; status=$$?; echo; exit $$status
 
 ## test-event: POST one event to the running server
 test-event:
-	@curl -fsS "http://localhost:$(PORT)/events" -H 'Content-Type: application/json' -d '{"event_name":"product_view","channel":"web","campaign_id":"summer_sale_2024","user_id":"user_12345","timestamp":'$(NOW_MS)',"tags":["electronics","featured"],"metadata":{"product_id":"SKU-001","page_url":"/products/laptop"}}'; echo
+	@curl --fail-with-body -sS "http://localhost:$(PORT)/events" -H 'Content-Type: application/json' -d '{"event_name":"product_view","channel":"web","campaign_id":"summer_sale_2024","user_id":"user_12345","timestamp":'$(NOW_MS)',"tags":["electronics","featured"],"metadata":{"product_id":"SKU-001","page_url":"/products/laptop"}}'; status=$$?; echo; exit $$status
 
 ## test-metrics: GET /metrics for product_view, last 24 hours, by channel
 test-metrics:
-	@curl -fsS "http://localhost:$(PORT)/metrics?event_name=product_view&group_by=channel"; echo
+	@curl --fail-with-body -sS "http://localhost:$(PORT)/metrics?event_name=product_view&group_by=channel"; status=$$?; echo; exit $$status
 
 ## replay: post an NDJSON file of events to the running server: make replay FILE=path
 replay: build
