@@ -8,6 +8,8 @@ import (
 
 	"github.com/ClickHouse/ch-go"
 	"github.com/ClickHouse/ch-go/proto"
+
+	"edge/internal/clickhouse"
 )
 
 // rescan fills the holes that a power cut left in events, partition by
@@ -168,6 +170,20 @@ func (t *session) fillFirst(ctx context.Context, p *partition, hole plan, stands
 	return last, t.land(ctx)
 }
 
+// hours returns the hours that rows, a condition on events, have times in, and the TTL.
+func (t *session) hours(ctx context.Context, rows string) (hours []int64, expiry clickhouse.Expiry, err error) {
+	ctx, cancel := t.patient(ctx)
+	defer cancel()
+	hours, err = unixSeconds(ctx, t.cfg.ClickHouse, "SELECT DISTINCT toString(toUnixTimestamp(toStartOfHour(ts))) AS s FROM events WHERE "+rows)
+	if err != nil || len(hours) == 0 {
+		return nil, expiry, err
+	}
+	if expiry, err = t.cfg.ClickHouse.ReadExpiry(ctx); err != nil {
+		return nil, expiry, fmt.Errorf("read the TTL of events: %w", err)
+	}
+	return hours, expiry, nil
+}
+
 // compareRollups corrects the rollups over everything that the rows of
 // [first,end) touch: a rollup's part may be lost although the row's is not.
 // Callers hold mu, which is free meanwhile: it may take many times what a
@@ -183,15 +199,9 @@ func (t *session) compareRollups(ctx context.Context, id int32, first, end int64
 	rows := func(first, end int64) string {
 		return fmt.Sprintf("_src = %d AND _part = %d AND _offset BETWEEN %d AND %d", t.source.id, id, first, end-1)
 	}
-	asking, cancel := t.patient(ctx)
-	defer cancel()
-	hours, err := unixSeconds(asking, t.cfg.ClickHouse, "SELECT DISTINCT toString(toUnixTimestamp(toStartOfHour(ts))) AS s FROM events WHERE "+rows(first, end))
+	hours, expiry, err := t.hours(ctx, rows(first, end))
 	if err != nil || len(hours) == 0 {
 		return false, err
-	}
-	expiry, err := t.cfg.ClickHouse.ReadExpiry(asking)
-	if err != nil {
-		return false, fmt.Errorf("read the TTL of events: %w", err)
 	}
 	w := touching(hours)
 	w.named = "1"
