@@ -231,6 +231,7 @@ func TestComparisonThatTakesLong(t *testing.T) {
 		})
 	}
 	f("holes", "max(said) AS said")
+	f("the window of a hole", "toUnixTimestamp64Milli(received_at)")
 }
 
 // Comparing rollups takes long, as it may, and every question is answered at once: the next

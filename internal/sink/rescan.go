@@ -147,15 +147,20 @@ func (t *session) fillFirst(ctx context.Context, p *partition, hole plan, stands
 	if t.partitions[id] != p {
 		return 0, errDisowned // while the one before landed, in good order: we are a member still
 	}
-	asking, end := t.limited(ctx) // one block at most
-	defer end()
 	of := &partition{id: id}
 	if t.cfg.DedupIDs > 0 {
-		of.window = t.newWindow()
-		if err := t.loadWindow(asking, id, hole.first, of.window); err != nil {
+		if of.window, err = t.windowBefore(ctx, id, hole.first); err != nil {
 			return 0, err
 		}
+		if err := t.land(ctx); err != nil { // as in fill
+			return 0, err
+		}
+		if t.partitions[id] != p {
+			return 0, errDisowned
+		}
 	}
+	asking, end := t.limited(ctx) // one block at most
+	defer end()
 	f := newFlight(newBlock())
 	f.recover, f.stands = true, map[int32]commitOffset{id: stands}
 	known, err := t.decided(asking, map[int32]plan{id: hole})

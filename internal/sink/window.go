@@ -242,13 +242,8 @@ func (t *session) loadWindows(ctx context.Context) error {
 		if p.window != nil || !p.asked || t.partitions[p.id] != p {
 			continue
 		}
-		w, from := t.newWindow(), p.from()
 		started := time.Now()
-		asking, end := t.patient(ctx)
-		t.mu.Unlock()
-		err := t.loadWindow(asking, p.id, from, w)
-		t.mu.Lock()
-		end()
+		w, err := t.windowBefore(ctx, p.id, p.from())
 		if t.partitions[p.id] != p { // given up meanwhile
 			continue
 		}
@@ -261,6 +256,17 @@ func (t *session) loadWindows(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// windowBefore is the window of a partition before the record at first. Callers hold mu,
+// which is free meanwhile.
+func (t *session) windowBefore(ctx context.Context, id int32, first int64) (*window, error) {
+	w := t.newWindow()
+	t.mu.Unlock()
+	defer t.mu.Lock()
+	ctx, cancel := t.patient(ctx)
+	defer cancel()
+	return w, t.loadWindow(ctx, id, first, w)
 }
 
 func (t *session) loadWindow(ctx context.Context, id int32, first int64, w *window) error {
