@@ -49,9 +49,10 @@ func (b *bench) filledTopic(f *fleet, g *generated, n int64) (*broker, *rival.Bl
 			err = ready.Append(batch.Record(i), &d)
 		}
 		if err == nil {
-			err = p.Publish(batch)
+			err = p.Publish(batch) // and its reference
+		} else {
+			batch.Release()
 		}
-		batch.Release()
 	}
 	ctx, cancel := context.WithTimeout(b.ctx, 20*time.Second)
 	defer cancel()

@@ -150,7 +150,6 @@ func batchOf(t testing.TB, pool *codec.Pool, ids ...string) *codec.Batch {
 // the records it published.
 func (s *sim) publish(ids ...string) ([]string, error) {
 	b := s.batch(ids...)
-	defer b.Release()
 	records := make([]string, b.Len())
 	for i := range records {
 		records[i] = string(b.Record(i))
@@ -343,7 +342,6 @@ func (s *sim) request(ids ...string) *request {
 	}
 	go func() {
 		defer close(r.done)
-		defer b.Release()
 		r.err = s.p.Publish(b)
 	}()
 	return r

@@ -36,7 +36,6 @@ func TestRecordsAreThoseOfKgo(t *testing.T) {
 				}
 			}
 			b := s.batch(names...)
-			defer b.Release()
 			for k := range b.Len() {
 				r := &kgo.Record{Value: b.Record(k), Timestamp: time.Now(), Partition: kafka.HashPartition(b.Hash(k))}
 				if b.Assigned(k) {
@@ -340,7 +339,6 @@ func TestRecordLargerThanABatch(t *testing.T) {
 		f := func(want bool, sizes ...int) {
 			t.Helper()
 			b := pool.Get()
-			defer b.Release()
 			var body []string
 			for i, n := range sizes {
 				body = append(body, event(fmt.Sprint("id-", n, "-", i), n))

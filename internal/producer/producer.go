@@ -143,11 +143,12 @@ func (p *Producer) nudge() {
 // unknown. With AckMemory it returns once the ring has taken b. ErrFull and
 // ErrClosed mean that nothing was kept.
 //
-// The caller keeps its own reference to b and must Release it; the producer
-// holds another for as long as it reads b's bytes.
+// The caller's reference to b is Publish's, which drops it before it waits; the
+// producer holds another for as long as it reads b's bytes.
 func (p *Producer) Publish(b *codec.Batch) error {
 	w := p.newWait()
 	waiting, err := p.Start(b, w)
+	b.Release()
 	if !waiting {
 		p.waits.Put(w)
 		return err
@@ -155,8 +156,8 @@ func (p *Producer) Publish(b *codec.Batch) error {
 	return w.outcome(p.cfg.AckTimeout)
 }
 
-// Start is Publish for those who cannot sleep: w hears of the outcome, perhaps
-// before Start returns. It reports false when there is nothing to wait for and w
+// Start is Publish for those who cannot sleep, and keep their reference: w hears of the
+// outcome, perhaps before Start returns. It reports false when there is nothing to wait for and w
 // hears nothing: b is as durable as it gets, or err says why nothing was kept. How
 // long to wait is for w to say.
 func (p *Producer) Start(b *codec.Batch, w Waiter) (waiting bool, err error) {

@@ -37,7 +37,6 @@ func TestAcknowledgedRecordsAreInTheLog(t *testing.T) {
 func TestEmptyBatchIsPublishedAtOnce(t *testing.T) {
 	simulate(t, nil, func(s *sim) {
 		b := s.pool.Get()
-		defer b.Release()
 		if err := s.p.Publish(b); err != nil {
 			t.Error(err)
 		}

@@ -73,7 +73,6 @@ func TestSmallRequestsShareAShard(t *testing.T) {
 			if err := p.Publish(b); err != nil {
 				t.Fatalf("request %d of %d events: %v", i, events, err)
 			}
-			b.Release()
 		}
 		for _, s := range p.shards {
 			lens = append(lens, s.ring.Len())

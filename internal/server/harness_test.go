@@ -76,6 +76,7 @@ func startOn(t testing.TB, ln net.Listener, change func(*Config)) *edge {
 	published := new(atomic.Int64)
 	cfg.Publish = func(b *codec.Batch) error {
 		published.Add(int64(b.Len()))
+		b.Release()
 		return nil
 	}
 	if change != nil {
@@ -84,10 +85,7 @@ func startOn(t testing.TB, ln net.Listener, change func(*Config)) *edge {
 	if publish := cfg.Publish; publish != nil && cfg.Start == nil {
 		cfg.Start = func(b *codec.Batch, w producer.Waiter) (bool, error) {
 			b.Retain()
-			go func() {
-				defer b.Release()
-				w.Settled(publish(b))
-			}()
+			go func() { w.Settled(publish(b)) }()
 			return true, nil
 		}
 	}

@@ -256,10 +256,10 @@ type published func(s *Server, ctx *fasthttp.RequestCtx, events int, err error)
 // answer needs no more than the number of events: the batch's memory is the producer's, and
 // free when that has copied the records.
 func (s *Server) hand(ctx *fasthttp.RequestCtx, batch *codec.Batch, key *bucket, then published) {
-	defer batch.Release()
 	events := batch.Len()
 	if key != nil && events > 0 {
 		if wait := key.take(events, time.Now()); wait > 0 {
+			batch.Release()
 			then(s, ctx, events, rateError(wait))
 			return
 		}
@@ -267,12 +267,14 @@ func (s *Server) hand(ctx *fasthttp.RequestCtx, batch *codec.Batch, key *bucket,
 	x := exchangeOf(ctx)
 	switch {
 	case events == 0:
+		batch.Release()
 		then(s, ctx, 0, nil)
 	case x == nil:
 		then(s, ctx, events, s.outcome(events, key, s.cfg.Publish(batch)))
 	default:
 		x.events, x.key, x.then = events, key, then
 		waiting, err := s.cfg.Start(batch, x.await())
+		batch.Release()
 		if x.waiting = waiting; !waiting {
 			then(s, ctx, events, s.outcome(events, key, err))
 		}

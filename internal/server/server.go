@@ -16,7 +16,8 @@
 // the bytes of all bodies together have a bound. Over it the answer is 429.
 //
 // Body memory is given back before Publish waits: a Batch holds copies. A
-// request parked for its acknowledgement costs its batch and its connection.
+// request parked for its acknowledgement costs its connection, and its batch until
+// the producer has copied that.
 //
 // What requests need of the pipeline is three functions: Publish and Start, which are
 // the same for a goroutine and for a loop, and Query. A process without their role
@@ -51,14 +52,14 @@ import (
 type Config struct {
 	// Events holds the batches that requests are decoded into and Publish takes
 	// them on: nil once every event is durable as promised, else
-	// producer.ErrFull, ErrTimeout, ErrClosed or the broker's error. The server
-	// releases its own reference to the batch afterwards. Publish is nil in a
-	// process that does not ingest.
+	// producer.ErrFull, ErrTimeout, ErrClosed or the broker's error. The server's
+	// reference to the batch is Publish's, as in producer.Producer. Publish is nil in
+	// a process that does not ingest.
 	Events  *codec.Pool
 	Publish func(*codec.Batch) error
 	// Start is Publish for requests in a loop, which cannot wait: it reports true
 	// when the Waiter will hear of the outcome, as in producer.Producer, and then has a
-	// reference of its own. They give up after AckTimeout with ErrTimeout.
+	// reference of its own: the server releases its own at once. They give up after AckTimeout with ErrTimeout.
 	Start      func(*codec.Batch, producer.Waiter) (bool, error)
 	AckTimeout time.Duration
 	// Query answers a parsed metrics query. Nil in a process that does not.

@@ -56,7 +56,7 @@ func (c *replay) SetWriteDeadline(time.Time) error { return nil }
 func atMemory() *Server {
 	cfg := defaults()
 	cfg.Events = codec.NewPool(codec.Rules{})
-	cfg.Publish = func(*codec.Batch) error { return nil }
+	cfg.Publish = func(b *codec.Batch) error { b.Release(); return nil }
 	cfg.Start = func(*codec.Batch, producer.Waiter) (bool, error) { return false, nil }
 	return New(cfg)
 }
@@ -155,7 +155,7 @@ func guardedServer(t testing.TB, line string) *Server {
 	}
 	cfg := defaults()
 	cfg.Events = codec.NewPool(codec.Rules{})
-	cfg.Publish = func(*codec.Batch) error { return nil }
+	cfg.Publish = func(b *codec.Batch) error { b.Release(); return nil }
 	cfg.Start = func(*codec.Batch, producer.Waiter) (bool, error) { return false, nil }
 	cfg.WriteKeys, cfg.KeyFile, cfg.KeyRate = []string{"listed"}, file, maxKeyRate
 	return New(cfg)
@@ -211,7 +211,7 @@ func BenchmarkServe(b *testing.B) {
 			}
 			e := start(b, func(c *Config) {
 				c.Loops = loops
-				c.Publish = func(*codec.Batch) error { return nil }
+				c.Publish = func(b *codec.Batch) error { b.Release(); return nil }
 				c.Start = func(*codec.Batch, producer.Waiter) (bool, error) { return false, nil }
 			})
 			crowds := make(chan *crowd, runtime.GOMAXPROCS(0))
