@@ -218,6 +218,38 @@ func TestOutcomeThatDoesNotCome(t *testing.T) {
 	w.Settled(nil)
 }
 
+// The outcome of a request that ended in a panic is not the next one's.
+func TestOutcomeAfterAPanic(t *testing.T) {
+	if !loop.Supported {
+		t.Skip("no loops on this platform")
+	}
+	waiters := make(chan producer.Waiter, 2)
+	broken := true
+	e := start(t, func(c *Config) {
+		c.Loops = 1
+		c.Start = func(_ *codec.Batch, w producer.Waiter) (bool, error) {
+			waiters <- w
+			if broken {
+				broken = false
+				panic("after it was handed over")
+			}
+			return true, nil
+		}
+	})
+	post := string(request("/events", "application/json", good))
+	c := e.dial()
+	c.send(post)
+	c.answer().check(t, 500, "internal error")
+	c = e.dial()
+	c.send(post)
+	first, second := <-waiters, <-waiters
+	if first.Settled(errPanic) {
+		t.Error("somebody waited for the outcome of a request that has its answer")
+	}
+	second.Settled(nil)
+	c.answer().check(t, 202, "accepted")
+}
+
 // A request that waits holds its events no longer than the producer does, whoever serves it.
 func TestWaitingKeepsNoEvents(t *testing.T) {
 	f := func(loops int) {

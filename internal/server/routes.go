@@ -172,6 +172,10 @@ func (s *Server) done(ctx *fasthttp.RequestCtx, label route) {
 func (s *Server) panicked(ctx *fasthttp.RequestCtx, v any) {
 	s.stats.Panics.Inc()
 	s.log.Error("handler panicked", "err", fmt.Sprint(v), "stack", string(debug.Stack()))
+	if x := exchangeOf(ctx); x != nil && !x.waiting && x.waiter != nil {
+		x.waiter.state.CompareAndSwap(pending, abandoned)
+		x.waiter = nil // the producer may have it
+	}
 	ctx.Response.Reset()
 	commonHeaders(ctx)
 	s.fail(ctx, errPanic)
