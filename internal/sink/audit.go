@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
+	"slices"
 	"strings"
 	"time"
 
@@ -31,13 +33,18 @@ type Audit struct {
 	Since time.Time
 	// Log, when not nil, is the log that what is stored is compared with: what its
 	// group is past must be stored, and what it has more is pending. Without, what is being
-	// inserted beside what is in already looks like a gap.
+	// inserted beside what is in already looks like a gap, and tables that are empty look
+	// like tables of which nothing is missing.
 	Log *Log
 	// MaxAge is how old an event may be on arrival: with the table's TTL it says which rows
 	// may have expired. An audit of all needs it if there is a TTL that says no ages itself.
 	MaxAge time.Duration
 
 	expiring time.Time // what was received before may have; zero: nothing has
+
+	// calm is how long what the group is past may take to show, in an audit of some time:
+	// records may be that much older than their neighbours, and a replica behind. 0: 5m.
+	calm time.Duration
 }
 
 // Log is a topic and the group that stores it.
@@ -162,28 +169,67 @@ func (a *Audit) coverage(ctx context.Context, r *Report, log map[int32]logPositi
 	if err != nil {
 		return err
 	}
-	for _, c := range ranges {
-		c := &coverage{Coverage: c, next: c.First, expiring: a.expiring.UnixMilli(), young: math.MaxInt64, committed: math.MaxInt64}
+	for _, c := range due(ranges, log) {
+		c.expiring, c.young, c.committed = a.expiring.UnixMilli(), math.MaxInt64, math.MaxInt64
 		if at, ok := log[c.Partition]; ok && at.src == c.Source {
 			c.young = at.young
 			if at.committed >= 0 { // a group without offsets says nothing
 				c.committed = at.committed
 			}
 		}
-		for from := c.First; from <= c.Last; from += auditChunk {
+		from := c.First
+		if c.First > c.begins { // whichever batch has c.begins began at most so long before
+			from = max(0, c.begins-longest)
+		}
+		for ; from <= c.Last || from < c.ends; from += auditChunk {
 			if err := a.chunk(ctx, r, c, from); err != nil {
 				return err
 			}
 		}
-		r.Partitions = append(r.Partitions, c.Coverage)
+		r.end(c)
 	}
 	return nil
+}
+
+// due returns what is to be looked at: the ranges that have rows, and of the log, in an
+// audit of some time, what was received in it, whether it has rows or not.
+func due(ranges []Coverage, log map[int32]logPosition) []*coverage {
+	var all []*coverage
+	of := make(map[int32]*coverage)
+	before := make(map[int32]int64) // up to where rows are that are another number's
+	for _, c := range ranges {
+		out := &coverage{Coverage: c, next: c.First, begins: c.First}
+		all = append(all, out)
+		switch at := log[c.Partition]; {
+		case at.src == c.Source:
+			of[c.Partition] = out
+		case slices.Contains(at.earlier, c.Source):
+			before[c.Partition] = max(before[c.Partition], c.Last+1)
+		}
+	}
+	for _, id := range slices.Sorted(maps.Keys(log)) {
+		at := log[id]
+		from := max(at.recent, before[id])
+		if from >= min(at.calm, at.committed) {
+			continue
+		}
+		c := of[id]
+		if c == nil {
+			c = &coverage{Coverage: Coverage{Source: at.src, Partition: id, First: math.MaxInt64, Last: -1}, next: from, begins: from}
+			all = append(all, c)
+		}
+		c.begins, c.next = min(c.begins, from), min(c.next, from)
+		c.ends = min(at.calm, at.committed)
+	}
+	return all
 }
 
 // coverage is a partition of which the batches are looked at one after the other. Times
 // are Unix milliseconds.
 type coverage struct {
 	Coverage
+	begins    int64 // batches that begin before are not looked at
+	ends      int64 // batches have to reach up to here; 0: to nowhere
 	next      int64 // the offset the next batch has to begin at
 	received  int64 // when the last was, the first of it
 	expiring  int64 // what was received before may have expired
@@ -224,10 +270,12 @@ func (a *Audit) lately() string {
 	return fmt.Sprintf("received_at >= toDateTime64(%d, 3, 'UTC') AND received_at < toDateTime64(%d, 3, 'UTC')", a.Since.Unix(), time.Now().Add(ahead).Unix())
 }
 
-// chunk checks the batches of c that begin in [from, from+auditChunk).
+// longest is more than any batch is.
+const longest = 4 << 20
+
+// chunk checks the batches of c that begin in [from, from+auditChunk). One may reach beyond
+// it by less than longest.
 func (a *Audit) chunk(ctx context.Context, r *Report, c *coverage, from int64) error {
-	// A batch may reach beyond the chunk it begins in by less than this.
-	const longest = 4 << 20
 	var first, last, rows, said, offsets, dup, dead proto.ColUInt64
 	var received proto.ColInt64
 	return a.ClickHouse.Do(ctx, ch.Query{
@@ -256,6 +304,10 @@ type auditBatch struct{ first, last, rows, said, offsets, dup, dead, received in
 
 // batch adds one batch of c, which has to begin at c.next.
 func (r *Report) batch(c *coverage, b auditBatch) {
+	if b.first < c.begins {
+		c.next = max(c.next, b.last+1)
+		return
+	}
 	c.Batches++
 	c.Rows += b.rows
 	c.Duplicates += b.dup
@@ -294,6 +346,16 @@ func (r *Report) batch(c *coverage, b auditBatch) {
 		r.problem("%s: has %d rows and says %d", where, b.offsets, b.said)
 	}
 	c.next, c.received = max(c.next, b.last+1), b.received
+}
+
+// end adds what the batches of c lack at their end, and c.
+func (r *Report) end(c *coverage) {
+	if lacks := c.ends - c.next; lacks > 0 {
+		c.Missing += lacks
+		r.problem("source %d, partition %d: the group is at offset %d, and what is stored ends at %d", c.Source, c.Partition, c.committed, c.next)
+	}
+	c.First, c.Last = c.begins, max(c.Last, c.next-1)
+	r.Partitions = append(r.Partitions, c.Coverage)
 }
 
 func (r *Report) problem(format string, args ...any) {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -18,6 +19,9 @@ type logPosition struct {
 	start, end, committed int64    // committed -1: the group has stored nothing
 	first                 int64    // the first record, beyond start if nothing is left there
 	young                 int64    // the first offset that no row of can have expired
+	// Of an audit of some time, else 0: the first offset of that time, and the first that may
+	// take a while to show.
+	recent, calm int64
 }
 
 func (a *Audit) positions(ctx context.Context) (map[int32]logPosition, error) {
@@ -61,6 +65,19 @@ func (a *Audit) positions(ctx context.Context) (map[int32]logPosition, error) {
 			return nil, fmt.Errorf("read the times of topic %s: %w", a.Log.Topic, err)
 		}
 	}
+	var recent, late kadm.ListedOffsets
+	if !a.Since.IsZero() {
+		calm := cmp.Or(a.calm, 5*time.Minute)
+		for _, ask := range []struct {
+			from time.Time
+			to   *kadm.ListedOffsets
+		}{{a.Since.Add(calm), &recent}, {time.Now().Add(-calm), &late}} {
+			*ask.to, err = adm.ListOffsetsAfterMilli(ctx, ask.from.UnixMilli(), a.Log.Topic)
+			if err = cmp.Or(err, ask.to.Error()); err != nil {
+				return nil, fmt.Errorf("read the times of topic %s: %w", a.Log.Topic, err)
+			}
+		}
+	}
 	number := func(life uint32) uint32 { return SourceID(meta.Cluster, meta.Topics[a.Log.Topic].ID, life) }
 	src := number(a.Log.Incarnation)
 	var earlier []uint32
@@ -78,6 +95,12 @@ func (a *Audit) positions(ctx context.Context) (map[int32]logPosition, error) {
 		}
 		if y, ok := young.Lookup(a.Log.Topic, o.Partition); ok {
 			p.young = y.Offset
+		}
+		if o, ok := recent.Lookup(a.Log.Topic, o.Partition); ok {
+			p.recent = o.Offset
+		}
+		if o, ok := late.Lookup(a.Log.Topic, o.Partition); ok {
+			p.calm = o.Offset
 		}
 		if c, ok := committed.Lookup(a.Log.Topic, o.Partition); ok {
 			p.committed = c.At

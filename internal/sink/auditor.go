@@ -13,10 +13,11 @@ import (
 // found, so that an alert can say "it does not add up" before anybody asks.
 type Auditor struct {
 	ClickHouse *clickhouse.Pool
-	Log        *Log // asked only when something seems to be missing
+	Log        *Log
 	Logger     *slog.Logger
 	Every      time.Duration // between two audits
 	Look       time.Duration // how far back each looks
+	calm       time.Duration // as in Audit
 
 	missing, extra, mismatched, lastSuccess stat.Gauge
 }
@@ -34,15 +35,12 @@ func (a *Auditor) Run(ctx context.Context) {
 }
 
 func (a *Auditor) once(ctx context.Context) {
-	audit := Audit{ClickHouse: a.ClickHouse, Since: time.Now().Add(-a.Look)}
+	audit := Audit{ClickHouse: a.ClickHouse, Since: time.Now().Add(-a.Look), Log: a.Log, calm: a.calm}
 	r, err := a.run(ctx, &audit)
-	if err == nil && r.Missing() > 0 && a.Log != nil {
-		audit.Log = a.Log // it may be under way, which the group's offsets tell
-		if again, failed := a.run(ctx, &audit); failed == nil {
-			r = again
-		} else if ctx.Err() == nil {
-			a.Logger.Warn("audit: what is missing may be under way, and Kafka does not tell", "err", failed)
-		}
+	if err != nil && ctx.Err() == nil {
+		a.Logger.Warn("audit not finished, trying without Kafka: what seems to be missing then may be under way", "err", err)
+		audit.Log = nil
+		r, err = a.run(ctx, &audit)
 	}
 	if ctx.Err() != nil {
 		return

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/ClickHouse/ch-go"
 	"github.com/ClickHouse/ch-go/proto"
@@ -61,6 +62,13 @@ func (t *session) overtake(ctx context.Context) error {
 			}
 			if err := t.overtakePartition(ctx, p, first, end); err != nil && t.partitions[id] == p {
 				return fmt.Errorf("partition %d: %w", id, err)
+			}
+		} else if p.known {
+			if err := t.unstored(ctx, id, p.from()); err != nil {
+				return fmt.Errorf("partition %d: %w", id, err)
+			}
+			if t.partitions[id] != p {
+				continue
 			}
 		}
 		p.asked = true
@@ -130,4 +138,45 @@ func (t *session) storedBeyond(ctx context.Context, id int32, next int64) (first
 		},
 	})
 	return first, end, err
+}
+
+// unstored says so when the log has records before from, where the group stands, that no
+// batch has: these are not the tables that the group has stored into, or they have lost
+// what they had. It is no reason to store nothing more: what is to become of those records
+// is for people to say. Callers hold mu, which is free meanwhile.
+func (t *session) unstored(ctx context.Context, id int32, from int64) error {
+	if from == 0 {
+		return nil
+	}
+	t.mu.Unlock()
+	defer t.mu.Lock()
+	ctx, cancel := t.patient(ctx)
+	defer cancel()
+	var until proto.ColUInt64
+	var end int64
+	err := t.cfg.ClickHouse.Do(ctx, ch.Query{
+		Body: fmt.Sprintf(`SELECT max(l) AS until FROM (
+			SELECT max(_last) + 1 AS l FROM events WHERE _src IN (%[1]s) AND _part = %[2]d AND _offset >= %[3]d HAVING count() > 0
+			UNION ALL SELECT max(last) + 1 FROM empty_batches WHERE src IN (%[1]s) AND part = %[2]d HAVING count() > 0
+		)`, strings.Join(t.source.lives, ","), id, max(0, from-longest)),
+		Result: proto.Results{{Name: "until", Data: &until}},
+		OnResult: func(context.Context, proto.Block) error {
+			for i := range until {
+				end = int64(until[i])
+			}
+			return nil
+		},
+	})
+	if err != nil {
+		return err
+	}
+	start, _, err := t.logRange(ctx, id)
+	if err != nil {
+		return err
+	}
+	if lacks := max(start, end); lacks < from {
+		t.cfg.Logger.Error("the group is past records that are not stored: another CLICKHOUSE_DATABASE, or tables that lost them; edge verify counts them, docs/backup.md brings them back",
+			"partition", id, "first", lacks, "last", from-1)
+	}
+	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/ClickHouse/ch-go"
@@ -20,6 +21,7 @@ import (
 type source struct {
 	id         uint32   // the _src of every row
 	topic      [16]byte // its id
+	lives      []string // the numbers that the log has, or had before it lost its tail
 	before     []string // the numbers of logs that the topic's name was for in this cluster
 	partitions int
 	settings   [][2]string // of every insert
@@ -201,6 +203,9 @@ func (s *Sink) register(ctx context.Context) (source, error) {
 	}
 	id := SourceID(meta.Cluster, topic.ID, s.cfg.Incarnation)
 	src := source{id: id, topic: topic.ID, partitions: max(len(topic.Partitions), 1)}
+	for life := range s.cfg.Incarnation + 1 {
+		src.lives = append(src.lives, strconv.FormatUint(uint64(SourceID(meta.Cluster, topic.ID, life)), 10))
+	}
 	topicID := hex.EncodeToString(topic.ID[:])
 	identity := fmt.Sprintf("%s/%s/%d", meta.Cluster, topicID, s.cfg.Incarnation)
 	same, err := s.cfg.ClickHouse.Strings(ctx, fmt.Sprintf(
