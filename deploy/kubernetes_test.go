@@ -228,10 +228,10 @@ func checkPod(t *testing.T, o *object, configs map[string]map[string]string) (pr
 	}
 	for name, p := range map[string]struct {
 		probe
-		path string
-	}{"liveness": {c.Liveness, "/health"}, "readiness": {c.Readiness, "/ready"}, "startup": {c.Startup, "/health"}} {
-		if p.Get.Path != p.path || p.Get.Port != "http" {
-			bad("%s asks %s on %s; want %s on http", name, p.Get.Path, p.Get.Port, p.path)
+		path, port string
+	}{"liveness": {c.Liveness, "/health", "admin"}, "readiness": {c.Readiness, "/ready", "http"}, "startup": {c.Startup, "/health", "http"}} {
+		if p.Get.Path != p.path || p.Get.Port != p.port {
+			bad("%s asks %s on %s; want %s on %s", name, p.Get.Path, p.Get.Port, p.path, p.port)
 		}
 	}
 	if !pod.SecurityContext.RunAsNonRoot || c.Security.Escalation == nil || *c.Security.Escalation || !c.Security.ReadOnly || !slices.Equal(c.Security.Capabilities.Drop, []string{"ALL"}) {
@@ -290,7 +290,8 @@ func TestKubernetesIsRefused(t *testing.T) {
 	f("edge.yaml", "name: ROLES", "name: ROLE", "ROLE is no setting")
 	f("edge.yaml", "image: edge:slim", "image: edge:slimmer", "no stage of the Dockerfile")
 	f("edge.yaml", "terminationGracePeriodSeconds: 45", "terminationGracePeriodSeconds: 30", "a stop may take 30s")
-	f("edge.yaml", "path: /health, port: http}, periodSeconds: 10", "path: /ready, port: http}, periodSeconds: 10", "liveness asks /ready")
+	f("edge.yaml", "path: /health, port: admin}, periodSeconds: 10", "path: /ready, port: admin}, periodSeconds: 10", "liveness asks /ready")
+	f("edge.yaml", "path: /health, port: admin}", "path: /health, port: http}", "liveness asks /health on http")
 	f("edge.yaml", "containerPort: 9091", "containerPort: 9090", "edge listens on")
 	f("edge.yaml", "limits: {memory: 2Gi}", "limits: {memory: 1Gi}", "below the memory limit")
 	f("edge.yaml", "readOnlyRootFilesystem: true", "readOnlyRootFilesystem: false", "write to its root")

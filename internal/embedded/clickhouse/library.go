@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"sync"
+	"syscall"
 	"unsafe"
 
 	"github.com/ebitengine/purego"
@@ -20,7 +21,8 @@ const libraryName = "libchdb.so"
 
 // FindLibrary returns the path of libchdb: $CHDB_LIBRARY, else the file beside
 // the executable, else what `make setup` installs in this directory or one of
-// its parents (so tests find it from a package's folder).
+// its parents (so tests find it from a package's folder), where it is this user's or
+// root's: a parent may be a directory in which everybody writes, as /tmp is.
 func FindLibrary() (string, error) {
 	if p := os.Getenv("CHDB_LIBRARY"); p != "" {
 		if !isFile(p) {
@@ -50,18 +52,27 @@ func FindLibrary() (string, error) {
 }
 
 func libraryUnder(dir string) string {
-	if p := filepath.Join(dir, "bin", libraryName); isFile(p) {
+	if p := filepath.Join(dir, "bin", libraryName); isOurs(p) {
 		return p
 	}
 	// make setup installs the package of Linux on x86-64; another's has another name.
 	found, _ := filepath.Glob(filepath.Join(dir, "internal", "embedded", "clickhouse", "engine",
 		"node_modules", "@chdb", "lib-*", libraryName))
 	for _, p := range found {
-		if isFile(p) {
+		if isOurs(p) {
 			return p
 		}
 	}
 	return ""
+}
+
+func isOurs(p string) bool {
+	fi, err := os.Stat(p)
+	if err != nil || !fi.Mode().IsRegular() {
+		return false
+	}
+	of, ok := fi.Sys().(*syscall.Stat_t)
+	return ok && (of.Uid == 0 || int(of.Uid) == os.Geteuid())
 }
 
 func isFile(p string) bool {

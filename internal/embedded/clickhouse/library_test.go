@@ -50,6 +50,12 @@ func TestFindLibrary(t *testing.T) {
 	f("")
 	f(touch(installed))
 	f(touch(filepath.Join(root, "bin", libraryName)))
+	if os.Geteuid() == 0 {
+		if err := os.Chown(filepath.Join(root, "bin", libraryName), 12345, 12345); err != nil {
+			t.Fatal(err)
+		}
+		f(installed)
+	}
 	named := touch(filepath.Join(root, "other.so"))
 	t.Setenv("CHDB_LIBRARY", named)
 	f(named)
