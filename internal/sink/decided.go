@@ -20,14 +20,27 @@ import (
 type decided struct {
 	stored map[int64]struct{} // offsets
 	batch  batch              // the counts that its rows say
+	far    *window            // before the batch, further back than any; nil unless open
 }
 
 // decided returns what is decided of the next batches of partitions, of which no insert
-// may run.
+// may run. Callers hold mu, which is free while a window is read.
 func (t *session) decided(ctx context.Context, next map[int32]plan) (map[int32]*decided, error) {
 	out := make(map[int32]*decided)
+	asking, end := t.limited(ctx)
+	defer end()
 	for ids := range slices.Chunk(slices.Sorted(maps.Keys(next)), maxListed) {
-		if err := t.decidedOf(ctx, ids, next, out); err != nil {
+		if err := t.decidedOf(asking, ids, next, out); err != nil {
+			return nil, err
+		}
+	}
+	for id, d := range out {
+		if !d.open() {
+			continue
+		}
+		p := next[id]
+		d.far = newWindow(max(t.cfg.DedupIDs, p.last-p.first+1, farthest), math.MaxInt64)
+		if err := t.loadWindow(ctx, id, p.first, d.far); err != nil {
 			return nil, err
 		}
 	}
@@ -79,14 +92,7 @@ func (t *session) retake(ctx context.Context, f *flight, p plan, of *partition, 
 	if _, err := t.reread(ctx, all, p, &partition{id: of.id}, math.MaxInt); err != nil {
 		return 0, err
 	}
-	var far *window
-	if d.open() {
-		far = newWindow(max(t.cfg.DedupIDs, p.last-p.first+1, farthest), math.MaxInt64)
-		if err := t.loadWindow(ctx, of.id, p.first, far); err != nil {
-			return 0, err
-		}
-	}
-	for i, duplicate := range d.duplicates(all.block, of.window, far) {
+	for i, duplicate := range d.duplicates(all.block, of.window) {
 		if duplicate {
 			continue
 		}
@@ -122,7 +128,7 @@ func (d *decided) open() bool { return d.batch.rows > len(d.stored) && d.batch.d
 //
 // If that is not enough, the rest are rows all the same: the counts do not add up then, an
 // audit says so, and nothing is dropped on a guess.
-func (d *decided) duplicates(b *block, today, far *window) []bool {
+func (d *decided) duplicates(b *block, today *window) []bool {
 	const second, third = 1 << 62, math.MaxInt64
 	type candidate struct {
 		row  int
@@ -138,7 +144,7 @@ func (d *decided) duplicates(b *block, today, far *window) []bool {
 			out[i] = !stored && len(d.stored) >= d.batch.rows
 			continue
 		}
-		before, then, ok := far.last(id)
+		before, then, ok := d.far.last(id)
 		switch distance := offset - before; {
 		case stored:
 			months[b.month(i)] = true
@@ -150,7 +156,7 @@ func (d *decided) duplicates(b *block, today, far *window) []bool {
 		default:
 			candidates = append(candidates, candidate{i, third})
 		}
-		far.store(id, offset, received)
+		d.far.store(id, offset, received)
 	}
 	candidates = slices.DeleteFunc(candidates, func(c candidate) bool { return c.rank == third && !months[b.month(c.row)] })
 	slices.SortStableFunc(candidates, func(a, b candidate) int { return cmp.Compare(a.rank, b.rank) })

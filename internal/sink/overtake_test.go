@@ -234,6 +234,41 @@ func TestComparisonThatTakesLong(t *testing.T) {
 	f("the window of a hole", "toUnixTimestamp64Milli(received_at)")
 }
 
+// So is the window that says what was decided of a declared batch of which a month is missing.
+func TestDecidingThatTakesLong(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, 1)
+	l.history(1, 15, twoMonths)
+	first := l.cluster.PartitionInfo(topic, 0).HighWatermark
+	february := func(_ int, ev *codec.Event) { twoMonths(1, ev) }
+	l.one(0, withID("b"), february)
+	l.produce(15, twoMonths)
+	l.repeat(0, withID("b"), february)
+	s := l.start()
+	l.settled()
+	s.stop()
+	last := l.cluster.PartitionInfo(topic, 0).HighWatermark - 1
+	l.commit(0, first, plans{{l.src(), first, last}}.String())
+	lost := "_offset >= 15 AND toYYYYMM(ts) = 202402"
+	l.uncountAll(lost)
+	l.lose("events", lost)
+	s = l.prepare(func(c *Config) { c.InsertTimeout, c.DedupIDs = 200*time.Millisecond, 0 })
+	s.click.watch = func(c *wireConn, p []byte, sent bool) {
+		if sent && c.held == nil && bytes.Contains(p, []byte("toUnixTimestamp64Milli(received_at)")) {
+			answer := make(chan struct{})
+			c.held = answer
+			time.AfterFunc(3*time.Second, func() { close(answer) })
+		}
+	}
+	s.run()
+	l.settled()
+	l.exact()
+	s.stop()
+	if s.sink.patience == 0 {
+		t.Error("the window was not asked for, or not for long")
+	}
+}
+
 // Comparing rollups takes long, as it may, and every question is answered at once: the next
 // is not waited for any longer.
 func TestComparisonIsNoQuestion(t *testing.T) {

@@ -26,35 +26,44 @@ func (t *session) recoverOpen() {
 	if !t.open() || t.unasked() || t.runway.recovers() {
 		return
 	}
-	landing, end := context.WithTimeout(t.ctx, t.cfg.RevokeTimeout)
-	err := t.land(landing)
-	end()
-	if err != nil {
+	land := func() error {
+		landing, end := context.WithTimeout(t.ctx, t.cfg.RevokeTimeout)
+		defer end()
+		return t.land(landing)
+	}
+	if err := land(); err != nil {
 		t.lost(fmt.Errorf("declared batches wait for the insert under way: %w", err))
 		return
 	}
-	// One batch may take its time; more only what a rebalance can wait for, see there.
-	ctx, cancel := context.WithTimeout(t.ctx, 10*t.cfg.InsertTimeout)
-	defer cancel()
-	soon := time.Now().Add(t.cfg.SessionTimeout / 2)
-	next := make(map[int32]plan)
+	next, of := make(map[int32]plan), make(map[int32]*partition)
 	for id, p := range t.partitions {
 		if len(p.open) > 0 && p.asked { // if not, it was assigned while others landed: begin comes first
-			next[id] = p.open[0]
+			next[id], of[id] = p.open[0], p
 		}
 	}
-	known, err := t.decided(ctx, next)
+	known, err := t.decided(t.ctx, next)
 	if err != nil {
 		t.lost(fmt.Errorf("read what is stored of declared batches: %w", err))
 		return
 	}
+	if err := land(); err != nil { // what a rebalance has sent off while mu was free
+		t.lost(fmt.Errorf("declared batches wait for the insert under way: %w", err))
+		return
+	}
+	// One batch may take its time; more only what a rebalance can wait for, see there.
+	ctx, cancel := t.limited(t.ctx)
+	defer cancel()
+	soon := time.Now().Add(t.cfg.SessionTimeout / 2)
 	f := newFlight(newBlock())
 	f.recover, f.later = true, make(map[int32]plans)
 	for id, first := range next {
 		if f.full(&t.cfg) || !f.empty() && time.Now().After(soon) {
 			break
 		}
-		p := t.partitions[id]
+		p := of[id]
+		if t.partitions[id] != p { // given up meanwhile
+			continue
+		}
 		if _, err := t.retake(ctx, f, first, p, known[id], math.MaxInt); err != nil {
 			t.lost(fmt.Errorf("read declared batch %d:[%d,%d] again: %w", id, first.first, first.last, err))
 			return

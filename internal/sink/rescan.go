@@ -149,24 +149,25 @@ func (t *session) fillFirst(ctx context.Context, p *partition, hole plan, stands
 	}
 	of := &partition{id: id}
 	if t.cfg.DedupIDs > 0 {
-		if of.window, err = t.windowBefore(ctx, id, hole.first); err != nil {
+		of.window = t.newWindow()
+		if err := t.loadWindow(ctx, id, hole.first, of.window); err != nil {
 			return 0, err
-		}
-		if err := t.land(ctx); err != nil { // as in fill
-			return 0, err
-		}
-		if t.partitions[id] != p {
-			return 0, errDisowned
 		}
 	}
-	asking, end := t.limited(ctx) // one block at most
-	defer end()
-	f := newFlight(newBlock())
-	f.recover, f.stands = true, map[int32]commitOffset{id: stands}
-	known, err := t.decided(asking, map[int32]plan{id: hole})
+	known, err := t.decided(ctx, map[int32]plan{id: hole})
 	if err != nil {
 		return 0, err
 	}
+	if err := t.land(ctx); err != nil { // as in fill
+		return 0, err
+	}
+	if t.partitions[id] != p {
+		return 0, errDisowned
+	}
+	f := newFlight(newBlock())
+	f.recover, f.stands = true, map[int32]commitOffset{id: stands}
+	asking, end := t.limited(ctx) // one block at most
+	defer end()
 	if last, err = t.retake(asking, f, hole, of, known[id], t.cfg.FlushBytes); err != nil {
 		return 0, err
 	}

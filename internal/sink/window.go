@@ -243,7 +243,8 @@ func (t *session) loadWindows(ctx context.Context) error {
 			continue
 		}
 		started := time.Now()
-		w, err := t.windowBefore(ctx, p.id, p.from())
+		w := t.newWindow()
+		err := t.loadWindow(ctx, p.id, p.from(), w)
 		if t.partitions[p.id] != p { // given up meanwhile
 			continue
 		}
@@ -258,18 +259,13 @@ func (t *session) loadWindows(ctx context.Context) error {
 	return nil
 }
 
-// windowBefore is the window of a partition before the record at first. Callers hold mu,
-// which is free meanwhile.
-func (t *session) windowBefore(ctx context.Context, id int32, first int64) (*window, error) {
-	w := t.newWindow()
+// loadWindow reads into w the rows of a partition before the record at first. Callers hold
+// mu, which is free meanwhile.
+func (t *session) loadWindow(ctx context.Context, id int32, first int64, w *window) error {
 	t.mu.Unlock()
 	defer t.mu.Lock()
 	ctx, cancel := t.patient(ctx)
 	defer cancel()
-	return w, t.loadWindow(ctx, id, first, w)
-}
-
-func (t *session) loadWindow(ctx context.Context, id int32, first int64, w *window) error {
 	var (
 		offset   proto.ColUInt64
 		eventID  proto.ColUUID
