@@ -37,7 +37,7 @@ $(ENGINE_STAMP): $(ENGINE)/package-lock.json
 
 ## test: everything that runs in minutes, the real engine and broker included
 test: setup
-	EDGE_REQUIRE_ENGINE=1 $(GO) test ./internal/sink ./... # the longest first: two packages run at once
+	EDGE_REQUIRE_ENGINE=1 $(GO) test -timeout 20m ./internal/sink ./... # the longest first: two packages run at once
 	@$(MAKE) --no-print-directory test-bench
 
 # Repetitions of a fault, and tests of a sink that does one thing after the other: make test's.

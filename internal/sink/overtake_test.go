@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -206,6 +207,21 @@ func TestComparisonWithoutAnswer(t *testing.T) {
 	f("rollups", "SELECT DISTINCT toString(toUnixTimestamp(toStartOfHour(ts)))")
 }
 
+// holds has the answer to query wait for three seconds, at most so many times, and returns how
+// often it did, to be read when the sink has stopped.
+func (p *process) holds(query string, most int) (times *int) {
+	times = new(int)
+	p.click.watch = func(c *wireConn, sent []byte, out bool) {
+		if out && c.held == nil && *times < most && bytes.Contains(sent, []byte(query)) {
+			*times++
+			answer := make(chan struct{})
+			c.held = answer
+			time.AfterFunc(3*time.Second, func() { close(answer) })
+		}
+	}
+	return times
+}
+
 // A question of a comparison takes longer than its limit, each time: it is answered in the end.
 func TestComparisonThatTakesLong(t *testing.T) {
 	t.Parallel()
@@ -218,13 +234,7 @@ func TestComparisonThatTakesLong(t *testing.T) {
 			l.lose("events", "_offset < 20")
 			l.commit(0, 0, "")
 			s := l.prepare(func(c *Config) { c.InsertTimeout = 200 * time.Millisecond })
-			s.click.watch = func(c *wireConn, p []byte, sent bool) {
-				if sent && c.held == nil && bytes.Contains(p, []byte(query)) {
-					answer := make(chan struct{})
-					c.held = answer
-					time.AfterFunc(3*time.Second, func() { close(answer) })
-				}
-			}
+			s.holds(query, math.MaxInt)
 			s.run()
 			l.settled()
 			l.exact()
@@ -253,19 +263,13 @@ func TestDecidingThatTakesLong(t *testing.T) {
 	l.uncountAll(lost)
 	l.lose("events", lost)
 	s = l.prepare(func(c *Config) { c.InsertTimeout, c.DedupIDs = 200*time.Millisecond, 0 })
-	s.click.watch = func(c *wireConn, p []byte, sent bool) {
-		if sent && c.held == nil && bytes.Contains(p, []byte("toUnixTimestamp64Milli(received_at)")) {
-			answer := make(chan struct{})
-			c.held = answer
-			time.AfterFunc(3*time.Second, func() { close(answer) })
-		}
-	}
+	held := s.holds("toUnixTimestamp64Milli(received_at)", math.MaxInt)
 	s.run()
 	l.settled()
 	l.exact()
 	s.stop()
-	if s.sink.patience == 0 {
-		t.Error("the window was not asked for, or not for long")
+	if n := *held; n < 2 || s.sink.patience == 0 {
+		t.Errorf("the window was asked for %d times; want twice or more", n)
 	}
 }
 
@@ -277,21 +281,13 @@ func TestComparisonIsNoQuestion(t *testing.T) {
 	l.history(2, 20)
 	l.commit(0, 0, "")
 	s := l.prepare(func(c *Config) { c.InsertTimeout = 200 * time.Millisecond })
-	once := false
-	s.click.watch = func(c *wireConn, p []byte, sent bool) {
-		if sent && !once && bytes.Contains(p, []byte("CREATE TEMPORARY TABLE difference")) {
-			once = true
-			answer := make(chan struct{})
-			c.held = answer
-			time.AfterFunc(3*time.Second, func() { close(answer) })
-		}
-	}
+	held := s.holds("CREATE TEMPORARY TABLE difference", 1)
 	s.run()
 	l.settled()
 	l.exact()
 	s.stop()
-	if got := s.sink.patience; !once || got != 0 {
-		t.Errorf("compared %t, and %d questions took too long", once, got)
+	if got := s.sink.patience; *held != 1 || got != 0 {
+		t.Errorf("compared %d times, and %d questions took too long", *held, got)
 	}
 }
 
