@@ -154,11 +154,13 @@ func (a *Audit) readTTL(ctx context.Context) error {
 	case a.MaxAge > 0: // an edge that noted no ages set the TTL, and they may have been others
 		a.expiring = later(e.Set, taken(e).Add(a.MaxAge))
 	default:
-		return errors.New("the table has one, and without MAX_AGE nothing says which rows may have expired: set it as the ingesting processes have it")
+		return errNoAges
 	}
 	a.expiring = a.expiring.Add(order)
 	return nil
 }
+
+var errNoAges = errors.New("the table has one, and without MAX_AGE nothing says which rows may have expired: set it as the ingesting processes have it")
 
 // auditChunk is how many offsets one query looks at: its memory is bounded by
 // one group per batch and, at worst, one offset per batch.
@@ -169,7 +171,11 @@ func (a *Audit) coverage(ctx context.Context, r *Report, log map[int32]logPositi
 	if err != nil {
 		return err
 	}
-	for _, c := range due(ranges, log) {
+	before, err := a.before(ctx, log)
+	if err != nil {
+		return err
+	}
+	for _, c := range due(ranges, log, before) {
 		c.expiring, c.young, c.committed = a.expiring.UnixMilli(), math.MaxInt64, math.MaxInt64
 		if at, ok := log[c.Partition]; ok && at.src == c.Source {
 			c.young = at.young
@@ -192,19 +198,16 @@ func (a *Audit) coverage(ctx context.Context, r *Report, log map[int32]logPositi
 }
 
 // due returns what is to be looked at: the ranges that have rows, and of the log, in an
-// audit of some time, what was received in it, whether it has rows or not.
-func due(ranges []Coverage, log map[int32]logPosition) []*coverage {
+// audit of some time, what was received in it, whether it has rows or not. Up to before,
+// batches are another number's.
+func due(ranges []Coverage, log map[int32]logPosition, before map[int32]int64) []*coverage {
 	var all []*coverage
 	of := make(map[int32]*coverage)
-	before := make(map[int32]int64) // up to where rows are that are another number's
 	for _, c := range ranges {
 		out := &coverage{Coverage: c, next: c.First, begins: c.First}
 		all = append(all, out)
-		switch at := log[c.Partition]; {
-		case at.src == c.Source:
+		if log[c.Partition].src == c.Source {
 			of[c.Partition] = out
-		case slices.Contains(at.earlier, c.Source):
-			before[c.Partition] = max(before[c.Partition], c.Last+1)
 		}
 	}
 	for _, id := range slices.Sorted(maps.Keys(log)) {
@@ -222,6 +225,44 @@ func due(ranges []Coverage, log map[int32]logPosition) []*coverage {
 		c.ends = min(at.calm, at.committed)
 	}
 	return all
+}
+
+// before returns up to where the partitions have batches, of what an audit of some time
+// looks at, of the numbers the log had before it lost its tail. What those say of when it
+// was received is by the clock of then.
+func (a *Audit) before(ctx context.Context, log map[int32]logPosition) (map[int32]int64, error) {
+	out := make(map[int32]int64)
+	var earlier, rows []string
+	for id, at := range log {
+		if a.Since.IsZero() || len(at.earlier) == 0 || at.recent >= min(at.calm, at.committed) {
+			continue
+		}
+		rows = append(rows, fmt.Sprintf("(_part = %d AND _offset >= %d)", id, max(0, at.recent-longest)))
+		if len(earlier) == 0 { // they are those of the log
+			for _, src := range at.earlier {
+				earlier = append(earlier, fmt.Sprint(src))
+			}
+		}
+	}
+	if len(rows) == 0 {
+		return out, nil
+	}
+	var part proto.ColUInt32
+	var end proto.ColUInt64
+	err := a.ClickHouse.Do(ctx, ch.Query{
+		Body: fmt.Sprintf(`SELECT p, max(l) AS end FROM (
+			SELECT _part AS p, max(_last) + 1 AS l FROM events WHERE _src IN (%[1]s) AND (%[2]s) GROUP BY p
+			UNION ALL SELECT part, max(last) + 1 FROM empty_batches WHERE src IN (%[1]s) GROUP BY part
+		) GROUP BY p`, strings.Join(earlier, ","), strings.Join(rows, " OR ")),
+		Result: proto.Results{{Name: "p", Data: &part}, {Name: "end", Data: &end}},
+		OnResult: func(context.Context, proto.Block) error {
+			for i := range part {
+				out[int32(part[i])] = int64(end[i])
+			}
+			return nil
+		},
+	})
+	return out, err
 }
 
 // coverage is a partition of which the batches are looked at one after the other. Times

@@ -1,14 +1,18 @@
 package sink
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"strings"
 
 	"github.com/ClickHouse/ch-go"
 	"github.com/ClickHouse/ch-go/proto"
+	"github.com/twmb/franz-go/pkg/kadm"
 )
 
 // overtake brings newly assigned partitions to where events is, when that is
@@ -64,7 +68,7 @@ func (t *session) overtake(ctx context.Context) error {
 				return fmt.Errorf("partition %d: %w", id, err)
 			}
 		} else if p.known {
-			if err := t.unstored(ctx, id, p.from()); err != nil {
+			if err := t.unstored(ctx, id, p.from()); err != nil && t.partitions[id] == p {
 				return fmt.Errorf("partition %d: %w", id, err)
 			}
 			if t.partitions[id] != p {
@@ -152,13 +156,39 @@ func (t *session) unstored(ctx context.Context, id int32, from int64) error {
 	defer t.mu.Lock()
 	ctx, cancel := t.patient(ctx)
 	defer cancel()
-	var until proto.ColUInt64
+	// In good order the last batch is there. To find where what is stored ends otherwise is
+	// a look at that many offsets of all partitions.
 	var end int64
-	err := t.cfg.ClickHouse.Do(ctx, ch.Query{
+	for _, back := range []int64{int64(t.cfg.FlushRows), longest} {
+		var err error
+		if end, err = t.storedBefore(ctx, id, max(0, from-back)); err != nil || end >= from {
+			return err
+		}
+	}
+	start, _, err := t.logRange(ctx, id)
+	if err != nil || start >= from {
+		return err
+	}
+	young, err := t.young(ctx, id)
+	if err != nil {
+		return err
+	}
+	if lacks := max(start, end, young); lacks < from {
+		t.cfg.Logger.Error("the group is past records that are not stored: another CLICKHOUSE_DATABASE, or tables that lost them; edge verify counts them, docs/backup.md brings them back",
+			"partition", id, "first", lacks, "last", from-1)
+	}
+	return nil
+}
+
+// storedBefore returns the offset behind the last batch that has rows at from or beyond, or
+// is noted without any, whatever number the log had then.
+func (t *session) storedBefore(ctx context.Context, id int32, from int64) (end int64, err error) {
+	var until proto.ColUInt64
+	err = t.cfg.ClickHouse.Do(ctx, ch.Query{
 		Body: fmt.Sprintf(`SELECT max(l) AS until FROM (
 			SELECT max(_last) + 1 AS l FROM events WHERE _src IN (%[1]s) AND _part = %[2]d AND _offset >= %[3]d HAVING count() > 0
 			UNION ALL SELECT max(last) + 1 FROM empty_batches WHERE src IN (%[1]s) AND part = %[2]d HAVING count() > 0
-		)`, strings.Join(t.source.lives, ","), id, max(0, from-longest)),
+		)`, strings.Join(t.source.lives, ","), id, from),
 		Result: proto.Results{{Name: "until", Data: &until}},
 		OnResult: func(context.Context, proto.Block) error {
 			for i := range until {
@@ -167,16 +197,29 @@ func (t *session) unstored(ctx context.Context, id int32, from int64) error {
 			return nil
 		},
 	})
+	return end, err
+}
+
+// young returns the first offset that no row of can have expired, as in an audit: 0 without
+// a TTL, and beyond all when nothing says which may have.
+func (t *session) young(ctx context.Context, id int32) (int64, error) {
+	a := Audit{ClickHouse: t.cfg.ClickHouse}
+	err := a.readTTL(ctx)
+	switch {
+	case errors.Is(err, errNoAges):
+		return math.MaxInt64, nil
+	case err != nil:
+		return 0, fmt.Errorf("read the TTL of events: %w", err)
+	case a.expiring.IsZero():
+		return 0, nil
+	}
+	offsets, err := kadm.NewClient(t.client).ListOffsetsAfterMilli(ctx, a.expiring.UnixMilli(), t.cfg.Topic)
 	if err != nil {
-		return err
+		return 0, fmt.Errorf("list offsets: %w", err)
 	}
-	start, _, err := t.logRange(ctx, id)
-	if err != nil {
-		return err
+	o, ok := offsets.Lookup(t.cfg.Topic, id)
+	if !ok || o.Err != nil {
+		return 0, fmt.Errorf("list offsets of partition %d: %w", id, cmp.Or(o.Err, errNoOffset))
 	}
-	if lacks := max(start, end); lacks < from {
-		t.cfg.Logger.Error("the group is past records that are not stored: another CLICKHOUSE_DATABASE, or tables that lost them; edge verify counts them, docs/backup.md brings them back",
-			"partition", id, "first", lacks, "last", from-1)
-	}
-	return nil
+	return o.Offset, nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -103,4 +104,65 @@ func TestAuditOfEnds(t *testing.T) {
 	f("head, of another time", "_offset < 20", 20, old)
 	f("middle", "_offset BETWEEN 20 AND 39", 20)
 	f("middle, of other times", "_offset BETWEEN 20 AND 39", 20, old)
+}
+
+// The rows of an idle partition expire, and its last record stays in the log: nothing is lost.
+func TestGroupPastWhatHasExpired(t *testing.T) {
+	t.Parallel()
+	f := func(name string, age time.Duration, comment, want string) {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			l := newLab(t, 1)
+			at := time.Now().Add(-age)
+			records := l.records(20, func(_ int, ev *codec.Event) { ev.Timestamp, ev.ReceivedAt = at.UnixMilli(), at.UnixMilli() })
+			for _, r := range records {
+				r.Timestamp = at
+			}
+			l.append(records)
+			s := l.start()
+			l.settled()
+			s.stop()
+			l.ttlOf(20*24*time.Hour, 24*time.Hour)
+			l.exec("ALTER TABLE events MODIFY COMMENT '" + comment + "'")
+			l.exec("TRUNCATE TABLE events")
+			log := new(errorLog)
+			s = l.start(func(c *Config) { c.Logger = slog.New(log) })
+			l.produce(20)
+			l.settled()
+			s.stop()
+			if got := strings.Join(log.lines, "\n"); !strings.HasSuffix(got, want) || (got == "") != (want == "") {
+				t.Errorf("logged %q; want %q", got, want)
+			}
+		})
+	}
+	const known = "TTL set at 1600000000, ages up to 86400"
+	f("expired", 30*24*time.Hour, known, "")
+	f("lost", 10*24*time.Hour, known, "partition=0 first=0 last=19")
+	f("nobody knows", 10*24*time.Hour, "TTL set at 1600000000", "")
+}
+
+// Of a log that has lost its tail, earlier lives stored what was received at any time.
+func TestAuditOfEarlierLives(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, 1)
+	l.history(2, 20, func(_ int, ev *codec.Event) { ev.ReceivedAt -= 72 * time.Hour.Milliseconds() })
+	audited := func(missing int64) {
+		t.Helper()
+		a := &Auditor{ClickHouse: l.pool, Log: &Log{Kafka: l.kafka, Topic: topic, Group: group, Incarnation: 1}, Logger: slog.New(slog.DiscardHandler),
+			Every: time.Minute, Look: time.Hour, calm: time.Nanosecond}
+		a.once(t.Context())
+		if got := a.missing.Load(); got != missing || a.extra.Load() > 0 || a.lastSuccess.Load() == 0 {
+			t.Errorf("%d missing, %d extra; want %d and 0", got, a.extra.Load(), missing)
+		}
+	}
+	audited(0)
+	s := l.start(func(c *Config) { c.Incarnation = 1 })
+	l.produce(20)
+	l.settled()
+	s.stop()
+	audited(0)
+	where := fmt.Sprintf("_src != %d", l.src())
+	l.uncountAll(where)
+	l.lose("events", where)
+	audited(20)
 }
