@@ -24,7 +24,9 @@ type decided struct {
 }
 
 // decided returns what is decided of the next batches of partitions, of which no insert
-// may run. Callers hold mu, which is free while a window is read.
+// may run. Those that are open but for one it takes out of next: a window that looks back
+// so far of each partition at once would be more memory than a sink has. Callers hold mu,
+// which is free while a window is read.
 func (t *session) decided(ctx context.Context, next map[int32]plan) (map[int32]*decided, error) {
 	out := make(map[int32]*decided)
 	asking, end := t.limited(ctx)
@@ -34,11 +36,17 @@ func (t *session) decided(ctx context.Context, next map[int32]plan) (map[int32]*
 			return nil, err
 		}
 	}
-	for id, d := range out {
+	looked := false
+	for _, id := range slices.Sorted(maps.Keys(out)) {
+		d, p := out[id], next[id]
 		if !d.open() {
 			continue
 		}
-		p := next[id]
+		if looked {
+			delete(next, id)
+			continue
+		}
+		looked = true
 		d.far = newWindow(max(t.cfg.DedupIDs, p.last-p.first+1, farthest), math.MaxInt64)
 		if err := t.loadWindow(ctx, id, p.first, d.far); err != nil {
 			return nil, err

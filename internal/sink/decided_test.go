@@ -103,6 +103,42 @@ func TestWindowChangesBeforeARecovery(t *testing.T) {
 	}
 }
 
+// A crash between the parts of two months leaves a batch open in each partition of the
+// flight. Their windows are not in memory side by side: each is recovered by itself.
+func TestOpenBatchesOfManyPartitions(t *testing.T) {
+	t.Parallel()
+	const partitions = 3
+	l := newLab(t, partitions)
+	for p := range int32(partitions) {
+		l.one(p, withID(fmt.Sprint("old", p)))
+	}
+	s := l.start()
+	l.settled()
+	s.stop()
+	for p := range int32(partitions) {
+		for i := range 4 {
+			l.one(p, func(_ int, ev *codec.Event) { twoMonths(i, ev) })
+		}
+		l.repeat(p, withID(fmt.Sprint("old", p)), twoMonths)
+	}
+	s = l.start()
+	l.settled()
+	s.stop()
+	for p := range int32(partitions) {
+		l.commit(p, 1, plans{{l.src(), 1, 5}}.String())
+	}
+	lost := "_offset >= 1 AND toYYYYMM(ts) = 202402"
+	l.uncountAll(lost)
+	l.lose("events", lost)
+	s = l.start()
+	l.settled()
+	l.exact()
+	s.stop()
+	if n := s.sink.stats.recovered.Load(); n != partitions {
+		t.Errorf("%d recoveries; want one of each partition", n)
+	}
+}
+
 // TestDecided draws a batch, takes months of its rows away, and decides it again. Under
 // the same window every record is what it was. Under any other there are as many
 // duplicates as there were, what is stored is a row, and every id has one.
