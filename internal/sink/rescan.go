@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"strings"
 	"time"
 
 	"github.com/ClickHouse/ch-go"
@@ -81,7 +82,10 @@ func (t *session) rescanPartition(ctx context.Context, p *partition) error {
 
 // holes returns what of [from,end) is not in events, as plans of at most a
 // block each: damaged batches as they were, the rest cut anew. Callers hold mu, which is
-// free meanwhile: that is a look at all batches there are.
+// free meanwhile: that is a look at all batches there are. What earlier lives of the log
+// have stored is no hole: it would be stored once more, with the number of now. (Some of it
+// is of records that the log has lost, and in their places a batch of now that is gone
+// stays so; of that, and of damaged batches of theirs, an audit says so.)
 func (t *session) holes(ctx context.Context, id int32, from, end int64) ([]plan, error) {
 	t.mu.Unlock()
 	defer t.mu.Lock()
@@ -99,11 +103,11 @@ func (t *session) holes(ctx context.Context, id int32, from, end int64) ([]plan,
 	var first, last, rows, said proto.ColUInt64
 	err := t.cfg.ClickHouse.Do(ctx, ch.Query{
 		Body: fmt.Sprintf(`SELECT f, max(l) AS l, sum(c) AS c, max(said) AS said FROM (
-			SELECT _first AS f, max(_last) AS l, count() AS c, toUInt64(max(_rows)) AS said FROM events
-			WHERE _src = %[1]d AND _part = %[2]d AND _offset >= %[3]d GROUP BY f
-			UNION ALL SELECT first AS f, max(last) AS l, toUInt64(0), toUInt64(0) FROM empty_batches
-			WHERE src = %[1]d AND part = %[2]d AND last >= %[3]d GROUP BY f
-		) GROUP BY f ORDER BY f`, t.source.id, id, from),
+			SELECT _src = %[1]d AS now, _first AS f, max(_last) AS l, now * count() AS c, now * toUInt64(max(_rows)) AS said FROM events
+			WHERE _src IN (%[4]s) AND _part = %[2]d AND _offset >= %[3]d GROUP BY now, f
+			UNION ALL SELECT src = %[1]d AS now, first AS f, max(last) AS l, toUInt64(0), toUInt64(0) FROM empty_batches
+			WHERE src IN (%[4]s) AND part = %[2]d AND last >= %[3]d GROUP BY now, f
+		) GROUP BY now, f ORDER BY f`, t.source.id, id, from, strings.Join(t.source.lives, ",")),
 		Result: proto.Results{{Name: "f", Data: &first}, {Name: "l", Data: &last}, {Name: "c", Data: &rows}, {Name: "said", Data: &said}},
 		OnResult: func(context.Context, proto.Block) error {
 			for i := range first {
@@ -203,7 +207,7 @@ func (t *session) compareRollups(ctx context.Context, id int32, first, end int64
 	f := newFlight(newBlock())
 	f.batches[id] = &batch{first: first, last: end - 1}
 	rows := func(first, end int64) string {
-		return fmt.Sprintf("_src = %d AND _part = %d AND _offset BETWEEN %d AND %d", t.source.id, id, first, end-1)
+		return fmt.Sprintf("_src IN (%s) AND _part = %d AND _offset BETWEEN %d AND %d", strings.Join(t.source.lives, ","), id, first, end-1)
 	}
 	hours, expiry, err := t.hours(ctx, rows(first, end))
 	if err != nil || len(hours) == 0 {

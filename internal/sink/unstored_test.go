@@ -166,3 +166,49 @@ func TestAuditOfEarlierLives(t *testing.T) {
 	l.lose("events", where)
 	audited(20)
 }
+
+// A power cut may take the tail of the log and rows of ClickHouse: what an earlier life has
+// stored is stored, and what nobody has is filled in.
+func TestRescanAfterALostTail(t *testing.T) {
+	t.Parallel()
+	f := func(name, lost string) {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			l := newLab(t, 1)
+			l.history(3, 20)
+			// Records that the log has lost, and whose places others have now.
+			l.exec(fmt.Sprintf(`INSERT INTO events (ts, event_name, user_id, received_at, _src, _part, _offset, _first, _last, _rows)
+				SELECT now64(3), 'lost', 'u', now64(3), %d, 0, 60 + number, 60, 79, 20 FROM numbers(20)`, l.src()))
+			if lost != "" {
+				l.uncountAll(lost)
+				l.lose("events", lost)
+			}
+			life := func(c *Config) { c.Incarnation = 1 }
+			rescan := func(c *Config) { life(c); c.Rescan = func() {} }
+			stored := func(want string) {
+				t.Helper()
+				l.settled()
+				if got := l.value("SELECT concat(toString(count()), ' ', toString(uniqExact(_offset))) AS s FROM events WHERE event_name != 'lost'"); got != want {
+					t.Errorf("rows and offsets: %s; want %s", got, want)
+				}
+				l.rollupsAreRaw()
+			}
+			s := l.start(rescan)
+			l.produce(10)
+			stored("70 70")
+			l.produce(10)
+			stored("80 80")
+			s.stop()
+			again := fmt.Sprintf("_src != %d AND _offset BETWEEN 65 AND 75", l.src())
+			l.uncountAll(again)
+			l.lose("events", again)
+			s = l.start(rescan)
+			l.produce(1)
+			stored("81 81")
+			s.stop()
+		})
+	}
+	f("whole", "")
+	f("a batch of before", "_offset BETWEEN 20 AND 39")
+	f("the first batches", "_offset < 40")
+}
