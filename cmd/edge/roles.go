@@ -68,7 +68,7 @@ func (a *app) startSink(ctx context.Context) error {
 	log := a.log.With("component", "sink")
 	a.sink = sink.New(sink.Config{
 		Kafka: a.kafka, Topic: c.KafkaTopic, DeadLetterTopic: c.deadLetterTopic(), Group: c.KafkaGroup,
-		Incarnation: a.incarnation(), ClickHouse: a.pool, Logger: log,
+		Lives: a.lives(), ClickHouse: a.pool, Logger: log,
 		FlushInterval: c.FlushInterval, FlushRows: c.FlushRows, FlushBytes: int(c.FlushBytes), Inserts: c.FlushInserts,
 		InsertTimeout: c.InsertTimeout, RevokeTimeout: 20 * time.Second,
 		SessionTimeout: c.SessionTimeout, Retention: c.sinkRetention(), Rescan: rescan,

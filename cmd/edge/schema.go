@@ -77,10 +77,10 @@ func (a *app) checkLog(ctx context.Context) error {
 	return nil
 }
 
-// incarnation is the life of the log that this process serves.
-func (a *app) incarnation() uint32 {
+// lives are those of the log that this process serves.
+func (a *app) lives() sink.Lives {
 	if a.broker == nil {
-		return 0
+		return sink.Lives{}
 	}
-	return a.broker.Incarnation()
+	return sink.Lives{Incarnation: a.broker.Incarnation(), Until: a.broker.Until(a.cfg.KafkaTopic)}
 }

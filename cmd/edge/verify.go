@@ -79,7 +79,7 @@ func verifyStored(in *invocation) (_ *sink.Report, err error) {
 
 // audit is of everything that is stored, and of the log it came from.
 func (a *app) audit() *sink.Audit {
-	return &sink.Audit{ClickHouse: a.pool, MaxAge: a.cfg.MaxAge, Log: &sink.Log{Kafka: a.kafka, Topic: a.cfg.KafkaTopic, Group: a.cfg.KafkaGroup, Incarnation: a.incarnation()}}
+	return &sink.Audit{ClickHouse: a.pool, MaxAge: a.cfg.MaxAge, Log: &sink.Log{Kafka: a.kafka, Topic: a.cfg.KafkaTopic, Group: a.cfg.KafkaGroup, Lives: a.lives()}}
 }
 
 // verifyHandler serves POST /verify on the admin listener.

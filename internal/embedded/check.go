@@ -3,6 +3,7 @@ package embedded
 import (
 	"context"
 	"fmt"
+	"maps"
 
 	"github.com/twmb/franz-go/pkg/kadm"
 )
@@ -29,6 +30,7 @@ func (b *Broker) Check(ctx context.Context, group, topic string, stored map[int3
 	}
 	id := b.id
 	id.Incarnation++
+	until := make(map[int32]int64)
 	committed := b.commits(group)[topic]
 	var ends kadm.Offsets // of the partitions that lost their tail
 	for _, p := range b.cluster.PartitionInfos(topic) {
@@ -36,6 +38,7 @@ func (b *Broker) Check(ctx context.Context, group, topic string, stored map[int3
 		if !ok {
 			highest = -1
 		}
+		until[p.Partition] = p.HighWatermark
 		commit := committed[p.Partition].At
 		if max(commit, highest+1) <= p.HighWatermark {
 			continue
@@ -48,6 +51,11 @@ func (b *Broker) Check(ctx context.Context, group, topic string, stored map[int3
 	if len(ends) == 0 {
 		return nil
 	}
+	id.Until = maps.Clone(id.Until)
+	if id.Until == nil {
+		id.Until = make(map[uint32]map[string]map[int32]int64)
+	}
+	id.Until[b.id.Incarnation] = map[string]map[int32]int64{topic: until}
 	if err := id.save(b.dir); err != nil {
 		return fmt.Errorf("check the log: open incarnation %d: %w", id.Incarnation, err)
 	}

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strconv"
 	"strings"
 	"testing"
@@ -62,6 +63,10 @@ func TestLogLostItsTail(t *testing.T) {
 	if got := b.commits(group)[topic][0]; got.At != end || got.Metadata != "" {
 		t.Errorf("the group is at %d with %q; want %d and no plan", got.At, got.Metadata, end)
 	}
+	until := map[uint32]map[int32]int64{1: {0: end}}
+	if got := b.Until(topic); !reflect.DeepEqual(got, until) {
+		t.Errorf("the first incarnation ended at %v; want %v", got, until)
+	}
 	for _, want := range []string{`"log_ends_at":` + strconv.FormatInt(end, 10), `"committed":90`, `"stored":99`, `"new_incarnation":2`} {
 		if !strings.Contains(logged.String(), want) {
 			t.Errorf("%s is not logged", want)
@@ -80,8 +85,8 @@ func TestLogLostItsTail(t *testing.T) {
 
 	dir = crash(t, b)
 	b = start(t, BrokerConfig{Dir: dir})
-	if b.Incarnation() != 2 {
-		t.Errorf("incarnation %d after a kill; want 2", b.Incarnation())
+	if got := b.Until(topic); b.Incarnation() != 2 || !reflect.DeepEqual(got, until) {
+		t.Errorf("incarnation %d, the first ended at %v after a kill; want 2 and %v", b.Incarnation(), got, until)
 	}
 }
 

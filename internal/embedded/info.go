@@ -1,6 +1,9 @@
 package embedded
 
-import "errors"
+import (
+	"errors"
+	"maps"
+)
 
 var errClosed = errors.New("the embedded broker is closed")
 
@@ -51,6 +54,18 @@ func (b *Broker) Incarnation() uint32 {
 	b.mu.RLock()
 	defer b.mu.RUnlock()
 	return b.id.Incarnation
+}
+
+// Until returns where the earlier incarnations of topic ended, by incarnation and partition:
+// the first offset that Check left to be given to other records.
+func (b *Broker) Until(topic string) map[uint32]map[int32]int64 {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	out := make(map[uint32]map[int32]int64)
+	for of, topics := range b.id.Until {
+		out[of] = maps.Clone(topics[topic])
+	}
+	return out
 }
 
 // UncleanHostBoot reports whether the previous run ended without Close and the host was

@@ -19,6 +19,8 @@ type identity struct {
 	ClusterID string `json:"cluster_id"`
 	// Incarnation grows when offsets of this log may be handed out again.
 	Incarnation uint32 `json:"incarnation"`
+	// Until is where earlier incarnations ended, by incarnation, topic and partition.
+	Until map[uint32]map[string]map[int32]int64 `json:"until,omitempty"`
 	// BootID is the kernel's boot during which the broker last ran.
 	BootID string `json:"boot_id"`
 	// Unscanned is set by an unclean start on another boot, until Scanned.

@@ -49,10 +49,10 @@ type Audit struct {
 
 // Log is a topic and the group that stores it.
 type Log struct {
-	Kafka       kafka.Options
-	Topic       string
-	Group       string
-	Incarnation uint32
+	Kafka kafka.Options
+	Topic string
+	Group string
+	Lives Lives
 }
 
 // Report is what an audit found. Missing, Extra and Mismatched are 0 when
@@ -171,13 +171,9 @@ func (a *Audit) coverage(ctx context.Context, r *Report, log map[int32]logPositi
 	if err != nil {
 		return err
 	}
-	before, err := a.before(ctx, log)
-	if err != nil {
-		return err
-	}
-	for _, c := range due(ranges, log, before) {
+	for _, c := range due(ranges, log) {
 		c.expiring, c.young, c.committed = a.expiring.UnixMilli(), math.MaxInt64, math.MaxInt64
-		if at, ok := log[c.Partition]; ok && at.src == c.Source {
+		if at, ok := log[c.Partition]; ok && at.now == c.Source {
 			c.young = at.young
 			if at.committed >= 0 { // a group without offsets says nothing
 				c.committed = at.committed
@@ -197,28 +193,38 @@ func (a *Audit) coverage(ctx context.Context, r *Report, log map[int32]logPositi
 	return nil
 }
 
-// due returns what is to be looked at: the ranges that have rows, and of the log, in an
-// audit of some time, what was received in it, whether it has rows or not. Up to before,
-// batches are another number's.
-func due(ranges []Coverage, log map[int32]logPosition, before map[int32]int64) []*coverage {
+// due returns what is to be looked at: the ranges that have rows, those of all lives of
+// the log together, and of the log, in an audit of some time, what was received in it,
+// whether it has rows or not.
+func due(ranges []Coverage, log map[int32]logPosition) []*coverage {
 	var all []*coverage
 	of := make(map[int32]*coverage)
 	for _, c := range ranges {
-		out := &coverage{Coverage: c, next: c.First, begins: c.First}
-		all = append(all, out)
-		if log[c.Partition].src == c.Source {
-			of[c.Partition] = out
+		at, id := log[c.Partition], c.Partition
+		if end, ok := at.had(c.Source, id); ok {
+			if c.Source, c.Last = at.now, min(c.Last, end-1); c.First > c.Last {
+				continue // the log has lost it
+			}
+		} else if c.Source != at.now {
+			all = append(all, &coverage{Coverage: c, logNumbers: logNumbers{now: c.Source}, next: c.First, begins: c.First})
+			continue
 		}
+		if of[id] == nil {
+			of[id] = &coverage{Coverage: c, logNumbers: at.logNumbers}
+			all = append(all, of[id])
+		}
+		of[id].First, of[id].Last = min(of[id].First, c.First), max(of[id].Last, c.Last)
+		of[id].next, of[id].begins = of[id].First, of[id].First
 	}
 	for _, id := range slices.Sorted(maps.Keys(log)) {
 		at := log[id]
-		from := max(at.recent, before[id])
+		from := at.recent
 		if from >= min(at.calm, at.committed) {
 			continue
 		}
 		c := of[id]
 		if c == nil {
-			c = &coverage{Coverage: Coverage{Source: at.src, Partition: id, First: math.MaxInt64, Last: -1}, next: from, begins: from}
+			c = &coverage{Coverage: Coverage{Source: at.now, Partition: id, First: math.MaxInt64, Last: -1}, logNumbers: at.logNumbers, next: from, begins: from}
 			all = append(all, c)
 		}
 		c.begins, c.next = min(c.begins, from), min(c.next, from)
@@ -227,48 +233,11 @@ func due(ranges []Coverage, log map[int32]logPosition, before map[int32]int64) [
 	return all
 }
 
-// before returns up to where the partitions have batches, of what an audit of some time
-// looks at, of the numbers the log had before it lost its tail. What those say of when it
-// was received is by the clock of then.
-func (a *Audit) before(ctx context.Context, log map[int32]logPosition) (map[int32]int64, error) {
-	out := make(map[int32]int64)
-	var earlier, rows []string
-	for id, at := range log {
-		if a.Since.IsZero() || len(at.earlier) == 0 || at.recent >= min(at.calm, at.committed) {
-			continue
-		}
-		rows = append(rows, fmt.Sprintf("(_part = %d AND _offset >= %d)", id, max(0, at.recent-longest)))
-		if len(earlier) == 0 { // they are those of the log
-			for _, src := range at.earlier {
-				earlier = append(earlier, fmt.Sprint(src))
-			}
-		}
-	}
-	if len(rows) == 0 {
-		return out, nil
-	}
-	var part proto.ColUInt32
-	var end proto.ColUInt64
-	err := a.ClickHouse.Do(ctx, ch.Query{
-		Body: fmt.Sprintf(`SELECT p, max(l) AS end FROM (
-			SELECT _part AS p, max(_last) + 1 AS l FROM events WHERE _src IN (%[1]s) AND (%[2]s) GROUP BY p
-			UNION ALL SELECT part, max(last) + 1 FROM empty_batches WHERE src IN (%[1]s) GROUP BY part
-		) GROUP BY p`, strings.Join(earlier, ","), strings.Join(rows, " OR ")),
-		Result: proto.Results{{Name: "p", Data: &part}, {Name: "end", Data: &end}},
-		OnResult: func(context.Context, proto.Block) error {
-			for i := range part {
-				out[int32(part[i])] = int64(end[i])
-			}
-			return nil
-		},
-	})
-	return out, err
-}
-
 // coverage is a partition of which the batches are looked at one after the other. Times
 // are Unix milliseconds.
 type coverage struct {
 	Coverage
+	logNumbers
 	begins    int64 // batches that begin before are not looked at
 	ends      int64 // batches have to reach up to here; 0: to nowhere
 	next      int64 // the offset the next batch has to begin at
@@ -317,23 +286,27 @@ const longest = 4 << 20
 // chunk checks the batches of c that begin in [from, from+auditChunk). One may reach beyond
 // it by less than longest.
 func (a *Audit) chunk(ctx context.Context, r *Report, c *coverage, from int64) error {
-	var first, last, rows, said, offsets, dup, dead proto.ColUInt64
+	var first, last, whole, rows, said, offsets, dup, dead proto.ColUInt64
 	var received proto.ColInt64
 	return a.ClickHouse.Do(ctx, ch.Query{
-		Body: fmt.Sprintf(`SELECT f, max(l) AS l, sum(rows) AS rows, max(said) AS said, sum(offsets) AS offsets, max(dup) AS dup, max(dead) AS dead, min(received) AS received FROM (
-			SELECT _first AS f, max(_last) AS l, count() AS rows, toUInt64(max(_rows)) AS said, uniqExact(_offset) AS offsets,
+		Body: fmt.Sprintf(`SELECT f, max(l) AS l, max(whole) AS whole, sum(rows) AS rows, max(said) AS said, sum(offsets) AS offsets, max(dup) AS dup, max(dead) AS dead, min(received) AS received FROM (
+			SELECT _first AS f, max(%[6]s) AS l, max(_last) AS whole, count() AS rows, toUInt64(max(_rows)) AS said, uniqExact(_offset) AS offsets,
 				toUInt64(max(_dup)) AS dup, toUInt64(max(_dead)) AS dead, min(toUnixTimestamp64Milli(received_at)) AS received
-			FROM events WHERE _src = %[1]d AND _part = %[2]d AND _offset >= %[3]d AND _offset < %[5]d AND _first >= %[3]d AND _first < %[4]d
+			FROM events WHERE %[1]s AND _offset >= %[3]d AND _offset < %[5]d AND _first >= %[3]d AND _first < %[4]d
 			GROUP BY f
 			UNION ALL
-			SELECT first AS f, max(last) AS l, toUInt64(0), toUInt64(0), toUInt64(0), toUInt64(argMax(dup, last)), toUInt64(argMax(dead, last)), 1000 * toInt64(toUnixTimestamp(min(at)))
-			FROM empty_batches WHERE src = %[1]d AND part = %[2]d AND first >= %[3]d AND first < %[4]d
+			SELECT first AS f, max(%[7]s) AS l, max(last), toUInt64(0), toUInt64(0), toUInt64(0), toUInt64(argMax(dup, last)), toUInt64(argMax(dead, last)), 1000 * toInt64(toUnixTimestamp(min(at)))
+			FROM empty_batches WHERE %[2]s AND first >= %[3]d AND first < %[4]d
 			GROUP BY f
-		) GROUP BY f ORDER BY f`, c.Source, c.Partition, from, from+auditChunk, from+auditChunk+longest),
-		Result: proto.Results{{Name: "f", Data: &first}, {Name: "l", Data: &last}, {Name: "rows", Data: &rows}, {Name: "said", Data: &said},
+		) GROUP BY f ORDER BY f`, c.rows(c.Partition, ofEvents), c.rows(c.Partition, ofBatches), from, from+auditChunk, from+auditChunk+longest,
+			c.last(c.Partition, ofEvents), c.last(c.Partition, ofBatches)),
+		Result: proto.Results{{Name: "f", Data: &first}, {Name: "l", Data: &last}, {Name: "whole", Data: &whole}, {Name: "rows", Data: &rows}, {Name: "said", Data: &said},
 			{Name: "offsets", Data: &offsets}, {Name: "dup", Data: &dup}, {Name: "dead", Data: &dead}, {Name: "received", Data: &received}},
 		OnResult: func(context.Context, proto.Block) error {
 			for i := range first {
+				if last[i] < whole[i] { // of a batch that the log has lost the end of nobody knows which duplicates are left
+					said[i], dup[i], dead[i] = offsets[i], last[i]+1-first[i]-offsets[i], 0
+				}
 				r.batch(c, auditBatch{int64(first[i]), int64(last[i]), int64(rows[i]), int64(said[i]), int64(offsets[i]), int64(dup[i]), int64(dead[i]), received[i]})
 			}
 			return nil

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
@@ -14,11 +13,10 @@ import (
 
 // logPosition is where a partition of the log stood.
 type logPosition struct {
-	src                   uint32
-	earlier               []uint32 // numbers the same log had, see embedded.Broker.Check
-	start, end, committed int64    // committed -1: the group has stored nothing
-	first                 int64    // the first record, beyond start if nothing is left there
-	young                 int64    // the first offset that no row of can have expired
+	logNumbers
+	start, end, committed int64 // committed -1: the group has stored nothing
+	first                 int64 // the first record, beyond start if nothing is left there
+	young                 int64 // the first offset that no row of can have expired
 	// Of an audit of some time, else 0: the first offset of that time, and the first that may
 	// take a while to show.
 	recent, calm int64
@@ -78,15 +76,10 @@ func (a *Audit) positions(ctx context.Context) (map[int32]logPosition, error) {
 			}
 		}
 	}
-	number := func(life uint32) uint32 { return SourceID(meta.Cluster, meta.Topics[a.Log.Topic].ID, life) }
-	src := number(a.Log.Incarnation)
-	var earlier []uint32
-	for life := range a.Log.Incarnation {
-		earlier = append(earlier, number(life))
-	}
+	numbers := a.Log.Lives.numbers(meta.Cluster, meta.Topics[a.Log.Topic].ID)
 	out := make(map[int32]logPosition)
 	ends.Each(func(o kadm.ListedOffset) {
-		p := logPosition{src: src, earlier: earlier, end: o.Offset, committed: -1}
+		p := logPosition{logNumbers: numbers, end: o.Offset, committed: -1}
 		if s, ok := starts.Lookup(a.Log.Topic, o.Partition); ok {
 			p.start = s.Offset
 		}
@@ -115,25 +108,19 @@ func (a *Audit) positions(ctx context.Context) (map[int32]logPosition, error) {
 func (r *Report) compare(log map[int32]logPosition) {
 	for id, at := range log {
 		first, next := int64(-1), int64(-1) // the offsets covered: [first,next)
-		before := int64(-1)                 // up to which those were that are another number's
 		for _, c := range r.Partitions {
-			switch {
-			case c.Partition != id:
-			case c.Source == at.src:
+			if c.Partition == id && c.Source == at.now {
 				first, next = c.First, c.Last+1
-			case slices.Contains(at.earlier, c.Source):
-				before = max(before, c.Last+1)
 			}
 		}
 		r.Pending += max(at.end-max(next, at.start, at.committed), 0)
 		if next < 0 {
-			r.absent(id, at, max(at.start, before), at.committed, "nothing is stored")
+			r.absent(id, at, at.start, at.committed, "nothing is stored")
 			continue
 		}
 		r.absent(id, at, max(next, at.start), at.committed, fmt.Sprintf("what is stored ends at %d", next))
-		head := max(at.first, before)
-		r.absent(id, at, head, min(first, at.committed), fmt.Sprintf("what is stored begins at %d", first))
-		r.Pending += max(first-max(head, at.young, at.committed), 0)
+		r.absent(id, at, at.first, min(first, at.committed), fmt.Sprintf("what is stored begins at %d", first))
+		r.Pending += max(first-max(at.first, at.young, at.committed), 0)
 	}
 }
 
@@ -143,8 +130,8 @@ func (r *Report) absent(id int32, at logPosition, from, to int64, but string) {
 		return
 	}
 	young := min(max(from, at.young), to)
-	c := Coverage{Source: at.src, Partition: id, First: from, Last: to - 1, Expired: young - from, Missing: to - young}
+	c := Coverage{Source: at.now, Partition: id, First: from, Last: to - 1, Expired: young - from, Missing: to - young}
 	if r.Partitions = append(r.Partitions, c); c.Missing > 0 {
-		r.problem("source %d, partition %d: the group is at offset %d, and %s", at.src, id, at.committed, but)
+		r.problem("source %d, partition %d: the group is at offset %d, and %s", at.now, id, at.committed, but)
 	}
 }

@@ -196,9 +196,9 @@ func offsetsAt(at int64) (o kadm.Offsets) {
 // TestWhatTheLogHasBefore has what is stored begin behind the start of the log, with and
 // without a reason.
 func TestWhatTheLogHasBefore(t *testing.T) {
-	const now, old = 7, 6 // numbers of the log
+	const now = 7 // the log's number
 	own := Coverage{Source: now, First: 100, Last: 199}
-	at := logPosition{src: now, earlier: []uint32{old}, end: 200, committed: 200}
+	at := logPosition{logNumbers: logNumbers{now: now}, end: 200, committed: 200}
 	f := func(name string, change func(*logPosition), expired, missing, pending int64, stored ...Coverage) {
 		t.Helper()
 		r, at := &Report{Partitions: stored}, at
@@ -225,11 +225,8 @@ func TestWhatTheLogHasBefore(t *testing.T) {
 	f("expired", func(at *logPosition) { at.young = 130 }, 100, 0, 0, own)
 	f("half expired", func(at *logPosition) { at.young = 30 }, 30, 70, 0, own)
 	f("expired and moved back", func(at *logPosition) { at.young, at.committed = 130, 40 }, 40, 0, 0, own)
-	f("stored before the log lost its tail", same, 0, 0, 0, Coverage{Source: old, Last: 120}, own)
-	f("half of it stored before", same, 0, 50, 0, Coverage{Source: old, Last: 49}, own)
-	f("nothing stored since", func(at *logPosition) { at.end, at.committed = 110, 100 }, 0, 0, 10, Coverage{Source: old, Last: 120})
 	f("of another topic", same, 0, 100, 0, Coverage{Source: 5, Last: 99}, own)
-	f("of another partition", same, 0, 100, 0, Coverage{Source: old, Partition: 1, Last: 99}, own)
+	f("of another partition", same, 0, 100, 0, Coverage{Source: now, Partition: 1, Last: 99}, own)
 	f("the tail, too", func(at *logPosition) { at.end, at.committed = 300, 250 }, 0, 150, 50, own)
 }
 

@@ -229,7 +229,7 @@ func TestInsertSettings(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &session{Sink: p.sink, source: source{id: 42, settings: settings}}
+	s := &session{Sink: p.sink, source: source{logNumbers: logNumbers{now: 42}, settings: settings}}
 	s.cfg.InsertTimeout = 30 * time.Second
 	f := newFlight(newBlock())
 	f.batches[12], f.batches[3] = &batch{}, &batch{}

@@ -68,7 +68,7 @@ func (t *session) decidedOf(ctx context.Context, ids []int32, next map[int32]pla
 	return t.cfg.ClickHouse.Do(ctx, ch.Query{
 		Body: fmt.Sprintf(`SELECT _part AS p, _offset AS o, _rows AS r, _dup AS du, _dead AS de FROM events WHERE _src = %[1]d AND (%[2]s)
 			UNION ALL SELECT part, toUInt64(0), toUInt32(0), dup, dead FROM empty_batches WHERE src = %[1]d AND (part, first, last) IN (%[3]s)`,
-			t.source.id, strings.Join(rows, " OR "), strings.Join(empty, ",")),
+			t.source.now, strings.Join(rows, " OR "), strings.Join(empty, ",")),
 		Result: proto.Results{{Name: "p", Data: &part}, {Name: "o", Data: &offset}, {Name: "r", Data: &said}, {Name: "du", Data: &dup}, {Name: "de", Data: &dead}},
 		OnResult: func(context.Context, proto.Block) error {
 			for i := range part {

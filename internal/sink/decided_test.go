@@ -222,7 +222,7 @@ func TestDecidedOfManyPartitions(t *testing.T) {
 	for id := range int32(3000) {
 		next[id] = plan{1, 1_000_000_000, 1_000_000_099}
 	}
-	if _, err := (&session{Sink: p.sink, source: source{id: 1}}).decided(t.Context(), next); err != nil {
+	if _, err := (&session{Sink: p.sink, source: source{logNumbers: logNumbers{now: 1}}}).decided(t.Context(), next); err != nil {
 		t.Errorf("%.300v", err)
 	}
 }

@@ -143,7 +143,7 @@ func (t *session) store(ctx context.Context, f *flight) (err error) {
 // fails it has to recover, too.
 func (t *session) try(ctx context.Context, f *flight) error {
 	defer close(f.tried)
-	f.block.seal(t.source.id, f.batches)
+	f.block.seal(t.source.now, f.batches)
 	err := t.bury(ctx, f)
 	f.began = time.Now()
 	if err != nil || f.recover {
@@ -269,7 +269,7 @@ func (t *session) recordEmpty(ctx context.Context, f *flight) error {
 	var values []string
 	for _, id := range slices.Sorted(maps.Keys(f.batches)) {
 		if b := f.batches[id]; b.rows == 0 {
-			values = append(values, fmt.Sprintf("(%d, %d, %d, %d, %d, %d, now())", t.source.id, id, b.first, b.last, b.duplicates, b.dead))
+			values = append(values, fmt.Sprintf("(%d, %d, %d, %d, %d, %d, now())", t.source.now, id, b.first, b.last, b.duplicates, b.dead))
 		}
 	}
 	for try := 0; len(values) > 0; try++ {
@@ -295,14 +295,14 @@ func (t *session) declare(ctx context.Context, f *flight) error {
 	if f.stands != nil {
 		return t.commitUntil(ctx, f.stands)
 	}
-	return t.commitUntil(ctx, t.runway.declare(f, t.source.id))
+	return t.commitUntil(ctx, t.runway.declare(f, t.source.now))
 }
 
 // finish commits past f.
 func (t *session) finish(ctx context.Context, f *flight) error {
 	t.runway.commits.Lock()
 	defer t.runway.commits.Unlock()
-	return t.commitUntil(ctx, t.runway.pass(f, t.source.id))
+	return t.commitUntil(ctx, t.runway.pass(f, t.source.now))
 }
 
 // commitUntil commits until it is accepted, refused (errDisowned) or ctx ends.
@@ -355,7 +355,7 @@ func (t *session) insertSettings(f *flight) []ch.Setting {
 // the partitions, so that a successor of any of them finds the query.
 func (t *session) comment(f *flight) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "edge/%d/,", t.source.id)
+	fmt.Fprintf(&b, "edge/%d/,", t.source.now)
 	for _, id := range slices.Sorted(maps.Keys(f.batches)) {
 		fmt.Fprintf(&b, "%d,", id)
 	}

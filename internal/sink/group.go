@@ -98,11 +98,17 @@ func (t *session) offsetsFetched(_ context.Context, _ *kgo.Client, resp *kmsg.Of
 			}
 			switch {
 			case len(open) == 0:
-			case open[0].src == t.source.id:
+			case open[0].src == t.source.now:
 				p.open, p.next = open, open[len(open)-1].last+1
 			default:
+				if _, ok := t.source.had(open[0].src, id); ok {
+					// What is stored of it goes beyond the group's offset: overtake compares.
+					t.cfg.Logger.Warn("open plan is of the log before it lost its tail",
+						"partition", id, "first", offset, "last", open[len(open)-1].last)
+					break
+				}
 				t.cfg.Logger.Error("open plan belongs to another log, ignored",
-					"partition", id, "first", offset, "last", open[len(open)-1].last, "src", open[0].src, "want_src", t.source.id)
+					"partition", id, "first", offset, "last", open[len(open)-1].last, "src", open[0].src, "want_src", t.source.now)
 				if slices.Contains(t.source.before, fmt.Sprint(open[0].src)) {
 					p.next, p.known, offset = 0, false, -1 // and so does the offset
 				}

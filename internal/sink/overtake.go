@@ -8,7 +8,6 @@ import (
 	"maps"
 	"math"
 	"slices"
-	"strings"
 
 	"github.com/ClickHouse/ch-go"
 	"github.com/ClickHouse/ch-go/proto"
@@ -130,9 +129,9 @@ func (t *session) storedBeyond(ctx context.Context, id int32, next int64) (first
 	var lo, hi proto.ColUInt64
 	err = t.cfg.ClickHouse.Do(ctx, ch.Query{
 		Body: fmt.Sprintf(`SELECT min(f) AS lo, max(l) + 1 AS hi FROM (
-			SELECT min(_first) AS f, max(_last) AS l FROM events WHERE _src = %[1]d AND _part = %[2]d AND _offset >= %[3]d HAVING count() > 0
-			UNION ALL SELECT first, last FROM empty_batches WHERE src = %[1]d AND part = %[2]d AND last >= %[3]d
-		) HAVING count() > 0`, t.source.id, id, next),
+			SELECT min(_first) AS f, max(%[3]s) AS l FROM events WHERE %[2]s AND _offset >= %[1]d HAVING count() > 0
+			UNION ALL SELECT first, %[5]s FROM empty_batches WHERE %[4]s AND last >= %[1]d
+		) HAVING count() > 0`, next, t.source.rows(id, ofEvents), t.source.last(id, ofEvents), t.source.rows(id, ofBatches), t.source.last(id, ofBatches)),
 		Result: proto.Results{{Name: "lo", Data: &lo}, {Name: "hi", Data: &hi}},
 		OnResult: func(context.Context, proto.Block) error {
 			for i := range lo {
@@ -181,14 +180,14 @@ func (t *session) unstored(ctx context.Context, id int32, from int64) error {
 }
 
 // storedBefore returns the offset behind the last batch that has rows at from or beyond, or
-// is noted without any, whatever number the log had then.
+// is noted without any.
 func (t *session) storedBefore(ctx context.Context, id int32, from int64) (end int64, err error) {
 	var until proto.ColUInt64
 	err = t.cfg.ClickHouse.Do(ctx, ch.Query{
 		Body: fmt.Sprintf(`SELECT max(l) AS until FROM (
-			SELECT max(_last) + 1 AS l FROM events WHERE _src IN (%[1]s) AND _part = %[2]d AND _offset >= %[3]d HAVING count() > 0
-			UNION ALL SELECT max(last) + 1 FROM empty_batches WHERE src IN (%[1]s) AND part = %[2]d HAVING count() > 0
-		)`, strings.Join(t.source.lives, ","), id, from),
+			SELECT max(%[3]s) + 1 AS l FROM events WHERE %[2]s AND _offset >= %[1]d HAVING count() > 0
+			UNION ALL SELECT max(%[5]s) + 1 FROM empty_batches WHERE %[4]s HAVING count() > 0
+		)`, from, t.source.rows(id, ofEvents), t.source.last(id, ofEvents), t.source.rows(id, ofBatches), t.source.last(id, ofBatches)),
 		Result: proto.Results{{Name: "until", Data: &until}},
 		OnResult: func(context.Context, proto.Block) error {
 			for i := range until {

@@ -7,7 +7,6 @@ import (
 	"encoding/hex"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/ClickHouse/ch-go"
@@ -19,9 +18,8 @@ import (
 
 // source is the log this sink reads and how its inserts must be made.
 type source struct {
-	id         uint32   // the _src of every row
+	logNumbers          // its _src
 	topic      [16]byte // its id
-	lives      []string // the numbers that the log has, or had before it lost its tail
 	before     []string // the numbers of logs that the topic's name was for in this cluster
 	partitions int
 	settings   [][2]string // of every insert
@@ -201,21 +199,17 @@ func (s *Sink) register(ctx context.Context) (source, error) {
 	if topic.Err != nil {
 		return source{}, fmt.Errorf("read topic %s: %w", s.cfg.Topic, topic.Err)
 	}
-	id := SourceID(meta.Cluster, topic.ID, s.cfg.Incarnation)
-	src := source{id: id, topic: topic.ID, partitions: max(len(topic.Partitions), 1)}
-	for life := range s.cfg.Incarnation + 1 {
-		src.lives = append(src.lives, strconv.FormatUint(uint64(SourceID(meta.Cluster, topic.ID, life)), 10))
-	}
+	src := source{logNumbers: s.cfg.Lives.numbers(meta.Cluster, topic.ID), topic: topic.ID, partitions: max(len(topic.Partitions), 1)}
 	topicID := hex.EncodeToString(topic.ID[:])
-	identity := fmt.Sprintf("%s/%s/%d", meta.Cluster, topicID, s.cfg.Incarnation)
+	identity := fmt.Sprintf("%s/%s/%d", meta.Cluster, topicID, s.cfg.Lives.Incarnation)
 	same, err := s.cfg.ClickHouse.Strings(ctx, fmt.Sprintf(
-		"SELECT concat(cluster_id, '/', topic_id, '/', toString(incarnation)) AS s FROM sources FINAL WHERE src = %d", id))
+		"SELECT concat(cluster_id, '/', topic_id, '/', toString(incarnation)) AS s FROM sources FINAL WHERE src = %d", src.now))
 	if err != nil {
 		return source{}, fmt.Errorf("read sources: %w", err)
 	}
 	for _, other := range same {
 		if other != identity {
-			return source{}, &SchemaError{fmt.Sprintf("source number %d is taken by %s; use another database for %s", id, other, identity)}
+			return source{}, &SchemaError{fmt.Sprintf("source number %d is taken by %s; use another database for %s", src.now, other, identity)}
 		}
 	}
 	src.before, err = s.cfg.ClickHouse.Strings(ctx, fmt.Sprintf(
@@ -228,7 +222,7 @@ func (s *Sink) register(ctx context.Context) (source, error) {
 		return src, nil
 	}
 	err = s.cfg.ClickHouse.Exec(ctx, fmt.Sprintf("INSERT INTO sources SELECT %d, %s, %s, %d, %s, now()",
-		id, clickhouse.Quote(meta.Cluster), clickhouse.Quote(topicID), s.cfg.Incarnation, clickhouse.Quote(s.cfg.Topic)))
+		src.now, clickhouse.Quote(meta.Cluster), clickhouse.Quote(topicID), s.cfg.Lives.Incarnation, clickhouse.Quote(s.cfg.Topic)))
 	if err != nil {
 		return source{}, fmt.Errorf("record source: %w", err)
 	}

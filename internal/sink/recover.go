@@ -264,7 +264,7 @@ func (t *session) quiesce(ctx context.Context, ids []int32) error {
 	for _, id := range slices.Sorted(slices.Values(ids)) {
 		named = append(named, fmt.Sprint(id))
 	}
-	where := fmt.Sprintf("match(Settings['log_comment'], '^edge/%d/.*,(%s),') AND current_database = currentDatabase()", t.source.id, strings.Join(named, "|"))
+	where := fmt.Sprintf("match(Settings['log_comment'], '^edge/%d/.*,(%s),') AND current_database = currentDatabase()", t.source.now, strings.Join(named, "|"))
 	for try := 0; ; try++ {
 		if err := t.cfg.ClickHouse.Exec(ctx, "KILL QUERY WHERE "+where+" ASYNC"); err != nil {
 			return err
@@ -291,7 +291,7 @@ func (t *session) missing(ctx context.Context, f *flight, expiry clickhouse.Expi
 		var offset proto.ColUInt64
 		err := t.cfg.ClickHouse.Do(ctx, ch.Query{
 			Body: fmt.Sprintf("SELECT _offset FROM events WHERE _src = %d AND _part = %d AND _offset BETWEEN %d AND %d AND toYYYYMM(ts) IN (%s)",
-				t.source.id, id, b.first, b.last, f.block.months()),
+				t.source.now, id, b.first, b.last, f.block.months()),
 			Result: proto.Results{{Name: "_offset", Data: &offset}},
 			OnResult: func(context.Context, proto.Block) error {
 				for _, o := range offset {
@@ -323,6 +323,6 @@ func (t *session) missing(ctx context.Context, f *flight, expiry clickhouse.Expi
 	if expired > 0 {
 		t.cfg.Logger.Info("rows that a TTL has taken, or would, are not inserted again", "batches", f.ranges(), "rows", expired)
 	}
-	out.block.seal(t.source.id, f.batches)
+	out.block.seal(t.source.now, f.batches)
 	return out, nil
 }

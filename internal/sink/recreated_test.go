@@ -119,7 +119,7 @@ func TestNothingBeginsForALostSession(t *testing.T) {
 	cfg := l.config()
 	cfg.ClickHouse, cfg.Kafka, cfg.Logger = l.pool, l.kafka, l.log("sink")
 	work, lost := context.WithCancelCause(t.Context())
-	s := &session{Sink: New(cfg), source: source{id: l.src(), partitions: 1}, ctx: work, lost: lost, partitions: map[int32]*partition{0: {id: 0}}, filling: newFlight(newBlock())}
+	s := &session{Sink: New(cfg), source: source{logNumbers: logNumbers{now: l.src()}, partitions: 1}, ctx: work, lost: lost, partitions: map[int32]*partition{0: {id: 0}}, filling: newFlight(newBlock())}
 	lost(errDisowned)
 	s.mu.Lock()
 	defer s.mu.Unlock()

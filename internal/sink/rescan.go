@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"maps"
-	"strings"
 	"time"
 
 	"github.com/ClickHouse/ch-go"
@@ -83,9 +82,7 @@ func (t *session) rescanPartition(ctx context.Context, p *partition) error {
 // holes returns what of [from,end) is not in events, as plans of at most a
 // block each: damaged batches as they were, the rest cut anew. Callers hold mu, which is
 // free meanwhile: that is a look at all batches there are. What earlier lives of the log
-// have stored is no hole: it would be stored once more, with the number of now. (Some of it
-// is of records that the log has lost, and in their places a batch of now that is gone
-// stays so; of that, and of damaged batches of theirs, an audit says so.)
+// have stored of it is no hole; a damaged batch of theirs stays so, and an audit says so.
 func (t *session) holes(ctx context.Context, id int32, from, end int64) ([]plan, error) {
 	t.mu.Unlock()
 	defer t.mu.Lock()
@@ -96,18 +93,19 @@ func (t *session) holes(ctx context.Context, id int32, from, end int64) ([]plan,
 	gap := func(to int64) {
 		for next < to {
 			last := min(next+int64(t.cfg.FlushRows), to) - 1
-			out = append(out, plan{t.source.id, next, last})
+			out = append(out, plan{t.source.now, next, last})
 			next = last + 1
 		}
 	}
 	var first, last, rows, said proto.ColUInt64
 	err := t.cfg.ClickHouse.Do(ctx, ch.Query{
 		Body: fmt.Sprintf(`SELECT f, max(l) AS l, sum(c) AS c, max(said) AS said FROM (
-			SELECT _src = %[1]d AS now, _first AS f, max(_last) AS l, now * count() AS c, now * toUInt64(max(_rows)) AS said FROM events
-			WHERE _src IN (%[4]s) AND _part = %[2]d AND _offset >= %[3]d GROUP BY now, f
-			UNION ALL SELECT src = %[1]d AS now, first AS f, max(last) AS l, toUInt64(0), toUInt64(0) FROM empty_batches
-			WHERE src IN (%[4]s) AND part = %[2]d AND last >= %[3]d GROUP BY now, f
-		) GROUP BY now, f ORDER BY f`, t.source.id, id, from, strings.Join(t.source.lives, ",")),
+			SELECT _first AS f, max(%[4]s) AS l, countIf(_src = %[1]d) AS c, toUInt64(maxIf(_rows, _src = %[1]d)) AS said FROM events
+			WHERE %[2]s AND _offset >= %[3]d GROUP BY f
+			UNION ALL SELECT first AS f, max(%[6]s) AS l, toUInt64(0), toUInt64(0) FROM empty_batches
+			WHERE %[5]s AND last >= %[3]d GROUP BY f
+		) GROUP BY f ORDER BY f`, t.source.now, t.source.rows(id, ofEvents), from, t.source.last(id, ofEvents),
+			t.source.rows(id, ofBatches), t.source.last(id, ofBatches)),
 		Result: proto.Results{{Name: "f", Data: &first}, {Name: "l", Data: &last}, {Name: "c", Data: &rows}, {Name: "said", Data: &said}},
 		OnResult: func(context.Context, proto.Block) error {
 			for i := range first {
@@ -118,7 +116,7 @@ func (t *session) holes(ctx context.Context, id int32, from, end int64) ([]plan,
 				gap(min(f, end))
 				// A batch that began before the log does is whole or beyond help.
 				if rows[i] < said[i] && f >= from {
-					out = append(out, plan{t.source.id, f, l})
+					out = append(out, plan{t.source.now, f, l})
 				}
 				next = max(next, l+1)
 			}
@@ -207,7 +205,7 @@ func (t *session) compareRollups(ctx context.Context, id int32, first, end int64
 	f := newFlight(newBlock())
 	f.batches[id] = &batch{first: first, last: end - 1}
 	rows := func(first, end int64) string {
-		return fmt.Sprintf("_src IN (%s) AND _part = %d AND _offset BETWEEN %d AND %d", strings.Join(t.source.lives, ","), id, first, end-1)
+		return fmt.Sprintf("%s AND _offset BETWEEN %d AND %d", t.source.rows(id, ofEvents), first, end-1)
 	}
 	hours, expiry, err := t.hours(ctx, rows(first, end))
 	if err != nil || len(hours) == 0 {

@@ -67,7 +67,7 @@ type Config struct {
 	Topic           string
 	DeadLetterTopic string
 	Group           string
-	Incarnation     uint32 // of the embedded log; 0 for a real cluster
+	Lives           Lives // of the log
 	ClickHouse      *clickhouse.Pool
 	Logger          *slog.Logger
 

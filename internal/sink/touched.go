@@ -48,7 +48,7 @@ func (t *session) touches(f *flight) touched {
 	}
 	w := touching(seconds)
 	w.named = f.block.named()
-	w.rows = fmt.Sprintf("_src = %d AND (%s) AND toYYYYMM(ts) IN (%s)", t.source.id, strings.Join(batches, " OR "), f.block.months())
+	w.rows = fmt.Sprintf("_src = %d AND (%s) AND toYYYYMM(ts) IN (%s)", t.source.now, strings.Join(batches, " OR "), f.block.months())
 	return w
 }
 

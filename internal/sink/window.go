@@ -275,8 +275,8 @@ func (t *session) loadWindow(ctx context.Context, id int32, first int64, w *wind
 		// Rows come in offset order: store wants them ascending, and in that
 		// order the window forgets what it would have forgotten.
 		Body: fmt.Sprintf(`SELECT _offset, event_id, toUnixTimestamp64Milli(received_at) AS received FROM events
-			WHERE _src = %d AND _part = %d AND _offset >= %d AND _offset < %d
-			ORDER BY _offset`, t.source.id, id, max(first-w.size, 0), first),
+			WHERE %s AND _offset >= %d AND _offset < %d
+			ORDER BY _offset`, t.source.rows(id, ofEvents), max(first-w.size, 0), first),
 		Result: proto.Results{{Name: "_offset", Data: &offset}, {Name: "event_id", Data: &eventID}, {Name: "received", Data: &received}},
 		OnResult: func(context.Context, proto.Block) error {
 			for i := range offset {

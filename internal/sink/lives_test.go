@@ -1,0 +1,168 @@
+package sink
+
+import (
+	"fmt"
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"edge/internal/codec"
+)
+
+// A life has what lies before the place where the next one began, and every one after that:
+// a log may lose more than its last life.
+func TestLives(t *testing.T) {
+	f := func(l Lives, want string, until ...map[int32]int64) {
+		t.Helper()
+		n := l.numbers("c", [16]byte{1})
+		var got []map[int32]int64
+		for _, life := range n.earlier {
+			if end, ok := n.had(life.src, 0); ok != (life.until[0] > 0) || end != life.until[0] || life.src == n.now {
+				t.Errorf("%+v: %+v ended at %d, %t", l, life, end, ok)
+			}
+			got = append(got, life.until)
+		}
+		if d := cmp.Diff(until, got); d != "" {
+			t.Errorf("%+v: -want +got\n%s", l, d)
+		}
+		args := []any{n.now}
+		for _, life := range n.earlier {
+			if life.until[0] > 0 {
+				args = append(args, life.src)
+			}
+		}
+		if got := n.rows(0, ofBatches); got != fmt.Sprintf(want, args...) {
+			t.Errorf("%+v: got %s; want %s", l, got, fmt.Sprintf(want, args...))
+		}
+	}
+	type ends = map[uint32]map[int32]int64
+	f(Lives{}, "(src = %d) AND part = 0")
+	f(Lives{1, nil}, "(src = %d) AND part = 0")
+	f(Lives{2, nil}, "(src = %d) AND part = 0")
+	f(Lives{2, ends{1: {0: 40, 1: 9}}}, "(src = %d OR src = %d AND first < 40) AND part = 0", map[int32]int64{0: 40, 1: 9})
+	f(Lives{2, ends{1: {1: 9}}}, "(src = %d) AND part = 0", map[int32]int64{1: 9})
+	f(Lives{3, ends{1: {0: 40}, 2: {0: 60}}}, "(src = %d OR src = %d AND first < 40 OR src = %d AND first < 60) AND part = 0",
+		map[int32]int64{0: 40}, map[int32]int64{0: 60})
+	f(Lives{3, ends{1: {0: 40}, 2: {0: 30}}}, "(src = %d OR src = %d AND first < 30 OR src = %d AND first < 30) AND part = 0",
+		map[int32]int64{0: 30}, map[int32]int64{0: 30})
+}
+
+// A plan of before the log lost its tail may be of a batch that is stored, or of none.
+func TestOpenPlanOfAnEarlierLife(t *testing.T) {
+	t.Parallel()
+	f := func(name, lost string) {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			l := newLab(t, 1)
+			l.history(2, 20)
+			l.commit(0, 20, plans{{l.src(), 20, 39}}.String())
+			if lost != "" {
+				l.uncountAll(lost)
+				l.lose("events", lost)
+			}
+			s := l.start(func(c *Config) { c.Lives = Lives{1, map[uint32]map[int32]int64{0: {0: 40}}} })
+			l.produce(20)
+			l.settled()
+			l.exact()
+			s.stop()
+		})
+	}
+	f("stored", "")
+	f("not stored", "_offset >= 20")
+}
+
+// What was sent before the log lost its tail is sent again after it.
+func TestDuplicateOfAnEarlierLife(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, 1)
+	s := l.start()
+	l.one(0, withID("a"))
+	l.produce(10)
+	l.settled()
+	s.stop()
+	s = l.start(func(c *Config) { c.Lives = Lives{1, map[uint32]map[int32]int64{0: {0: 11}}} })
+	l.repeat(0, withID("a"))
+	l.produce(10)
+	l.settled()
+	l.exact()
+	s.stop()
+}
+
+// Of a log that has lost its tail, earlier lives stored what was received at any time.
+func TestAuditOfEarlierLives(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, 1)
+	second := Lives{1, map[uint32]map[int32]int64{0: {0: 40}}}
+	l.history(2, 20, func(_ int, ev *codec.Event) { ev.ReceivedAt -= 72 * time.Hour.Milliseconds() })
+	audited := func(missing int64) {
+		t.Helper()
+		a := &Auditor{ClickHouse: l.pool, Log: &Log{Kafka: l.kafka, Topic: topic, Group: group, Lives: second}, Logger: slog.New(slog.DiscardHandler),
+			Every: time.Minute, Look: time.Hour, calm: time.Nanosecond}
+		a.once(t.Context())
+		if got := a.missing.Load(); got != missing || a.extra.Load() > 0 || a.lastSuccess.Load() == 0 {
+			t.Errorf("%d missing, %d extra; want %d and 0", got, a.extra.Load(), missing)
+		}
+	}
+	audited(0)
+	s := l.start(func(c *Config) { c.Lives = second })
+	l.produce(20)
+	l.settled()
+	s.stop()
+	audited(0)
+	where := fmt.Sprintf("_src != %d", l.src())
+	l.uncountAll(where)
+	l.lose("events", where)
+	audited(20)
+}
+
+// A power cut may take the tail of the log and rows of ClickHouse: what an earlier life has
+// stored is stored, and what nobody has is filled in.
+func TestRescanAfterALostTail(t *testing.T) {
+	t.Parallel()
+	f := func(name, lost string) {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			l := newLab(t, 1)
+			l.history(3, 20)
+			// Records that the log has lost, and whose places others have now.
+			l.exec(fmt.Sprintf(`INSERT INTO events (ts, event_name, user_id, received_at, _src, _part, _offset, _first, _last, _rows)
+				SELECT now64(3), 'lost', 'u', now64(3), %d, 0, 60 + number, 60, 79, 20 FROM numbers(20)`, l.src()))
+			if lost != "" {
+				l.uncountAll(lost)
+				l.lose("events", lost)
+			}
+			second := Lives{1, map[uint32]map[int32]int64{0: {0: 60}}}
+			rescan := func(c *Config) { c.Lives, c.Rescan = second, func() {} }
+			stored := func(want string) {
+				t.Helper()
+				l.settled()
+				if got := l.value("SELECT concat(toString(count()), ' ', toString(uniqExact(_offset))) AS s FROM events WHERE event_name != 'lost'"); got != want {
+					t.Errorf("rows and offsets: %s; want %s", got, want)
+				}
+				l.rollupsAreRaw()
+				r, err := (&Audit{ClickHouse: l.pool, Log: &Log{Kafka: l.kafka, Topic: topic, Group: group, Lives: second}}).Run(t.Context())
+				if err != nil || !r.OK() {
+					t.Errorf("%v; the audit says\n%s", err, r)
+				}
+			}
+			s := l.start(rescan)
+			l.produce(10)
+			stored("70 70")
+			l.produce(10)
+			stored("80 80")
+			s.stop()
+			again := fmt.Sprintf("_src != %d AND _offset BETWEEN 65 AND 75", l.src())
+			l.uncountAll(again)
+			l.lose("events", again)
+			s = l.start(rescan)
+			l.produce(1)
+			stored("81 81")
+			s.stop()
+		})
+	}
+	f("whole", "")
+	f("a batch of before", "_offset BETWEEN 20 AND 39")
+	f("the first batches", "_offset < 40")
+}
