@@ -39,36 +39,36 @@ func FindLibrary() (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("find the ClickHouse library: %w", err)
 	}
+	strange := ErrNoLibrary
 	for {
-		if p := libraryUnder(dir); p != "" {
-			return p, nil
+		for _, p := range librariesUnder(dir) {
+			switch {
+			case !isFile(p):
+			case isOurs(p):
+				return p, nil
+			default:
+				strange = fmt.Errorf("%w (%s belongs to another user)", ErrNoLibrary, p)
+			}
 		}
 		parent := filepath.Dir(dir)
 		if parent == dir {
-			return "", ErrNoLibrary
+			return "", strange
 		}
 		dir = parent
 	}
 }
 
-func libraryUnder(dir string) string {
-	if p := filepath.Join(dir, "bin", libraryName); isOurs(p) {
-		return p
-	}
-	// make setup installs the package of Linux on x86-64; another's has another name.
+// librariesUnder is where make setup may have put the library.
+func librariesUnder(dir string) []string {
+	// It installs the package of Linux on x86-64; another's has another name.
 	found, _ := filepath.Glob(filepath.Join(dir, "internal", "embedded", "clickhouse", "engine",
 		"node_modules", "@chdb", "lib-*", libraryName))
-	for _, p := range found {
-		if isOurs(p) {
-			return p
-		}
-	}
-	return ""
+	return append([]string{filepath.Join(dir, "bin", libraryName)}, found...)
 }
 
 func isOurs(p string) bool {
 	fi, err := os.Stat(p)
-	if err != nil || !fi.Mode().IsRegular() {
+	if err != nil {
 		return false
 	}
 	of, ok := fi.Sys().(*syscall.Stat_t)

@@ -55,6 +55,12 @@ func TestFindLibrary(t *testing.T) {
 			t.Fatal(err)
 		}
 		f(installed)
+		if err := os.Chown(installed, 12345, 12345); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := FindLibrary(); !errors.Is(err, ErrNoLibrary) || !strings.Contains(err.Error(), "another user") {
+			t.Errorf("got %q, %v; want an error that says whose the libraries are", got, err)
+		}
 	}
 	named := touch(filepath.Join(root, "other.so"))
 	t.Setenv("CHDB_LIBRARY", named)
