@@ -61,16 +61,15 @@ func (c *config) migrateOptions(log *slog.Logger) clickhouse.MigrateOptions {
 // anything is produced or consumed.
 func (a *app) checkLog(ctx context.Context) error {
 	topic := a.cfg.KafkaTopic
-	src := sink.SourceID(a.broker.ClusterID(), a.broker.TopicID(topic), a.broker.Incarnation())
 	ends := make(map[int32]int64)
 	for _, p := range a.broker.Partitions(topic) {
 		ends[p.ID] = p.HighWatermark
 	}
-	stored, err := sink.StoredBeyond(ctx, a.pool, src, ends)
+	stored, err := a.lives().StoredBeyond(ctx, a.pool, a.broker.ClusterID(), a.broker.TopicID(topic), ends)
 	if err != nil {
 		return err
 	}
-	if err := a.broker.Check(ctx, a.cfg.KafkaGroup, topic, stored); err != nil {
+	if err := a.broker.Check(ctx, a.cfg.KafkaGroup, topic, stored, sink.Declared); err != nil {
 		return err
 	}
 	a.broker.Open()

@@ -9,20 +9,22 @@ import (
 )
 
 // Check compares the end of topic's partitions with what group has committed and with
-// stored: per partition the highest offset whose record is in ClickHouse under the current
-// Incarnation, and no entry for none. Call it after StartBroker and before anything
-// produces or consumes; the group must have no member.
+// stored: per partition the highest offset whose record is in ClickHouse as one of this log,
+// and no entry for none. declared returns the offset behind what a commit says is about to
+// be stored: that was in the log, and perhaps is stored already. Call it after StartBroker
+// and before anything produces or consumes; the group must have no member.
 //
 // A log that ends earlier has lost its tail (an unsynced power cut, a file
 // system repair, a restored backup), and two things would go wrong in
 // silence: the group would skip new records up to its old offset, and new
 // records would carry the identity of stored ones. So Check opens a new
-// incarnation, then moves the group to the end of what is left. In that order:
+// incarnation, then moves the group to the end of what is left, if it stands beyond: what it
+// has not passed may not be stored. In that order:
 // a crash in between finds the same regression again and opens one more.
 //
 // What was lost and never stored cannot be brought back; the log says which offsets
 // those are.
-func (b *Broker) Check(ctx context.Context, group, topic string, stored map[int32]int64) error {
+func (b *Broker) Check(ctx context.Context, group, topic string, stored map[int32]int64, declared func(at int64, metadata string) int64) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.closed {
@@ -32,23 +34,32 @@ func (b *Broker) Check(ctx context.Context, group, topic string, stored map[int3
 	id.Incarnation++
 	until := make(map[int32]int64)
 	committed := b.commits(group)[topic]
-	var ends kadm.Offsets // of the partitions that lost their tail
+	lost := false
+	var moved kadm.Offsets // of the partitions that lost their tail
 	for _, p := range b.cluster.PartitionInfos(topic) {
 		highest, ok := stored[p.Partition]
 		if !ok {
 			highest = -1
 		}
 		until[p.Partition] = p.HighWatermark
-		commit := committed[p.Partition].At
-		if max(commit, highest+1) <= p.HighWatermark {
+		at, some := committed[p.Partition]
+		commit := at.At
+		var plans int64
+		if some && at.Metadata != "" {
+			plans = declared(commit, at.Metadata)
+		}
+		if max(commit, plans, highest+1) <= p.HighWatermark {
 			continue
 		}
+		lost = true
 		b.stats.regressions.Inc()
 		b.cfg.Logger.Error("the embedded log lost its tail", "topic", topic, "partition", p.Partition,
-			"log_ends_at", p.HighWatermark, "committed", commit, "stored", highest, "new_incarnation", id.Incarnation)
-		ends.Add(kadm.Offset{Topic: topic, Partition: p.Partition, At: p.HighWatermark, LeaderEpoch: -1})
+			"log_ends_at", p.HighWatermark, "committed", commit, "declared", plans, "stored", highest, "new_incarnation", id.Incarnation)
+		if some {
+			moved.Add(kadm.Offset{Topic: topic, Partition: p.Partition, At: min(commit, p.HighWatermark), LeaderEpoch: -1})
+		}
 	}
-	if len(ends) == 0 {
+	if !lost {
 		return nil
 	}
 	id.Until = maps.Clone(id.Until)
@@ -60,7 +71,10 @@ func (b *Broker) Check(ctx context.Context, group, topic string, stored map[int3
 		return fmt.Errorf("check the log: open incarnation %d: %w", id.Incarnation, err)
 	}
 	b.id = id
-	if err := b.admin.CommitAllOffsets(ctx, group, ends); err != nil {
+	if len(moved) == 0 {
+		return nil
+	}
+	if err := b.admin.CommitAllOffsets(ctx, group, moved); err != nil {
 		return fmt.Errorf("check the log: move group %s to its end: %w", group, err)
 	}
 	return nil

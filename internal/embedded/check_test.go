@@ -38,6 +38,9 @@ func halve(t testing.TB, dir string) {
 	}
 }
 
+// declared reads each commit's metadata as that of batches that end before end.
+func declared(end int64) func(int64, string) int64 { return func(int64, string) int64 { return end } }
+
 func TestLogLostItsTail(t *testing.T) {
 	b := start(t, BrokerConfig{Dir: t.TempDir()})
 	produce(t, newClient(t, b), 0, 100, 20)
@@ -54,7 +57,7 @@ func TestLogLostItsTail(t *testing.T) {
 	if b.stats.cutBytes.Load() == 0 {
 		t.Error("the torn batch was not counted")
 	}
-	if err := b.Check(testContext(t), group, topic, map[int32]int64{0: 99}); err != nil {
+	if err := b.Check(testContext(t), group, topic, map[int32]int64{0: 99}, declared(100)); err != nil {
 		t.Fatal(err)
 	}
 	if got := b.stats.regressions.Load(); got != 1 || b.Incarnation() != 2 {
@@ -93,6 +96,7 @@ func TestLogLostItsTail(t *testing.T) {
 func TestCheck(t *testing.T) {
 	b := start(t, BrokerConfig{Dir: t.TempDir()})
 	produce(t, newClient(t, b), 0, 10, 1)
+	var end int64
 	f := func(name string, stored int64, regressions uint64, incarnation uint32) {
 		t.Helper()
 		highest := make(map[int32]int64)
@@ -100,7 +104,7 @@ func TestCheck(t *testing.T) {
 			highest[0] = stored
 		}
 		before := b.stats.regressions.Load()
-		if err := b.Check(testContext(t), group, topic, highest); err != nil {
+		if err := b.Check(testContext(t), group, topic, highest, declared(end)); err != nil {
 			t.Fatal(err)
 		}
 		if got := b.stats.regressions.Load() - before; got != regressions || b.Incarnation() != incarnation {
@@ -113,6 +117,21 @@ func TestCheck(t *testing.T) {
 	f("everything committed", 9, 0, 1)
 	f("one more stored than the log has", 10, 1, 2)
 	f("the new incarnation has nothing stored", -1, 0, 2)
+	stands := func(at int64) {
+		t.Helper()
+		if got := b.commits(group)[topic][0]; got.At != at || got.Metadata != "" {
+			t.Errorf("the group is at %d with %q; want %d and no plan", got.At, got.Metadata, at)
+		}
+	}
+	end = 10
+	commit(t, b, 5, "a plan")
+	f("declared up to the end", -1, 0, 2)
+	end = 15
+	f("declared beyond it", -1, 1, 3)
+	stands(5)
+	commit(t, b, 4, "")
+	f("the second of two declared batches stored", 12, 1, 4)
+	stands(4) // the first may not be
 }
 
 func TestTornCommitDoesNotHideLaterOnes(t *testing.T) {

@@ -76,6 +76,16 @@ func parsePlans(first int64, metadata string) (plans, error) {
 	}
 }
 
+// Declared returns the offset behind the batches that a commit of a sink declares; at when
+// it declares none.
+func Declared(at int64, metadata string) int64 {
+	declared, err := parsePlans(at, metadata)
+	if err != nil || len(declared) == 0 {
+		return at
+	}
+	return declared[len(declared)-1].last + 1
+}
+
 // offsetsFetched learns where newly assigned partitions stand, before their
 // first record arrives.
 func (t *session) offsetsFetched(_ context.Context, _ *kgo.Client, resp *kmsg.OffsetFetchResponse) error {

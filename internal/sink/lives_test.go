@@ -73,6 +73,28 @@ func TestOpenPlanOfAnEarlierLife(t *testing.T) {
 	f("not stored", "_offset >= 20")
 }
 
+// A log may lose what an earlier life has stored before the life of now has anything.
+func TestStoredBeyondByEarlierLives(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, 1)
+	l.history(2, 20)
+	meta, err := l.admin.Metadata(t.Context(), topic)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := func(until, end, want int64) {
+		t.Helper()
+		got, err := Lives{1, map[uint32]map[int32]int64{0: {0: until}}}.StoredBeyond(t.Context(), l.pool, meta.Cluster, meta.Topics[topic].ID, map[int32]int64{0: end})
+		if highest, ok := got[0]; err != nil || ok != (want >= 0) || ok && highest != want {
+			t.Errorf("ended at %d, the log at %d: %v, %v; want %d", until, end, got, err, want)
+		}
+	}
+	f(40, 40, -1)
+	f(40, 30, 39)
+	f(35, 30, 34)
+	f(30, 30, -1)
+}
+
 // What was sent before the log lost its tail is sent again after it.
 func TestDuplicateOfAnEarlierLife(t *testing.T) {
 	t.Parallel()

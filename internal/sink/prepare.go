@@ -153,23 +153,25 @@ func SourceID(cluster string, topicID [16]byte, incarnation uint32) uint32 {
 	return binary.BigEndian.Uint32(sum[:])
 }
 
-// StoredBeyond returns, per partition of log src, the highest offset in events
+// StoredBeyond returns, per partition of a log, the highest offset in events
 // that is not below the one given: nothing, when the log is whole. Asking only
-// beyond the end of the log is what the index on _offset makes cheap.
-func StoredBeyond(ctx context.Context, pool *clickhouse.Pool, src uint32, ends map[int32]int64) (map[int32]int64, error) {
+// beyond the end of the log is what the index on _offset makes cheap. What earlier lives
+// have stored counts: a log may lose what is of an earlier one before the life of now has
+// stored anything.
+func (l Lives) StoredBeyond(ctx context.Context, pool *clickhouse.Pool, cluster string, topic [16]byte, ends map[int32]int64) (map[int32]int64, error) {
+	log := l.numbers(cluster, topic)
 	out := make(map[int32]int64)
 	if len(ends) == 0 {
 		return out, nil
 	}
 	var beyond []string
 	for id, end := range ends {
-		beyond = append(beyond, fmt.Sprintf("(_part = %d AND _offset >= %d)", id, end))
+		beyond = append(beyond, fmt.Sprintf("(%s AND _offset >= %d)", log.rows(id, ofEvents), end))
 	}
 	var part proto.ColUInt32
 	var offset proto.ColUInt64
 	err := pool.Do(ctx, ch.Query{
-		Body: fmt.Sprintf("SELECT _part, max(_offset) AS o FROM events WHERE _src = %d AND (%s) GROUP BY _part",
-			src, strings.Join(beyond, " OR ")),
+		Body:   fmt.Sprintf("SELECT _part, max(_offset) AS o FROM events WHERE %s GROUP BY _part", strings.Join(beyond, " OR ")),
 		Result: proto.Results{{Name: "_part", Data: &part}, {Name: "o", Data: &offset}},
 		OnResult: func(context.Context, proto.Block) error {
 			for i := range part.Rows() {
