@@ -290,7 +290,7 @@ func (a *Audit) chunk(ctx context.Context, r *Report, c *coverage, from int64) e
 	var received proto.ColInt64
 	return a.ClickHouse.Do(ctx, ch.Query{
 		Body: fmt.Sprintf(`SELECT f, max(l) AS l, max(whole) AS whole, sum(rows) AS rows, max(said) AS said, sum(offsets) AS offsets, max(dup) AS dup, max(dead) AS dead, min(received) AS received FROM (
-			SELECT _first AS f, max(%[6]s) AS l, max(_last) AS whole, count() AS rows, toUInt64(max(_rows)) AS said, uniqExact(_offset) AS offsets,
+			SELECT _first AS f, max(%[6]s) AS l, max(_last) AS whole, countIf(_offset <= %[6]s) AS rows, toUInt64(max(_rows)) AS said, uniqExactIf(_offset, _offset <= %[6]s) AS offsets,
 				toUInt64(max(_dup)) AS dup, toUInt64(max(_dead)) AS dead, min(toUnixTimestamp64Milli(received_at)) AS received
 			FROM events WHERE %[1]s AND _offset >= %[3]d AND _offset < %[5]d AND _first >= %[3]d AND _first < %[4]d
 			GROUP BY f
@@ -298,8 +298,8 @@ func (a *Audit) chunk(ctx context.Context, r *Report, c *coverage, from int64) e
 			SELECT first AS f, max(%[7]s) AS l, max(last), toUInt64(0), toUInt64(0), toUInt64(0), toUInt64(argMax(dup, last)), toUInt64(argMax(dead, last)), 1000 * toInt64(toUnixTimestamp(min(at)))
 			FROM empty_batches WHERE %[2]s AND first >= %[3]d AND first < %[4]d
 			GROUP BY f
-		) GROUP BY f ORDER BY f`, c.rows(c.Partition, ofEvents), c.rows(c.Partition, ofBatches), from, from+auditChunk, from+auditChunk+longest,
-			c.last(c.Partition, ofEvents), c.last(c.Partition, ofBatches)),
+		) GROUP BY f ORDER BY f`, c.rows(c.Partition, ofParts), c.rows(c.Partition, ofBatches), from, from+auditChunk, from+auditChunk+longest,
+			c.last(c.Partition, ofParts), c.last(c.Partition, ofBatches)),
 		Result: proto.Results{{Name: "f", Data: &first}, {Name: "l", Data: &last}, {Name: "whole", Data: &whole}, {Name: "rows", Data: &rows}, {Name: "said", Data: &said},
 			{Name: "offsets", Data: &offsets}, {Name: "dup", Data: &dup}, {Name: "dead", Data: &dead}, {Name: "received", Data: &received}},
 		OnResult: func(context.Context, proto.Block) error {

@@ -31,7 +31,7 @@ func (t *session) decided(ctx context.Context, next map[int32]plan) (map[int32]*
 	out := make(map[int32]*decided)
 	asking, end := t.limited(ctx)
 	defer end()
-	for ids := range slices.Chunk(slices.Sorted(maps.Keys(next)), maxListed) {
+	for ids := range slices.Chunk(slices.Sorted(maps.Keys(next)), max(maxListed/(1+len(t.source.earlier)), 1)) {
 		if err := t.decidedOf(asking, ids, next, out); err != nil {
 			return nil, err
 		}
@@ -60,15 +60,15 @@ func (t *session) decidedOf(ctx context.Context, ids []int32, next map[int32]pla
 	var rows, empty []string
 	for _, id := range ids {
 		p := next[id]
-		rows = append(rows, fmt.Sprintf("(_part = %d AND _first = %d AND _last = %d AND _offset BETWEEN %[2]d AND %[3]d)", id, p.first, p.last))
-		empty = append(empty, fmt.Sprintf("(%d,%d,%d)", id, p.first, p.last))
+		rows = append(rows, fmt.Sprintf("(%s AND _first = %d AND _last = %d AND _offset BETWEEN %[2]d AND %[3]d)", t.source.rows(id, ofEvents), p.first, p.last))
+		empty = append(empty, fmt.Sprintf("(%s AND first = %d AND last = %d)", t.source.rows(id, ofBatches), p.first, p.last))
 	}
 	var part, said, dup, dead proto.ColUInt32
 	var offset proto.ColUInt64
 	return t.cfg.ClickHouse.Do(ctx, ch.Query{
-		Body: fmt.Sprintf(`SELECT _part AS p, _offset AS o, _rows AS r, _dup AS du, _dead AS de FROM events WHERE _src = %[1]d AND (%[2]s)
-			UNION ALL SELECT part, toUInt64(0), toUInt32(0), dup, dead FROM empty_batches WHERE src = %[1]d AND (part, first, last) IN (%[3]s)`,
-			t.source.now, strings.Join(rows, " OR "), strings.Join(empty, ",")),
+		Body: fmt.Sprintf(`SELECT _part AS p, _offset AS o, _rows AS r, _dup AS du, _dead AS de FROM events WHERE %s
+			UNION ALL SELECT part, toUInt64(0), toUInt32(0), dup, dead FROM empty_batches WHERE %s`,
+			strings.Join(rows, " OR "), strings.Join(empty, " OR ")),
 		Result: proto.Results{{Name: "p", Data: &part}, {Name: "o", Data: &offset}, {Name: "r", Data: &said}, {Name: "du", Data: &dup}, {Name: "de", Data: &dead}},
 		OnResult: func(context.Context, proto.Block) error {
 			for i := range part {

@@ -63,7 +63,8 @@ type columns struct{ src, part, first, last string }
 
 var (
 	ofEvents  = columns{"_src", "_part", "_offset", "_last"}
-	ofBatches = columns{"src", "part", "first", "last"} // without a row
+	ofParts   = columns{"_src", "_part", "_first", "_last"} // all rows of batches that have records in the log
+	ofBatches = columns{"src", "part", "first", "last"}     // without a row
 )
 
 // rows is the condition that a row of a table is about records of a partition of the log.
@@ -79,11 +80,14 @@ func (n *logNumbers) rows(id int32, of columns) string {
 
 // last is a row's last record that is of the log.
 func (n *logNumbers) last(id int32, of columns) string {
-	last := of.last
+	var ends string
 	for _, l := range n.earlier {
 		if end, ok := l.until[id]; ok {
-			last = fmt.Sprintf("if(%s = %d, least(%s, %d), %s)", of.src, l.src, of.last, max(end-1, 0), last)
+			ends += fmt.Sprintf("%s = %d, least(%s, %d), ", of.src, l.src, of.last, max(end-1, 0))
 		}
 	}
-	return last
+	if ends == "" {
+		return of.last
+	}
+	return "multiIf(" + ends + of.last + ")" // nested, many lives would be too deep
 }

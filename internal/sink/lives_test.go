@@ -73,6 +73,66 @@ func TestOpenPlanOfAnEarlierLife(t *testing.T) {
 	f("not stored", "_offset >= 20")
 }
 
+// Of a batch that was under way when the log lost its tail one month of two may be stored.
+func TestHalfABatchOfAnEarlierLife(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, 1)
+	l.history(1, 20)
+	l.history(1, 20, func(i int, ev *codec.Event) { ev.Timestamp += int64(i%2) * 40 * 24 * time.Hour.Milliseconds() })
+	l.commit(0, 20, plans{{l.src(), 20, 39}}.String())
+	lost := "_offset >= 20 AND _offset % 2 = 1"
+	l.uncountAll(lost)
+	l.lose("events", lost)
+	second := Lives{1, map[uint32]map[int32]int64{0: {0: 40}}}
+	s := l.start(func(c *Config) { c.Lives = second })
+	l.produce(20)
+	l.settled()
+	s.stop()
+	l.rawIsLedger()
+	l.rollupsAreRaw()
+	l.audited(second)
+}
+
+// audited wants an audit that finds nothing.
+func (l *lab) audited(lives Lives) {
+	l.t.Helper()
+	r, err := (&Audit{ClickHouse: l.pool, Log: &Log{Kafka: l.kafka, Topic: topic, Group: group, Lives: lives}}).Run(l.t.Context())
+	if err != nil || !r.OK() {
+		l.t.Errorf("%v; the audit says\n%s", err, r)
+	}
+}
+
+// A batch may have its rows in what the log has lost, and none before that: its duplicates
+// and dead are what is left.
+func TestBatchWithRowsInALostTail(t *testing.T) {
+	t.Parallel()
+	f := func(name string, at int64) {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			l := newLab(t, 1)
+			l.history(1, 20)
+			l.append(l.records(10)) // say duplicates
+			l.commit(0, at, "")
+			l.exec(fmt.Sprintf(`INSERT INTO events (ts, event_name, user_id, received_at, _src, _part, _offset, _first, _last, _rows, _dup)
+				SELECT now64(3), 'lost', 'u', now64(3), %d, 0, 30 + number, 20, 39, 10, 10 FROM numbers(10)`, l.src()))
+			second := Lives{1, map[uint32]map[int32]int64{0: {0: 30}}}
+			l.audited(second)
+			s := l.start(func(c *Config) { c.Lives, c.Rescan = second, func() {} })
+			l.produce(20)
+			l.settled()
+			s.stop()
+			if got := l.value("SELECT count() FROM events WHERE event_name != 'lost'"); got != "40" {
+				t.Errorf("%s rows; want 40", got)
+			}
+			if r, err := (&Audit{ClickHouse: l.pool, Log: &Log{Kafka: l.kafka, Topic: topic, Group: group, Lives: second}}).Run(t.Context()); err != nil || r.Missing()+r.Extra() > 0 || len(r.Problems) > 0 {
+				t.Errorf("%v; the audit says\n%s", err, r)
+			}
+		})
+	}
+	f("passed", 30)
+	f("not passed", 20)
+}
+
 // A log may lose what an earlier life has stored before the life of now has anything.
 func TestStoredBeyondByEarlierLives(t *testing.T) {
 	t.Parallel()
@@ -164,10 +224,7 @@ func TestRescanAfterALostTail(t *testing.T) {
 					t.Errorf("rows and offsets: %s; want %s", got, want)
 				}
 				l.rollupsAreRaw()
-				r, err := (&Audit{ClickHouse: l.pool, Log: &Log{Kafka: l.kafka, Topic: topic, Group: group, Lives: second}}).Run(t.Context())
-				if err != nil || !r.OK() {
-					t.Errorf("%v; the audit says\n%s", err, r)
-				}
+				l.audited(second)
 			}
 			s := l.start(rescan)
 			l.produce(10)

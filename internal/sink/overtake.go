@@ -131,7 +131,7 @@ func (t *session) storedBeyond(ctx context.Context, id int32, next int64) (first
 		Body: fmt.Sprintf(`SELECT min(f) AS lo, max(l) + 1 AS hi FROM (
 			SELECT min(_first) AS f, max(%[3]s) AS l FROM events WHERE %[2]s AND _offset >= %[1]d HAVING count() > 0
 			UNION ALL SELECT first, %[5]s FROM empty_batches WHERE %[4]s AND last >= %[1]d
-		) HAVING count() > 0`, next, t.source.rows(id, ofEvents), t.source.last(id, ofEvents), t.source.rows(id, ofBatches), t.source.last(id, ofBatches)),
+		) HAVING count() > 0`, next, t.source.rows(id, ofParts), t.source.last(id, ofParts), t.source.rows(id, ofBatches), t.source.last(id, ofBatches)),
 		Result: proto.Results{{Name: "lo", Data: &lo}, {Name: "hi", Data: &hi}},
 		OnResult: func(context.Context, proto.Block) error {
 			for i := range lo {
@@ -187,7 +187,7 @@ func (t *session) storedBefore(ctx context.Context, id int32, from int64) (end i
 		Body: fmt.Sprintf(`SELECT max(l) AS until FROM (
 			SELECT max(%[3]s) + 1 AS l FROM events WHERE %[2]s AND _offset >= %[1]d HAVING count() > 0
 			UNION ALL SELECT max(%[5]s) + 1 FROM empty_batches WHERE %[4]s HAVING count() > 0
-		)`, from, t.source.rows(id, ofEvents), t.source.last(id, ofEvents), t.source.rows(id, ofBatches), t.source.last(id, ofBatches)),
+		)`, from, t.source.rows(id, ofParts), t.source.last(id, ofParts), t.source.rows(id, ofBatches), t.source.last(id, ofBatches)),
 		Result: proto.Results{{Name: "until", Data: &until}},
 		OnResult: func(context.Context, proto.Block) error {
 			for i := range until {

@@ -290,8 +290,8 @@ func (t *session) missing(ctx context.Context, f *flight, expiry clickhouse.Expi
 		}
 		var offset proto.ColUInt64
 		err := t.cfg.ClickHouse.Do(ctx, ch.Query{
-			Body: fmt.Sprintf("SELECT _offset FROM events WHERE _src = %d AND _part = %d AND _offset BETWEEN %d AND %d AND toYYYYMM(ts) IN (%s)",
-				t.source.now, id, b.first, b.last, f.block.months()),
+			Body: fmt.Sprintf("SELECT _offset FROM events WHERE %s AND _offset BETWEEN %d AND %d AND toYYYYMM(ts) IN (%s)",
+				t.source.rows(id, ofEvents), b.first, b.last, f.block.months()),
 			Result: proto.Results{{Name: "_offset", Data: &offset}},
 			OnResult: func(context.Context, proto.Block) error {
 				for _, o := range offset {

@@ -82,7 +82,8 @@ func (t *session) rescanPartition(ctx context.Context, p *partition) error {
 // holes returns what of [from,end) is not in events, as plans of at most a
 // block each: damaged batches as they were, the rest cut anew. Callers hold mu, which is
 // free meanwhile: that is a look at all batches there are. What earlier lives of the log
-// have stored of it is no hole; a damaged batch of theirs stays so, and an audit says so.
+// have stored of it is no hole. Of a batch that the log has lost the end of nobody knows
+// which rows it had before that.
 func (t *session) holes(ctx context.Context, id int32, from, end int64) ([]plan, error) {
 	t.mu.Unlock()
 	defer t.mu.Lock()
@@ -100,11 +101,11 @@ func (t *session) holes(ctx context.Context, id int32, from, end int64) ([]plan,
 	var first, last, rows, said proto.ColUInt64
 	err := t.cfg.ClickHouse.Do(ctx, ch.Query{
 		Body: fmt.Sprintf(`SELECT f, max(l) AS l, sum(c) AS c, max(said) AS said FROM (
-			SELECT _first AS f, max(%[4]s) AS l, countIf(_src = %[1]d) AS c, toUInt64(maxIf(_rows, _src = %[1]d)) AS said FROM events
-			WHERE %[2]s AND _offset >= %[3]d GROUP BY f
-			UNION ALL SELECT first AS f, max(%[6]s) AS l, toUInt64(0), toUInt64(0) FROM empty_batches
-			WHERE %[5]s AND last >= %[3]d GROUP BY f
-		) GROUP BY f ORDER BY f`, t.source.now, t.source.rows(id, ofEvents), from, t.source.last(id, ofEvents),
+			SELECT _first AS f, max(%[3]s) AS l, count() AS c, toUInt64(maxIf(_rows, %[3]s = _last)) AS said FROM events
+			WHERE %[1]s AND _offset >= %[2]d GROUP BY f
+			UNION ALL SELECT first AS f, max(%[5]s) AS l, toUInt64(0), toUInt64(0) FROM empty_batches
+			WHERE %[4]s AND last >= %[2]d GROUP BY f
+		) GROUP BY f ORDER BY f`, t.source.rows(id, ofParts), from, t.source.last(id, ofParts),
 			t.source.rows(id, ofBatches), t.source.last(id, ofBatches)),
 		Result: proto.Results{{Name: "f", Data: &first}, {Name: "l", Data: &last}, {Name: "c", Data: &rows}, {Name: "said", Data: &said}},
 		OnResult: func(context.Context, proto.Block) error {

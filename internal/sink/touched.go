@@ -40,7 +40,7 @@ func (t *session) touches(f *flight) touched {
 	var batches []string
 	for _, id := range slices.Sorted(maps.Keys(f.batches)) {
 		b := f.batches[id]
-		batches = append(batches, fmt.Sprintf("(_part = %d AND _offset BETWEEN %d AND %d)", id, b.first, b.last))
+		batches = append(batches, fmt.Sprintf("(%s AND _offset BETWEEN %d AND %d)", t.source.rows(id, ofEvents), b.first, b.last))
 	}
 	seconds := make([]int64, len(f.block.ts.Data))
 	for i, ms := range f.block.ts.Data {
@@ -48,7 +48,7 @@ func (t *session) touches(f *flight) touched {
 	}
 	w := touching(seconds)
 	w.named = f.block.named()
-	w.rows = fmt.Sprintf("_src = %d AND (%s) AND toYYYYMM(ts) IN (%s)", t.source.now, strings.Join(batches, " OR "), f.block.months())
+	w.rows = fmt.Sprintf("(%s) AND toYYYYMM(ts) IN (%s)", strings.Join(batches, " OR "), f.block.months())
 	return w
 }
 
