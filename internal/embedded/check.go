@@ -1,6 +1,7 @@
 package embedded
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -32,7 +33,6 @@ func (b *Broker) Check(ctx context.Context, group, topic string, stored map[int3
 	}
 	id := b.id
 	id.Incarnation++
-	until := make(map[int32]int64)
 	committed := b.commits(group)[topic]
 	lost := false
 	var moved kadm.Offsets // of the partitions that lost their tail
@@ -41,7 +41,6 @@ func (b *Broker) Check(ctx context.Context, group, topic string, stored map[int3
 		if !ok {
 			highest = -1
 		}
-		until[p.Partition] = p.HighWatermark
 		at, some := committed[p.Partition]
 		commit := at.At
 		var plans int64
@@ -62,11 +61,23 @@ func (b *Broker) Check(ctx context.Context, group, topic string, stored map[int3
 	if !lost {
 		return nil
 	}
+	// The number is that of all topics, and another may be the one that is stored later on.
+	ends, err := b.admin.ListEndOffsets(ctx)
+	if err = cmp.Or(err, ends.Error()); err != nil {
+		return fmt.Errorf("check the log: list where it ends: %w", err)
+	}
+	until := make(map[string]map[int32]int64)
+	ends.Each(func(o kadm.ListedOffset) {
+		if until[o.Topic] == nil {
+			until[o.Topic] = make(map[int32]int64)
+		}
+		until[o.Topic][o.Partition] = o.Offset
+	})
 	id.Until = maps.Clone(id.Until)
 	if id.Until == nil {
 		id.Until = make(map[uint32]map[string]map[int32]int64)
 	}
-	id.Until[b.id.Incarnation] = map[string]map[int32]int64{topic: until}
+	id.Until[b.id.Incarnation] = until
 	if err := id.save(b.dir); err != nil {
 		return fmt.Errorf("check the log: open incarnation %d: %w", id.Incarnation, err)
 	}

@@ -134,6 +134,20 @@ func TestCheck(t *testing.T) {
 	stands(4) // the first may not be
 }
 
+// KAFKA_TOPIC may name another topic at one start and the first at the next.
+func TestIncarnationOfOtherTopics(t *testing.T) {
+	b := start(t, BrokerConfig{Dir: t.TempDir(), Topics: map[string]int32{topic: 1, "other": 2}})
+	produce(t, newClient(t, b), 0, 10, 1)
+	if err := b.Check(testContext(t), group, "other", map[int32]int64{1: 3}, declared(0)); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]map[int32]int64{topic: {0: 10}, "other": {0: 0, 1: 0}} {
+		if got := b.Until(name)[1]; !reflect.DeepEqual(got, want) {
+			t.Errorf("the first incarnation of %s ended at %v; want %v", name, got, want)
+		}
+	}
+}
+
 func TestTornCommitDoesNotHideLaterOnes(t *testing.T) {
 	b := start(t, BrokerConfig{Dir: t.TempDir()})
 	produce(t, newClient(t, b), 0, 10, 1)
