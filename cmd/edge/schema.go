@@ -69,7 +69,11 @@ func (a *app) checkLog(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := a.broker.Check(ctx, a.cfg.KafkaGroup, topic, stored, sink.Declared); err != nil {
+	known, err := sink.KnownIncarnation(ctx, a.pool, a.broker.ClusterID(), a.broker.TopicID(topic))
+	if err != nil {
+		return err
+	}
+	if err := a.broker.Check(ctx, a.cfg.KafkaGroup, topic, known, stored, sink.Declared); err != nil {
 		return err
 	}
 	a.broker.Open()

@@ -190,7 +190,7 @@ func TestCloseIsFinal(t *testing.T) {
 	if err := b.Trim(testContext(t)); !errors.Is(err, errClosed) {
 		t.Errorf("trim after Close: %v", err)
 	}
-	if err := b.Check(testContext(t), group, topic, nil, declared(0)); !errors.Is(err, errClosed) {
+	if err := b.Check(testContext(t), group, topic, 0, nil, declared(0)); !errors.Is(err, errClosed) {
 		t.Errorf("check after Close: %v", err)
 	}
 }

@@ -12,7 +12,9 @@ import (
 // Check compares the end of topic's partitions with what group has committed and with
 // stored: per partition the highest offset whose record is in ClickHouse as one of this log,
 // and no entry for none. declared returns the offset behind what a commit says is about to
-// be stored: that was in the log, and perhaps is stored already. Call it after StartBroker
+// be stored: that was in the log, and perhaps is stored already. known is the highest
+// incarnation that has stored anything: one above that of now says that the log is an older
+// copy of itself, and that number and those between are other records'. Call it after StartBroker
 // and before anything produces or consumes; the group must have no member.
 //
 // A log that ends earlier has lost its tail (an unsynced power cut, a file
@@ -25,16 +27,20 @@ import (
 //
 // What was lost and never stored cannot be brought back; the log says which offsets
 // those are.
-func (b *Broker) Check(ctx context.Context, group, topic string, stored map[int32]int64, declared func(at int64, metadata string) int64) error {
+func (b *Broker) Check(ctx context.Context, group, topic string, known uint32, stored map[int32]int64, declared func(at int64, metadata string) int64) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.closed {
 		return fmt.Errorf("check the log: %w", errClosed)
 	}
 	id := b.id
-	id.Incarnation++
+	lost := known > id.Incarnation
+	if lost {
+		b.stats.regressions.Inc()
+		b.cfg.Logger.Error("the embedded log is an older copy of itself", "topic", topic, "incarnation", id.Incarnation, "known", known)
+	}
+	id.Incarnation = max(id.Incarnation, known) + 1
 	committed := b.commits(group)[topic]
-	lost := false
 	var moved kadm.Offsets // of the partitions that lost their tail
 	for _, p := range b.cluster.PartitionInfos(topic) {
 		highest, ok := stored[p.Partition]

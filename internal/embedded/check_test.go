@@ -57,7 +57,7 @@ func TestLogLostItsTail(t *testing.T) {
 	if b.stats.cutBytes.Load() == 0 {
 		t.Error("the torn batch was not counted")
 	}
-	if err := b.Check(testContext(t), group, topic, map[int32]int64{0: 99}, declared(100)); err != nil {
+	if err := b.Check(testContext(t), group, topic, 0, map[int32]int64{0: 99}, declared(100)); err != nil {
 		t.Fatal(err)
 	}
 	if got := b.stats.regressions.Load(); got != 1 || b.Incarnation() != 2 {
@@ -104,7 +104,7 @@ func TestCheck(t *testing.T) {
 			highest[0] = stored
 		}
 		before := b.stats.regressions.Load()
-		if err := b.Check(testContext(t), group, topic, highest, declared(end)); err != nil {
+		if err := b.Check(testContext(t), group, topic, 0, highest, declared(end)); err != nil {
 			t.Fatal(err)
 		}
 		if got := b.stats.regressions.Load() - before; got != regressions || b.Incarnation() != incarnation {
@@ -132,13 +132,20 @@ func TestCheck(t *testing.T) {
 	commit(t, b, 4, "")
 	f("the second of two declared batches stored", 12, 1, 4)
 	stands(4) // the first may not be
+	if err := b.Check(testContext(t), group, topic, 4, nil, declared(0)); err != nil || b.Incarnation() != 4 {
+		t.Errorf("%v, incarnation %d; want 4, that has stored something", err, b.Incarnation())
+	}
+	if err := b.Check(testContext(t), group, topic, 6, nil, declared(0)); err != nil || b.Incarnation() != 7 || b.Until(topic)[4] == nil || b.Until(topic)[5] != nil || b.Until(topic)[6] != nil {
+		t.Errorf("%v, incarnation %d, ends %v; want 7, and nothing of 5 and 6", err, b.Incarnation(), b.Until(topic))
+	}
+	stands(4)
 }
 
 // KAFKA_TOPIC may name another topic at one start and the first at the next.
 func TestIncarnationOfOtherTopics(t *testing.T) {
 	b := start(t, BrokerConfig{Dir: t.TempDir(), Topics: map[string]int32{topic: 1, "other": 2}})
 	produce(t, newClient(t, b), 0, 10, 1)
-	if err := b.Check(testContext(t), group, "other", map[int32]int64{1: 3}, declared(0)); err != nil {
+	if err := b.Check(testContext(t), group, "other", 0, map[int32]int64{1: 3}, declared(0)); err != nil {
 		t.Fatal(err)
 	}
 	for name, want := range map[string]map[int32]int64{topic: {0: 10}, "other": {0: 0, 1: 0}} {

@@ -75,7 +75,7 @@ func TestTrimKeepsTheOffsets(t *testing.T) {
 		if p := b.Partitions(topic)[0]; p.HighWatermark != 100 {
 			t.Errorf("%s: high watermark %d; want 100", name, p.HighWatermark)
 		}
-		if err := b.Check(testContext(t), group, topic, nil, declared(0)); err != nil || b.Incarnation() != 1 {
+		if err := b.Check(testContext(t), group, topic, 0, nil, declared(0)); err != nil || b.Incarnation() != 1 {
 			t.Errorf("%s: check opened incarnation %d, %v; want 1", name, b.Incarnation(), err)
 		}
 		stop(t, b)

@@ -83,7 +83,7 @@ func TestHoleInTheLog(t *testing.T) {
 			t.Fatalf("got holes %v, %v; want %v", r.holes, err, want)
 		}
 		b = start(t, BrokerConfig{Dir: dir})
-		if err := b.Check(testContext(t), group, topic, nil, declared(0)); err != nil {
+		if err := b.Check(testContext(t), group, topic, 0, nil, declared(0)); err != nil {
 			t.Fatal(err)
 		}
 		if n := b.stats.holes.Load(); n != 1 || b.Incarnation() != 1 {

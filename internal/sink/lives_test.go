@@ -155,6 +155,31 @@ func TestStoredBeyondByEarlierLives(t *testing.T) {
 	f(30, 30, -1)
 }
 
+// A log that is put back from a copy begins its next life under a number of its own.
+func TestKnownIncarnation(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, 1)
+	meta, err := l.admin.Metadata(t.Context(), topic)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := func(cluster string, want uint32) {
+		t.Helper()
+		if got, err := KnownIncarnation(t.Context(), l.pool, cluster, meta.Topics[topic].ID); err != nil || got != want {
+			t.Errorf("%s: %d, %v; want %d", cluster, got, err, want)
+		}
+	}
+	f(meta.Cluster, 0)
+	for _, incarnation := range []uint32{2, 7, 3} {
+		s := l.start(func(c *Config) { c.Lives.Incarnation = incarnation })
+		l.produce(1)
+		l.settled()
+		s.stop()
+	}
+	f(meta.Cluster, 7)
+	f("another", 0)
+}
+
 // What was sent before the log lost its tail is sent again after it.
 func TestDuplicateOfAnEarlierLife(t *testing.T) {
 	t.Parallel()

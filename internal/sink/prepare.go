@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/ClickHouse/ch-go"
@@ -184,6 +185,21 @@ func (l Lives) StoredBeyond(ctx context.Context, pool *clickhouse.Pool, cluster 
 		return nil, fmt.Errorf("read stored offsets beyond the end of the log: %w", err)
 	}
 	return out, nil
+}
+
+// KnownIncarnation returns the highest incarnation of a log that sinks have stored under; 0
+// when none has.
+func KnownIncarnation(ctx context.Context, pool *clickhouse.Pool, cluster string, topic [16]byte) (uint32, error) {
+	known, err := pool.Strings(ctx, fmt.Sprintf("SELECT toString(max(incarnation)) AS s FROM sources WHERE cluster_id = %s AND topic_id = %s",
+		clickhouse.Quote(cluster), clickhouse.Quote(hex.EncodeToString(topic[:]))))
+	if err != nil {
+		return 0, fmt.Errorf("read sources: %w", err)
+	}
+	n, err := strconv.ParseUint(strings.Join(known, ""), 10, 32)
+	if err != nil {
+		return 0, fmt.Errorf("read sources: %w", err)
+	}
+	return uint32(n), nil
 }
 
 // register records the log in the table of sources and returns its number.
