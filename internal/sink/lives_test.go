@@ -133,6 +133,28 @@ func TestBatchWithRowsInALostTail(t *testing.T) {
 	f("not passed", 20)
 }
 
+// What is left of a batch may be damaged, too.
+func TestDamagedBatchBeforeALostTail(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, 1)
+	l.history(1, 20)
+	l.history(1, 10, func(i int, ev *codec.Event) { ev.Timestamp += int64(i%2) * 40 * 24 * time.Hour.Milliseconds() })
+	lost := "_offset >= 20 AND _offset % 2 = 1"
+	l.uncountAll(lost)
+	l.lose("events", lost)
+	l.exec("ALTER TABLE events UPDATE _last = 39, _rows = 20 WHERE _offset >= 20 SETTINGS mutations_sync = 1")
+	second := Lives{1, map[uint32]map[int32]int64{0: {0: 30}}}
+	for range 2 {
+		s := l.start(func(c *Config) { c.Lives, c.Rescan = second, func() {} })
+		l.produce(20)
+		l.settled()
+		s.stop()
+		l.rawIsLedger()
+		l.rollupsAreRaw()
+		l.audited(second)
+	}
+}
+
 // A log may lose what an earlier life has stored before the life of now has anything.
 func TestStoredBeyondByEarlierLives(t *testing.T) {
 	t.Parallel()

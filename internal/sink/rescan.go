@@ -82,8 +82,8 @@ func (t *session) rescanPartition(ctx context.Context, p *partition) error {
 // holes returns what of [from,end) is not in events, as plans of at most a
 // block each: damaged batches as they were, the rest cut anew. Callers hold mu, which is
 // free meanwhile: that is a look at all batches there are. What earlier lives of the log
-// have stored of it is no hole. Of a batch that the log has lost the end of nobody knows
-// which rows it had before that.
+// have stored of it is no hole. Of a batch of theirs that the log has lost the end of the
+// rows of that count, too; when it is damaged, the window says what belongs in the rest.
 func (t *session) holes(ctx context.Context, id int32, from, end int64) ([]plan, error) {
 	t.mu.Unlock()
 	defer t.mu.Lock()
@@ -101,7 +101,7 @@ func (t *session) holes(ctx context.Context, id int32, from, end int64) ([]plan,
 	var first, last, rows, said proto.ColUInt64
 	err := t.cfg.ClickHouse.Do(ctx, ch.Query{
 		Body: fmt.Sprintf(`SELECT f, max(l) AS l, sum(c) AS c, max(said) AS said FROM (
-			SELECT _first AS f, max(%[3]s) AS l, count() AS c, toUInt64(maxIf(_rows, %[3]s = _last)) AS said FROM events
+			SELECT _first AS f, max(%[3]s) AS l, count() AS c, toUInt64(max(_rows)) AS said FROM events
 			WHERE %[1]s AND _offset >= %[2]d GROUP BY f
 			UNION ALL SELECT first AS f, max(%[5]s) AS l, toUInt64(0), toUInt64(0) FROM empty_batches
 			WHERE %[4]s AND last >= %[2]d GROUP BY f
