@@ -246,6 +246,32 @@ func TestAuditOfEarlierLives(t *testing.T) {
 	audited(20)
 }
 
+// What was stored before the log lost it is sent again after that, by who had no answer.
+func TestDuplicateOfALostRecord(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, 1)
+	s := l.start()
+	l.produce(5)
+	l.one(0, withID("a"))
+	l.one(0, withID("b"), func(_ int, ev *codec.Event) { ev.ReceivedAt -= 2 * time.Hour.Milliseconds() })
+	l.settled()
+	s.stop()
+	second := func(c *Config) { c.Lives = Lives{1, map[uint32]map[int32]int64{0: {0: 5}}} } // its last two are lost
+	s = l.start(second)
+	l.repeat(0, withID("a"))
+	l.one(0, withID("b")) // too late to be the same
+	l.one(0, withID("c"))
+	l.settled()
+	l.exact()
+	s.stop()
+	s = l.start(second)
+	l.repeat(0, withID("a"))
+	l.repeat(0, withID("c"))
+	l.settled()
+	l.exact()
+	s.stop()
+}
+
 // A power cut may take the tail of the log and rows of ClickHouse: what an earlier life has
 // stored is stored, and what nobody has is filled in.
 func TestRescanAfterALostTail(t *testing.T) {

@@ -38,9 +38,15 @@ type window struct {
 	// oldest is an offset not above the oldest one held; newest is the latest
 	// receive time in seconds.
 	oldest, newest int64
-	used           int      // ids in the table
-	table          []uint64 // the id's hash and slot+1, 0 empty; linear probing
+	// lost is what earlier lives of the log have stored of records that it has lost since.
+	// Their offsets are other records' now; they count as being where the life ended.
+	lost  map[[16]byte]original
+	used  int      // ids in the table
+	table []uint64 // the id's hash and slot+1, 0 empty; linear probing
 }
+
+// original is where a record that is a row was, and when it was received.
+type original struct{ offset, receivedMs int64 }
 
 // stretch is a piece of the ring.
 type stretch struct {
@@ -63,6 +69,11 @@ func (w *window) seen(id [16]byte, offset, receivedMs int64) bool {
 		}
 		w.remove(slot, h) // too old: the new one takes its place
 	}
+	if w.lost != nil {
+		if o, ok := w.lost[id]; ok && offset-o.offset < w.size && receivedMs-o.receivedMs < w.ageMs {
+			return true
+		}
+	}
 	w.add(id, h, offset, receivedMs)
 	return false
 }
@@ -81,7 +92,8 @@ func (w *window) store(id [16]byte, offset, receivedMs int64) {
 func (w *window) last(id [16]byte) (offset, receivedMs int64, ok bool) {
 	slot, ok := w.find(id, hash(id))
 	if !ok {
-		return 0, 0, false
+		o, ok := w.lost[id]
+		return o.offset, o.receivedMs, ok
 	}
 	newest := w.next - 1
 	return newest - (newest-int64(slot))%w.size, int64(*w.time(slot)) * 1000, true
@@ -271,6 +283,9 @@ func (t *session) loadWindow(ctx context.Context, id int32, first int64, w *wind
 		eventID  proto.ColUUID
 		received proto.ColInt64
 	)
+	if err := t.loadLost(ctx, id, first, w); err != nil {
+		return err
+	}
 	return t.cfg.ClickHouse.Do(ctx, ch.Query{
 		// Rows come in offset order: store wants them ascending, and in that
 		// order the window forgets what it would have forgotten.
@@ -285,4 +300,40 @@ func (t *session) loadWindow(ctx context.Context, id int32, first int64, w *wind
 			return nil
 		},
 	})
+}
+
+// maxLost bounds the ids that a window has of lost records, a hundred bytes each.
+const maxLost = 1 << 20
+
+// loadLost reads into w what earlier lives have stored of records that a partition of the
+// log has lost before first: a client that had no answer sends them again.
+func (t *session) loadLost(ctx context.Context, id int32, first int64, w *window) error {
+	for _, l := range t.source.earlier {
+		end, ok := l.until[id]
+		if !ok || end > first || first-end >= w.size {
+			continue
+		}
+		var eventID proto.ColUUID
+		var received proto.ColInt64
+		err := t.cfg.ClickHouse.Do(ctx, ch.Query{
+			Body: fmt.Sprintf(`SELECT event_id, toUnixTimestamp64Milli(received_at) AS received FROM events
+				WHERE _src = %d AND _part = %d AND _offset >= %d ORDER BY _offset DESC LIMIT %d`, l.src, id, end, maxLost),
+			Result: proto.Results{{Name: "event_id", Data: &eventID}, {Name: "received", Data: &received}},
+			OnResult: func(context.Context, proto.Block) error {
+				for i := range eventID {
+					if w.lost == nil {
+						w.lost = make(map[[16]byte]original)
+					}
+					if o, ok := w.lost[eventID[i]]; !ok || o.receivedMs < received[i] {
+						w.lost[eventID[i]] = original{end - 1, received[i]}
+					}
+				}
+				return nil
+			},
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
