@@ -32,7 +32,7 @@ func TestMain(m *testing.M) {
 	if dir := os.Getenv(childEnv); dir != "" {
 		os.Exit(childMain(dir))
 	}
-	// They wait more than they work: twice as many at a time as there are cores take a fifth
+	// They wait more than they work: twice as many at a time as there are cores take a tenth
 	// less time.
 	flag.Parse()
 	parallel := flag.Lookup("test.parallel")
