@@ -51,29 +51,25 @@ func (a *Audit) positions(ctx context.Context) (map[int32]logPosition, error) {
 	if err = cmp.Or(err, ends.Error()); err != nil {
 		return nil, fmt.Errorf("read the end of topic %s: %w", a.Log.Topic, err)
 	}
-	// Compaction leaves the start where it was.
-	firsts, err := adm.ListOffsetsAfterMilli(ctx, 0, a.Log.Topic)
-	if err = cmp.Or(err, firsts.Error()); err != nil {
-		return nil, fmt.Errorf("read the first records of topic %s: %w", a.Log.Topic, err)
-	}
-	young := starts // without a TTL
-	if !a.expiring.IsZero() {
-		young, err = adm.ListOffsetsAfterMilli(ctx, a.expiring.UnixMilli(), a.Log.Topic)
-		if err = cmp.Or(err, young.Error()); err != nil {
-			return nil, fmt.Errorf("read the times of topic %s: %w", a.Log.Topic, err)
+	var firsts, recent, late kadm.ListedOffsets // firsts, because compaction leaves the start where it was
+	young := starts                             // without a TTL
+	calm := cmp.Or(a.calm, 5*time.Minute)
+	for _, ask := range []struct {
+		wanted bool
+		from   time.Time
+		to     *kadm.ListedOffsets
+	}{
+		{true, time.Unix(0, 0), &firsts},
+		{!a.expiring.IsZero(), a.expiring, &young},
+		{!a.Since.IsZero(), a.Since.Add(calm), &recent},
+		{!a.Since.IsZero(), time.Now().Add(-calm), &late},
+	} {
+		if !ask.wanted {
+			continue
 		}
-	}
-	var recent, late kadm.ListedOffsets
-	if !a.Since.IsZero() {
-		calm := cmp.Or(a.calm, 5*time.Minute)
-		for _, ask := range []struct {
-			from time.Time
-			to   *kadm.ListedOffsets
-		}{{a.Since.Add(calm), &recent}, {time.Now().Add(-calm), &late}} {
-			*ask.to, err = adm.ListOffsetsAfterMilli(ctx, ask.from.UnixMilli(), a.Log.Topic)
-			if err = cmp.Or(err, ask.to.Error()); err != nil {
-				return nil, fmt.Errorf("read the times of topic %s: %w", a.Log.Topic, err)
-			}
+		*ask.to, err = adm.ListOffsetsAfterMilli(ctx, ask.from.UnixMilli(), a.Log.Topic)
+		if err = cmp.Or(err, ask.to.Error()); err != nil {
+			return nil, fmt.Errorf("read the times of topic %s: %w", a.Log.Topic, err)
 		}
 	}
 	numbers := a.Log.Lives.numbers(meta.Cluster, meta.Topics[a.Log.Topic].ID)

@@ -49,6 +49,22 @@ func TestLives(t *testing.T) {
 		map[int32]int64{0: 30}, map[int32]int64{0: 30})
 }
 
+// cutAt is the second life of a log that has lost what partition 0 had from end on.
+func cutAt(end int64) Lives { return Lives{1, map[uint32]map[int32]int64{0: {0: end}}} }
+
+// everyOtherMonth has every other event in another month.
+func everyOtherMonth(i int, ev *codec.Event) {
+	ev.Timestamp += int64(i%2) * 40 * 24 * time.Hour.Milliseconds()
+}
+
+// loseEveryOther takes those of the second batch away.
+func (l *lab) loseEveryOther() {
+	l.t.Helper()
+	lost := "_offset >= 20 AND _offset % 2 = 1"
+	l.uncountAll(lost)
+	l.lose("events", lost)
+}
+
 // A plan of before the log lost its tail may be of a batch that is stored, or of none.
 func TestOpenPlanOfAnEarlierLife(t *testing.T) {
 	t.Parallel()
@@ -62,7 +78,7 @@ func TestOpenPlanOfAnEarlierLife(t *testing.T) {
 				l.uncountAll(lost)
 				l.lose("events", lost)
 			}
-			s := l.start(func(c *Config) { c.Lives = Lives{1, map[uint32]map[int32]int64{0: {0: 40}}} })
+			s := l.start(func(c *Config) { c.Lives = cutAt(40) })
 			l.produce(20)
 			l.settled()
 			l.exact()
@@ -78,12 +94,10 @@ func TestHalfABatchOfAnEarlierLife(t *testing.T) {
 	t.Parallel()
 	l := newLab(t, 1)
 	l.history(1, 20)
-	l.history(1, 20, func(i int, ev *codec.Event) { ev.Timestamp += int64(i%2) * 40 * 24 * time.Hour.Milliseconds() })
+	l.history(1, 20, everyOtherMonth)
 	l.commit(0, 20, plans{{l.src(), 20, 39}}.String())
-	lost := "_offset >= 20 AND _offset % 2 = 1"
-	l.uncountAll(lost)
-	l.lose("events", lost)
-	second := Lives{1, map[uint32]map[int32]int64{0: {0: 40}}}
+	l.loseEveryOther()
+	second := cutAt(40)
 	s := l.start(func(c *Config) { c.Lives = second })
 	l.produce(20)
 	l.settled()
@@ -115,7 +129,7 @@ func TestBatchWithRowsInALostTail(t *testing.T) {
 			l.commit(0, at, "")
 			l.exec(fmt.Sprintf(`INSERT INTO events (ts, event_name, user_id, received_at, _src, _part, _offset, _first, _last, _rows, _dup)
 				SELECT now64(3), 'lost', 'u', now64(3), %d, 0, 30 + number, 20, 39, 10, 10 FROM numbers(10)`, l.src()))
-			second := Lives{1, map[uint32]map[int32]int64{0: {0: 30}}}
+			second := cutAt(30)
 			l.audited(second)
 			s := l.start(func(c *Config) { c.Lives, c.Rescan = second, func() {} })
 			l.produce(20)
@@ -138,12 +152,10 @@ func TestDamagedBatchBeforeALostTail(t *testing.T) {
 	t.Parallel()
 	l := newLab(t, 1)
 	l.history(1, 20)
-	l.history(1, 10, func(i int, ev *codec.Event) { ev.Timestamp += int64(i%2) * 40 * 24 * time.Hour.Milliseconds() })
-	lost := "_offset >= 20 AND _offset % 2 = 1"
-	l.uncountAll(lost)
-	l.lose("events", lost)
+	l.history(1, 10, everyOtherMonth)
+	l.loseEveryOther()
 	l.exec("ALTER TABLE events UPDATE _last = 39, _rows = 20 WHERE _offset >= 20 SETTINGS mutations_sync = 1")
-	second := Lives{1, map[uint32]map[int32]int64{0: {0: 30}}}
+	second := cutAt(30)
 	for range 2 {
 		s := l.start(func(c *Config) { c.Lives, c.Rescan = second, func() {} })
 		l.produce(20)
@@ -166,7 +178,7 @@ func TestStoredBeyondByEarlierLives(t *testing.T) {
 	}
 	f := func(until, end, want int64) {
 		t.Helper()
-		got, err := Lives{1, map[uint32]map[int32]int64{0: {0: until}}}.StoredBeyond(t.Context(), l.pool, meta.Cluster, meta.Topics[topic].ID, map[int32]int64{0: end})
+		got, err := cutAt(until).StoredBeyond(t.Context(), l.pool, meta.Cluster, meta.Topics[topic].ID, map[int32]int64{0: end})
 		if highest, ok := got[0]; err != nil || ok != (want >= 0) || ok && highest != want {
 			t.Errorf("ended at %d, the log at %d: %v, %v; want %d", until, end, got, err, want)
 		}
@@ -211,7 +223,7 @@ func TestDuplicateOfAnEarlierLife(t *testing.T) {
 	l.produce(10)
 	l.settled()
 	s.stop()
-	s = l.start(func(c *Config) { c.Lives = Lives{1, map[uint32]map[int32]int64{0: {0: 11}}} })
+	s = l.start(func(c *Config) { c.Lives = cutAt(11) })
 	l.repeat(0, withID("a"))
 	l.produce(10)
 	l.settled()
@@ -223,7 +235,7 @@ func TestDuplicateOfAnEarlierLife(t *testing.T) {
 func TestAuditOfEarlierLives(t *testing.T) {
 	t.Parallel()
 	l := newLab(t, 1)
-	second := Lives{1, map[uint32]map[int32]int64{0: {0: 40}}}
+	second := cutAt(40)
 	l.history(2, 20, func(_ int, ev *codec.Event) { ev.ReceivedAt -= 72 * time.Hour.Milliseconds() })
 	audited := func(missing int64) {
 		t.Helper()
@@ -256,7 +268,7 @@ func TestDuplicateOfALostRecord(t *testing.T) {
 	l.one(0, withID("b"), func(_ int, ev *codec.Event) { ev.ReceivedAt -= 2 * time.Hour.Milliseconds() })
 	l.settled()
 	s.stop()
-	second := func(c *Config) { c.Lives = Lives{1, map[uint32]map[int32]int64{0: {0: 5}}} } // its last two are lost
+	second := func(c *Config) { c.Lives = cutAt(5) } // its last two are lost
 	s = l.start(second)
 	l.repeat(0, withID("a"))
 	l.one(0, withID("b")) // too late to be the same
@@ -288,7 +300,7 @@ func TestRescanAfterALostTail(t *testing.T) {
 				l.uncountAll(lost)
 				l.lose("events", lost)
 			}
-			second := Lives{1, map[uint32]map[int32]int64{0: {0: 60}}}
+			second := cutAt(60)
 			rescan := func(c *Config) { c.Lives, c.Rescan = second, func() {} }
 			stored := func(want string) {
 				t.Helper()
