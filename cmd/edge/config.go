@@ -147,6 +147,23 @@ func (c *config) partitions() int32 {
 	return 8
 }
 
+// overruled names the settings of other machines that somebody has given and that EMBEDDED
+// makes nothing of.
+func (c *config) overruled() []string {
+	standard, err := parseConfig(map[string]string{})
+	if err != nil {
+		panic("BUG: a default does not parse: " + err.Error())
+	}
+	var names []string
+	if !slices.Equal(c.KafkaBrokers, standard.KafkaBrokers) {
+		names = append(names, "KAFKA_BROKERS")
+	}
+	if c.ClickHouseHost != standard.ClickHouseHost {
+		names = append(names, "CLICKHOUSE_HOST")
+	}
+	return names
+}
+
 // topicRetention is KAFKA_RETENTION as a topic has it, where 0 would be no time.
 func (c *config) topicRetention() string {
 	if c.KafkaRetention == 0 {

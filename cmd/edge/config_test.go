@@ -46,6 +46,20 @@ func TestConfigRefusesLessThanTheLeast(t *testing.T) {
 	}
 }
 
+func TestConfigOverruledByEmbedded(t *testing.T) {
+	f := func(env map[string]string, want string) {
+		t.Helper()
+		c, err := loadConfig(env)
+		if got := strings.Join(c.overruled(), " "); err != nil || got != want {
+			t.Errorf("%v: got %q, %v; want %q", env, got, err, want)
+		}
+	}
+	f(map[string]string{}, "")
+	f(map[string]string{"KAFKA_BROKERS": "localhost:19092", "CLICKHOUSE_HOST": "localhost"}, "")
+	f(map[string]string{"KAFKA_BROKERS": "k1:9092"}, "KAFKA_BROKERS")
+	f(map[string]string{"KAFKA_BROKERS": "k1:9092", "CLICKHOUSE_HOST": "ch"}, "KAFKA_BROKERS CLICKHOUSE_HOST")
+}
+
 func TestConfigCORSOrigins(t *testing.T) {
 	f := func(value, want string) {
 		t.Helper()

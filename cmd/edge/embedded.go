@@ -33,6 +33,8 @@ func (a *app) startBroker(ctx context.Context) error {
 	if a.looksOnly {
 		// Settings are those of a shell, perhaps: nothing is made or removed by them.
 		bc.LookOnly, bc.Topics, bc.Retention = true, nil, nil
+	} else if names := c.overruled(); len(names) > 0 {
+		a.log.Warn("settings are not used: with EMBEDDED=true the broker and ClickHouse are this process's own", "settings", names)
 	}
 	if a.broker, err = embedded.StartBroker(ctx, bc); err != nil {
 		return err
