@@ -109,7 +109,7 @@ func startChildOn(t testing.TB, dir, listen string, log *slog.Logger, env ...str
 
 func dial(t testing.TB, child *Child, change ...func(*ch.Options)) *ch.Client {
 	t.Helper()
-	opt := ch.Options{Dialer: child}
+	opt := ch.Options{Dialer: child, ReadTimeout: time.Minute} // an engine that starts is slow on a busy machine
 	for _, f := range change {
 		f(&opt)
 	}
