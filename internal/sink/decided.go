@@ -152,7 +152,7 @@ func (d *decided) duplicates(b *block, today *window) []bool {
 			out[i] = !stored && len(d.stored) >= d.batch.rows
 			continue
 		}
-		before, then, ok := d.far.last(id)
+		before, then, ok := d.far.last(id, offset)
 		switch distance := offset - before; {
 		case stored:
 			months[b.month(i)] = true

@@ -284,6 +284,27 @@ func TestDuplicateOfALostRecord(t *testing.T) {
 	s.stop()
 }
 
+// The group may stand before the place where the log lost its tail: of two flights the second
+// was stored, and lost, and the first was neither.
+func TestDuplicateOfALostRecordAhead(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, 1)
+	s := l.start()
+	l.produce(5)
+	l.settled()
+	l.one(0, withID("a"))
+	l.settled()
+	s.stop()
+	l.uncountAll("_offset < 5")
+	l.lose("events", "_offset < 5")
+	l.commit(0, 0, "")
+	s = l.start(func(c *Config) { c.Lives = cutAt(5) })
+	l.repeat(0, withID("a"))
+	l.settled()
+	l.exact()
+	s.stop()
+}
+
 // A power cut may take the tail of the log and rows of ClickHouse: what an earlier life has
 // stored is stored, and what nobody has is filled in.
 func TestRescanAfterALostTail(t *testing.T) {

@@ -70,7 +70,7 @@ func (w *window) seen(id [16]byte, offset, receivedMs int64) bool {
 		w.remove(slot, h) // too old: the new one takes its place
 	}
 	if w.lost != nil {
-		if o, ok := w.lost[id]; ok && offset-o.offset < w.size && receivedMs-o.receivedMs < w.ageMs {
+		if o, ok := w.lost[id]; ok && offset > o.offset && offset-o.offset < w.size && receivedMs-o.receivedMs < w.ageMs {
 			return true
 		}
 	}
@@ -88,12 +88,13 @@ func (w *window) store(id [16]byte, offset, receivedMs int64) {
 	w.add(id, h, offset, receivedMs)
 }
 
-// last returns where the last record with id was, and when it was received.
-func (w *window) last(id [16]byte) (offset, receivedMs int64, ok bool) {
+// last returns where the last record with id before one at an offset was, and when it was
+// received.
+func (w *window) last(id [16]byte, at int64) (offset, receivedMs int64, ok bool) {
 	slot, ok := w.find(id, hash(id))
 	if !ok {
 		o, ok := w.lost[id]
-		return o.offset, o.receivedMs, ok
+		return o.offset, o.receivedMs, ok && o.offset < at
 	}
 	newest := w.next - 1
 	return newest - (newest-int64(slot))%w.size, int64(*w.time(slot)) * 1000, true
@@ -306,11 +307,12 @@ func (t *session) loadWindow(ctx context.Context, id int32, first int64, w *wind
 const maxLost = 1 << 20
 
 // loadLost reads into w what earlier lives have stored of records that a partition of the
-// log has lost before first: a client that had no answer sends them again.
+// log has lost: a client that had no answer sends them again. The place where a life ended
+// may be ahead of first, and the window come to it.
 func (t *session) loadLost(ctx context.Context, id int32, first int64, w *window) error {
 	for _, l := range t.source.earlier {
 		end, ok := l.until[id]
-		if !ok || end > first || first-end >= w.size {
+		if !ok || first-end >= w.size {
 			continue
 		}
 		var eventID proto.ColUUID
