@@ -10,8 +10,8 @@ import (
 )
 
 // Check compares the end of topic's partitions with what group has committed and with
-// stored: per partition the highest offset whose record is in ClickHouse as one of this log,
-// and no entry for none. declared returns the offset behind what a commit says is about to
+// stored: per partition the last offset that ClickHouse has taken of this log, as a row or
+// not, and no entry for none. declared returns the offset behind what a commit says is about to
 // be stored: that was in the log, and perhaps is stored already. known is the highest
 // incarnation that has stored anything: one above that of now says that the log is an older
 // copy of itself, and that number and those between are other records'. Call it after StartBroker

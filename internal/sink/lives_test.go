@@ -189,6 +189,37 @@ func TestStoredBeyondByEarlierLives(t *testing.T) {
 	f(30, 30, -1)
 }
 
+// The records that a log has lost may all have been duplicates or dead: they left no row.
+func TestStoredBeyondWithoutRows(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, 1)
+	s := l.start()
+	l.one(0, withID("a"))
+	l.settled()
+	l.repeat(0, withID("a")) // a batch without a row
+	l.settled()
+	s.stop()
+	f := func(end, want int64) {
+		t.Helper()
+		meta, err := l.admin.Metadata(t.Context(), topic)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := Lives{}.StoredBeyond(t.Context(), l.pool, meta.Cluster, meta.Topics[topic].ID, map[int32]int64{0: end})
+		if highest, ok := got[0]; err != nil || ok != (want >= 0) || ok && highest != want {
+			t.Errorf("the log ends at %d: %v, %v; want %d", end, got, err, want)
+		}
+	}
+	f(2, -1)
+	f(1, 1)
+	s = l.start(func(c *Config) { c.FlushInterval = time.Second })
+	l.append(append(l.records(1, withID("b")), l.records(2, withID("b"))...)) // and one of which the end has none
+	l.settled()
+	s.stop()
+	f(5, -1)
+	f(3, 4)
+}
+
 // A log that is put back from a copy begins its next life under a number of its own.
 func TestKnownIncarnation(t *testing.T) {
 	t.Parallel()

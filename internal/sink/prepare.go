@@ -154,35 +154,33 @@ func SourceID(cluster string, topicID [16]byte, incarnation uint32) uint32 {
 	return binary.BigEndian.Uint32(sum[:])
 }
 
-// StoredBeyond returns, per partition of a log, the highest offset in events
-// that is not below the one given: nothing, when the log is whole. Asking only
-// beyond the end of the log is what the index on _offset makes cheap. What earlier lives
-// have stored counts: a log may lose what is of an earlier one before the life of now has
-// stored anything.
+// StoredBeyond returns, per partition of a log, the last offset of the batches that reach
+// the one given or go beyond it: nothing, when the log is whole. The end of a batch may be
+// without rows, or all of it: its records were duplicates or dead, and yet their offsets
+// are taken. Asking only for batches that can reach so far is what the index on _offset
+// makes cheap. What earlier lives have stored counts: a log may lose what is of an earlier
+// one before the life of now has stored anything.
 func (l Lives) StoredBeyond(ctx context.Context, pool *clickhouse.Pool, cluster string, topic [16]byte, ends map[int32]int64) (map[int32]int64, error) {
 	log := l.numbers(cluster, topic)
 	out := make(map[int32]int64)
-	if len(ends) == 0 {
-		return out, nil
-	}
-	var beyond []string
 	for id, end := range ends {
-		beyond = append(beyond, fmt.Sprintf("(%s AND _offset >= %d)", log.rows(id, ofEvents), end))
-	}
-	var part proto.ColUInt32
-	var offset proto.ColUInt64
-	err := pool.Do(ctx, ch.Query{
-		Body:   fmt.Sprintf("SELECT _part, max(_offset) AS o FROM events WHERE %s GROUP BY _part", strings.Join(beyond, " OR ")),
-		Result: proto.Results{{Name: "_part", Data: &part}, {Name: "o", Data: &offset}},
-		OnResult: func(context.Context, proto.Block) error {
-			for i := range part.Rows() {
-				out[int32(part[i])] = int64(offset[i])
-			}
-			return nil
-		},
-	})
-	if err != nil {
-		return nil, fmt.Errorf("read stored offsets beyond the end of the log: %w", err)
+		var last proto.ColUInt64
+		err := pool.Do(ctx, ch.Query{
+			Body: fmt.Sprintf(`SELECT max(l) AS last FROM (
+				SELECT max(%[4]s) AS l FROM events WHERE %[3]s AND _offset >= %[2]d AND %[4]s >= %[1]d HAVING count() > 0
+				UNION ALL SELECT %[6]s FROM empty_batches WHERE %[5]s AND %[6]s >= %[1]d
+			) HAVING count() > 0`, end, max(end-longest, 0), log.rows(id, ofParts), log.last(id, ofParts), log.rows(id, ofBatches), log.last(id, ofBatches)),
+			Result: proto.Results{{Name: "last", Data: &last}},
+			OnResult: func(context.Context, proto.Block) error {
+				for _, offset := range last {
+					out[id] = int64(offset)
+				}
+				return nil
+			},
+		})
+		if err != nil {
+			return nil, fmt.Errorf("read what is stored beyond the end of the log: %w", err)
+		}
 	}
 	return out, nil
 }
