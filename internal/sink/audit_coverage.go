@@ -154,8 +154,8 @@ func (a *Audit) chunk(ctx context.Context, r *Report, c *coverage, from int64) e
 			{Name: "offsets", Data: &offsets}, {Name: "dup", Data: &dup}, {Name: "dead", Data: &dead}, {Name: "received", Data: &received}},
 		OnResult: func(context.Context, proto.Block) error {
 			for i := range first {
-				if last[i] < whole[i] { // of a batch that the log has lost the end of nobody knows which duplicates are left
-					said[i], dup[i], dead[i] = offsets[i], last[i]+1-first[i]-offsets[i], 0
+				if last[i] < whole[i] { // of a batch that the log has lost the end of nobody knows how many duplicates are left
+					said[i], dup[i], dead[i] = offsets[i], min(last[i]+1-first[i]-offsets[i], dup[i]+dead[i]), 0
 				}
 				r.batch(c, auditBatch{int64(first[i]), int64(last[i]), int64(rows[i]), int64(said[i]), int64(offsets[i]), int64(dup[i]), int64(dead[i]), received[i]})
 			}

@@ -156,6 +156,10 @@ func TestDamagedBatchBeforeALostTail(t *testing.T) {
 	l.loseEveryOther()
 	l.exec("ALTER TABLE events UPDATE _last = 39, _rows = 20 WHERE _offset >= 20 SETTINGS mutations_sync = 1")
 	second := cutAt(30)
+	r, err := (&Audit{ClickHouse: l.pool, Log: &Log{Kafka: l.kafka, Topic: topic, Group: group, Lives: second}}).Run(t.Context())
+	if err != nil || r.Missing() != 5 {
+		t.Errorf("%v; the audit says\n%s", err, r)
+	}
 	for range 2 {
 		s := l.start(func(c *Config) { c.Lives, c.Rescan = second, func() {} })
 		l.produce(20)
