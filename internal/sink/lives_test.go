@@ -386,3 +386,21 @@ func TestRescanAfterALostTail(t *testing.T) {
 	f("a batch of before", "_offset BETWEEN 20 AND 39")
 	f("the first batches", "_offset < 40")
 }
+
+// Of an insert that was under way when the log lost its tail the rows may be there, and what
+// they add to the rollups not.
+func TestRollupsOfALostTail(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, 1)
+	l.history(1, 20)
+	l.exec(fmt.Sprintf(`INSERT INTO events (ts, event_name, user_id, received_at, _src, _part, _offset, _first, _last, _rows)
+		SELECT now64(3), 'lost', 'u', now64(3), %d, 0, 20 + number, 20, 39, 20 FROM numbers(20)`, l.src()))
+	l.uncountAll("_offset >= 20")
+	second := cutAt(20)
+	s := l.start(func(c *Config) { c.Lives, c.Rescan = second, func() {} })
+	l.produce(20)
+	l.settled()
+	s.stop()
+	l.rollupsAreRaw()
+	l.audited(second)
+}

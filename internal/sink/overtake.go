@@ -104,7 +104,7 @@ func (t *session) overtakePartition(ctx context.Context, p *partition, first, en
 			return err
 		}
 	}
-	if _, err := t.compareRollups(ctx, p.id, from, end); err != nil {
+	if _, err := t.compareRollups(ctx, p.id, t.source.rows(p.id, ofEvents), from, end); err != nil {
 		return err
 	}
 	if t.partitions[p.id] != p {

@@ -70,10 +70,15 @@ func (t *session) rescanPartition(ctx context.Context, p *partition) error {
 			return err
 		}
 	}
-	repaired, err := t.compareRollups(ctx, p.id, first, end)
+	repaired, err := t.compareRollups(ctx, p.id, t.source.rows(p.id, ofEvents), first, end)
 	if err != nil {
 		return err
 	}
+	lost, err := t.compareLost(ctx, p.id)
+	if err != nil {
+		return err
+	}
+	repaired = repaired || lost
 	t.cfg.Logger.Info("log compared with what is stored", "partition", p.id, "first", first, "last", end-1,
 		"holes", len(holes), "rollups_repaired", repaired, "took_ms", time.Since(started).Milliseconds())
 	return nil
@@ -194,10 +199,10 @@ func (t *session) hours(ctx context.Context, rows string) (hours []int64, expiry
 }
 
 // compareRollups corrects the rollups over everything that the rows of
-// [first,end) touch: a rollup's part may be lost although the row's is not.
-// Callers hold mu, which is free meanwhile: it may take many times what a
-// rebalance waits for.
-func (t *session) compareRollups(ctx context.Context, id int32, first, end int64) (bool, error) {
+// [first,end) touch, of those that a condition on events selects: a rollup's part may be
+// lost although the row's is not. Callers hold mu, which is free meanwhile: it may take many
+// times what a rebalance waits for.
+func (t *session) compareRollups(ctx context.Context, id int32, of string, first, end int64) (bool, error) {
 	if first >= end {
 		return false, nil
 	}
@@ -206,7 +211,7 @@ func (t *session) compareRollups(ctx context.Context, id int32, first, end int64
 	f := newFlight(newBlock())
 	f.batches[id] = &batch{first: first, last: end - 1}
 	rows := func(first, end int64) string {
-		return fmt.Sprintf("%s AND _offset BETWEEN %d AND %d", t.source.rows(id, ofEvents), first, end-1)
+		return fmt.Sprintf("%s AND _offset BETWEEN %d AND %d", of, first, end-1)
 	}
 	hours, expiry, err := t.hours(ctx, rows(first, end))
 	if err != nil || len(hours) == 0 {
@@ -225,4 +230,48 @@ func (t *session) compareRollups(ctx context.Context, id int32, first, end int64
 		}
 	}
 	return repaired, nil
+}
+
+// compareLost corrects the rollups over what earlier lives have stored of records that the
+// log has lost: an insert that was under way then is no plan of this life, and in no hole.
+// Callers hold mu, which is free meanwhile.
+func (t *session) compareLost(ctx context.Context, id int32) (bool, error) {
+	repaired := false
+	for _, l := range t.source.earlier {
+		from, ok := l.until[id]
+		if !ok {
+			continue
+		}
+		of := fmt.Sprintf("_src = %d AND _part = %d", l.src, id)
+		first, end, err := t.span(ctx, fmt.Sprintf("%s AND _offset >= %d", of, from))
+		if err != nil {
+			return repaired, err
+		}
+		differed, err := t.compareRollups(ctx, id, of, first, end)
+		if repaired = repaired || differed; err != nil {
+			return repaired, err
+		}
+	}
+	return repaired, nil
+}
+
+// span returns the range of offsets [first,end) of rows, a condition on events; 0 and 0 when
+// there are none. Callers hold mu, which is free meanwhile.
+func (t *session) span(ctx context.Context, rows string) (first, end int64, err error) {
+	t.mu.Unlock()
+	defer t.mu.Lock()
+	ctx, cancel := t.patient(ctx)
+	defer cancel()
+	var lo, hi proto.ColUInt64
+	err = t.cfg.ClickHouse.Do(ctx, ch.Query{
+		Body:   fmt.Sprintf("SELECT min(_offset) AS lo, max(_offset) + 1 AS hi FROM events WHERE %s HAVING count() > 0", rows),
+		Result: proto.Results{{Name: "lo", Data: &lo}, {Name: "hi", Data: &hi}},
+		OnResult: func(context.Context, proto.Block) error {
+			for i := range lo {
+				first, end = int64(lo[i]), int64(hi[i])
+			}
+			return nil
+		},
+	})
+	return first, end, err
 }
