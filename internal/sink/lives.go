@@ -3,6 +3,7 @@ package sink
 import (
 	"fmt"
 	"maps"
+	"slices"
 )
 
 // Lives says under which numbers a log was stored. The embedded log begins a new life when
@@ -19,12 +20,14 @@ type Lives struct {
 type logNumbers struct {
 	now     uint32
 	earlier []life
+	others  []life // that the log knows nothing of: it was put back from a copy of before them
 }
 
 // life is one that has ended.
 type life struct {
 	src   uint32
-	until map[int32]int64
+	until map[int32]int64 // of another: where the copy ends
+	other bool
 }
 
 // numbers returns those of a topic.
@@ -32,6 +35,9 @@ func (l Lives) numbers(cluster string, topic [16]byte) logNumbers {
 	out := logNumbers{now: SourceID(cluster, topic, l.Incarnation)}
 	for of := range l.Incarnation {
 		if l.Until[of] == nil {
+			if n := len(out.earlier); n > 0 {
+				out.others = append(out.others, life{SourceID(cluster, topic, of), out.earlier[n-1].until, true})
+			}
 			continue
 		}
 		until := maps.Clone(l.Until[of])
@@ -42,7 +48,7 @@ func (l Lives) numbers(cluster string, topic [16]byte) logNumbers {
 				}
 			}
 		}
-		out.earlier = append(out.earlier, life{SourceID(cluster, topic, of), until})
+		out.earlier = append(out.earlier, life{SourceID(cluster, topic, of), until, false})
 	}
 	return out
 }
@@ -56,6 +62,19 @@ func (n *logNumbers) had(src uint32, id int32) (end int64, ok bool) {
 		}
 	}
 	return end, ok
+}
+
+// ended are all lives that stored what the log has lost.
+func (n *logNumbers) ended() []life { return slices.Concat(n.others, n.earlier) }
+
+// gone is the condition that a row of events is about a record of a partition that l had and
+// the log has lost.
+func (l *life) gone(id int32) string {
+	from := l.until[id]
+	if l.other {
+		from = 0
+	}
+	return fmt.Sprintf("_src = %d AND _part = %d AND _offset >= %d", l.src, id, from)
 }
 
 // columns name those of a table that say which records a row of it is about.

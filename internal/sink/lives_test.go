@@ -38,6 +38,7 @@ func TestLives(t *testing.T) {
 		}
 	}
 	type ends = map[uint32]map[int32]int64
+	f(Lives{4, ends{1: {0: 40}}}, "(src = %d OR src = %d AND first < 40) AND part = 0", map[int32]int64{0: 40}) // 2 and 3 are after the copy
 	f(Lives{}, "(src = %d) AND part = 0")
 	f(Lives{1, nil}, "(src = %d) AND part = 0")
 	f(Lives{2, nil}, "(src = %d) AND part = 0")
@@ -317,6 +318,38 @@ func TestDuplicateOfALostRecord(t *testing.T) {
 	l.settled()
 	l.exact()
 	s.stop()
+}
+
+// A log that is put back from a copy of before it lost its tail does not know the lives after
+// that. What they have stored may be sent again, or be in the copy.
+func TestDuplicateOfALifeAfterTheCopy(t *testing.T) {
+	t.Parallel()
+	f := func(name string, end int64) {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			l := newLab(t, 1)
+			s := l.start() // life 0, of which there is a copy
+			l.produce(5)
+			l.settled()
+			s.stop()
+			s = l.start(func(c *Config) { c.Lives = cutAt(end) })
+			l.one(0, withID("a"))
+			l.settled()
+			s.stop()
+			l.commit(0, 5, "")
+			third := Lives{2, cutAt(end).Until}
+			s = l.start(func(c *Config) { c.Lives = third })
+			l.repeat(0, withID("a"))
+			l.one(0, withID("b"))
+			l.settled()
+			s.stop()
+			l.rawIsLedger()
+			l.rollupsAreRaw()
+			l.audited(third)
+		})
+	}
+	f("sent again", 5)
+	f("in the copy", 6)
 }
 
 // The group may stand before the place where the log lost its tail: of two flights the second

@@ -237,17 +237,15 @@ func (t *session) compareRollups(ctx context.Context, id int32, of string, first
 // Callers hold mu, which is free meanwhile.
 func (t *session) compareLost(ctx context.Context, id int32) (bool, error) {
 	repaired := false
-	for _, l := range t.source.earlier {
-		from, ok := l.until[id]
-		if !ok {
+	for _, l := range t.source.ended() {
+		if _, ok := l.until[id]; !ok {
 			continue
 		}
-		of := fmt.Sprintf("_src = %d AND _part = %d", l.src, id)
-		first, end, err := t.span(ctx, fmt.Sprintf("%s AND _offset >= %d", of, from))
+		first, end, err := t.span(ctx, l.gone(id))
 		if err != nil {
 			return repaired, err
 		}
-		differed, err := t.compareRollups(ctx, id, of, first, end)
+		differed, err := t.compareRollups(ctx, id, l.gone(id), first, end)
 		if repaired = repaired || differed; err != nil {
 			return repaired, err
 		}

@@ -303,23 +303,27 @@ func (t *session) loadWindow(ctx context.Context, id int32, first int64, w *wind
 	})
 }
 
-// maxLost bounds the ids that a window has of lost records, a hundred bytes each.
+// maxLost bounds the ids that a window has of lost records, of all lives together, a hundred
+// bytes each.
 const maxLost = 1 << 20
 
 // loadLost reads into w what earlier lives have stored of records that a partition of the
 // log has lost: a client that had no answer sends them again. The place where a life ended
 // may be ahead of first, and the window come to it.
 func (t *session) loadLost(ctx context.Context, id int32, first int64, w *window) error {
-	for _, l := range t.source.earlier {
+	for _, l := range t.source.ended() {
 		end, ok := l.until[id]
 		if !ok || first-end >= w.size {
 			continue
+		}
+		if l.other { // it may have stored what the copy has, and nothing says of which records
+			end = min(end, first)
 		}
 		var eventID proto.ColUUID
 		var received proto.ColInt64
 		err := t.cfg.ClickHouse.Do(ctx, ch.Query{
 			Body: fmt.Sprintf(`SELECT event_id, toUnixTimestamp64Milli(received_at) AS received FROM events
-				WHERE _src = %d AND _part = %d AND _offset >= %d ORDER BY _offset DESC LIMIT %d`, l.src, id, end, maxLost),
+				WHERE %s ORDER BY _offset DESC LIMIT %d`, l.gone(id), max(maxLost-len(w.lost), 0)),
 			Result: proto.Results{{Name: "event_id", Data: &eventID}, {Name: "received", Data: &received}},
 			OnResult: func(context.Context, proto.Block) error {
 				for i := range eventID {
