@@ -52,6 +52,10 @@ type sample struct {
 	Entry     ledger.Entry       `json:"ledger"`
 }
 
+// within tells whether every request had its 202, and 99 % of them within p99: a refusal is
+// quick, and what was never answered has no latency.
+func (s *sample) within(p99 time.Duration) bool { return s.Refused == 0 && s.P99 <= p99 }
+
 // usage is the processor time of all that takes part.
 func (t *target) usage() map[string]time.Duration {
 	u := map[string]time.Duration{"generator": child.Self(), "server": child.CPU(t.server)}
@@ -100,7 +104,7 @@ func (t *target) measure(ctx context.Context, l load.Load) (sample, error) {
 	s := sample{
 		Target: t.name, Events: res.Accepted, PerSecond: float64(res.Accepted) / elapsed.Seconds(), CPU: make(map[string]float64),
 		P50: res.Latency.Quantile(0.5), P99: res.Latency.Quantile(0.99), P999: res.Latency.Quantile(0.999),
-		Refused: res.Refused() + res.Unknown + res.Unsent,
+		Refused: res.Failed(),
 		Cores:   (after["server"] - used["server"]).Seconds() / elapsed.Seconds(),
 		Entry:   ledger.Entry{What: t.name, Where: t.where, Promised: res.Accepted, Doubtful: res.Doubtful + t.doubtful, Found: found - before},
 	}

@@ -53,6 +53,18 @@ func TestAwaitCountSaysSinceWhen(t *testing.T) {
 	f(10, 9, 3, 5, 9) // one is lost: a minute of waiting for it counts for nothing
 }
 
+func TestWithinHasNoErrors(t *testing.T) {
+	f := func(p99 time.Duration, refused int64, want bool) {
+		t.Helper()
+		if s := (sample{P99: p99, Refused: refused}); s.within(10) != want {
+			t.Errorf("p99 %d with %d errors within 10: got %v", p99, refused, !want)
+		}
+	}
+	f(10, 0, true)
+	f(11, 0, false)
+	f(1, 1, false)
+}
+
 func TestTypicalIsMadeOfMedians(t *testing.T) {
 	all := []sample{
 		{Target: "a", Events: 10, PerSecond: 1, P99: 9, Refused: 1, CPU: map[string]float64{"server": 5, "broker": 1}},

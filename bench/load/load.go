@@ -78,6 +78,9 @@ func (r *Result) Refused() (n int64) {
 	return n
 }
 
+// Failed is the number of requests without a 2xx: refused, never answered, never sent.
+func (r *Result) Failed() int64 { return r.Refused() + r.Unknown + r.Unsent }
+
 // PerSecond is accepted events per second.
 func (r *Result) PerSecond() float64 { return float64(r.Accepted) / r.Elapsed.Seconds() }
 
