@@ -272,6 +272,21 @@ func TestSpikeRate(t *testing.T) {
 	f(64, 1, peakRate)
 }
 
+func TestOwnSpikeCanFail(t *testing.T) {
+	f := func(p95, p99 time.Duration, events, refused int64, want ...string) {
+		t.Helper()
+		own := sample{Target: "ours", P95: p95 * time.Millisecond, P99: p99 * time.Millisecond, Events: events, Refused: refused}
+		if got := crossed(&own); !slices.Equal(got, want) {
+			t.Errorf("%+v: got %q; want %q", own, got, want)
+		}
+	}
+	f(99, 199, 991, 9)
+	f(100, 150, 1, 0, "ours p(95)<100")
+	f(10, 200, 1, 0, "ours p(99)<200")
+	f(1, 1, 99, 1, "ours failed rate<0.01")
+	f(0, 0, 0, 0, "ours failed rate<0.01") // nothing was taken
+}
+
 // The made-up events must be events, in each of the three shapes.
 func TestGeneratedEventsAreEvents(t *testing.T) {
 	pool := codec.NewPool(codec.Rules{})

@@ -44,6 +44,7 @@ type sample struct {
 	Cores     float64            `json:"cores"`      // of the server
 	Allocs    float64            `json:"allocs"`     // of the server, per event; below 0: unknown
 	P50       time.Duration      `json:"p50_ns"`
+	P95       time.Duration      `json:"p95_ns"`
 	P99       time.Duration      `json:"p99_ns"`
 	P999      time.Duration      `json:"p999_ns"`
 	RSS       int64              `json:"rss_bytes"`                  // peak of the server in this run
@@ -103,7 +104,7 @@ func (t *target) measure(ctx context.Context, l load.Load) (sample, error) {
 	after["generator"] = generator
 	s := sample{
 		Target: t.name, Events: res.Accepted, PerSecond: float64(res.Accepted) / elapsed.Seconds(), CPU: make(map[string]float64),
-		P50: res.Latency.Quantile(0.5), P99: res.Latency.Quantile(0.99), P999: res.Latency.Quantile(0.999),
+		P50: res.Latency.Quantile(0.5), P95: res.Latency.Quantile(0.95), P99: res.Latency.Quantile(0.99), P999: res.Latency.Quantile(0.999),
 		Refused: res.Failed(),
 		Cores:   (after["server"] - used["server"]).Seconds() / elapsed.Seconds(),
 		Entry:   ledger.Entry{What: t.name, Where: t.where, Promised: res.Accepted, Doubtful: res.Doubtful + t.doubtful, Found: found - before},
@@ -279,6 +280,7 @@ func typical(all []sample) sample {
 	s.Cores = field(func(s *sample) float64 { return s.Cores })
 	s.Allocs = field(func(s *sample) float64 { return s.Allocs })
 	s.P50 = time.Duration(field(func(s *sample) float64 { return float64(s.P50) }))
+	s.P95 = time.Duration(field(func(s *sample) float64 { return float64(s.P95) }))
 	s.P99 = time.Duration(field(func(s *sample) float64 { return float64(s.P99) }))
 	s.P999 = time.Duration(field(func(s *sample) float64 { return float64(s.P999) }))
 	s.RSS = int64(field(func(s *sample) float64 { return float64(s.RSS) }))
