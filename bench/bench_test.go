@@ -246,12 +246,16 @@ func TestOptions(t *testing.T) {
 	if o := f("", "BENCH_QUICK", "1", "BENCH_EVENTS", "1_000"); o.rounds != 1 || o.events != 1000 || slices.Contains(o.stages, "decode") || o.out != filepath.Join("report", "part") {
 		t.Errorf("quick: %+v", o)
 	}
-	if o := f("", "BENCH_STAGES", "http,sink", "BENCH_SECONDS", "0.5", "BENCH_PIN", "1"); !slices.Equal(o.stages, []string{"http", "sink"}) || o.one != time.Second/2 || o.serverCore() != 1 || o.out != filepath.Join("report", "part") {
+	if o := f("", "BENCH_STAGES", "http,bulk", "BENCH_SECONDS", "0.5", "BENCH_PIN", "1"); !slices.Equal(o.stages, []string{"http", "bulk"}) || o.one != time.Second/2 || o.serverCore() != 1 || o.out != filepath.Join("report", "part") {
 		t.Errorf("chosen: %+v", o)
 	}
 	if o := f("", "BENCH_STAGES", "http", "BENCH_OUT", "here"); o.out != "here" {
 		t.Errorf("where asked for: %+v", o)
 	}
+	if o := f("", "BENCH_PIN", "1"); slices.Contains(o.stages, "ring") || !slices.Contains(o.stages, "http") || o.out != filepath.Join("report", "part") {
+		t.Errorf("pinned: %+v", o)
+	}
+	f("sink", "BENCH_STAGES", "http,sink", "BENCH_PIN", "1")
 	f("BENCH_STAGES", "BENCH_STAGES", "http,nosuch")
 	f("BENCH_ROUNDS", "BENCH_ROUNDS", "many")
 	f("BENCH_SECONDS", "BENCH_SECONDS", "-1")
