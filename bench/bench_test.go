@@ -252,6 +252,14 @@ func TestOptions(t *testing.T) {
 	if o := f("", "BENCH_STAGES", "http", "BENCH_OUT", "here"); o.out != "here" {
 		t.Errorf("where asked for: %+v", o)
 	}
+	for name, less := range map[string]string{"BENCH_ROUNDS": "4", "BENCH_SECONDS": "1", "BENCH_SOAK_SECONDS": "10", "BENCH_ROWS": "1_000_000"} {
+		if o := f("", name, less); o.out != filepath.Join("report", "part") {
+			t.Errorf("%s=%s goes to %s, which is that of a whole run", name, less, o.out)
+		}
+	}
+	if o := f("", "BENCH_ROUNDS", "7", "BENCH_SECONDS", "4", "BENCH_EVENTS", "10_000_000"); o.out != "report" {
+		t.Errorf("longer: %+v", o)
+	}
 	if o := f("", "BENCH_PIN", "1"); slices.Contains(o.stages, "ring") || !slices.Contains(o.stages, "http") || o.out != filepath.Join("report", "part") {
 		t.Errorf("pinned: %+v", o)
 	}

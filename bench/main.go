@@ -12,8 +12,8 @@
 //
 // Every server is a process of its own, on loopback and a free port, so that
 // /proc knows what each costs; the generator reports its own cost beside them.
-// The report goes to bench/report, that of a part of the stages to bench/report/part:
-// Markdown, JSON, and plots as SVG.
+// The report goes to bench/report, that of a part of the stages, or of fewer or
+// shorter runs, to bench/report/part: Markdown, JSON, and plots as SVG.
 //
 //	bench               all stages, or those in BENCH_STAGES
 //	bench model [FILE]  what 20 thousand to 10 million events/s need, from a report

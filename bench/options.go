@@ -44,6 +44,7 @@ var ownStages = []string{"decode", "ring", "produce", "sink", "insert"}
 
 func loadOptions() (o options, err error) {
 	o = options{rounds: 5, one: 2 * time.Second, long: 10 * time.Second, soak: time.Minute, events: 100_000_000, rows: 2_000_000, stages: stageNames}
+	usual := o
 	if o.quick = os.Getenv("BENCH_QUICK") == "1"; o.quick {
 		o.rounds, o.one, o.long, o.soak, o.events, o.rows, o.stages = 1, 300*time.Millisecond, time.Second, 2*time.Second, 200_000, 50_000, quickStages
 	}
@@ -89,7 +90,7 @@ func loadOptions() (o options, err error) {
 	}
 	if o.out == "" {
 		// bench-model reads what a whole run has measured.
-		if o.out = "report"; o.quick || !slices.Equal(o.stages, stageNames) {
+		if o.out = "report"; o.lessThan(&usual) || !slices.Equal(o.stages, stageNames) {
 			o.out = filepath.Join("report", "part")
 		}
 	}
@@ -100,6 +101,11 @@ func loadOptions() (o options, err error) {
 		return o, fmt.Errorf("%w: run it as make bench, which builds it, or set BENCH_EDGE", err)
 	}
 	return o, nil
+}
+
+// lessThan tells whether what the model reads is of fewer or shorter runs than those of u.
+func (o *options) lessThan(u *options) bool {
+	return o.rounds < u.rounds || o.one < u.one || o.long < u.long || o.soak < u.soak || o.rows < u.rows
 }
 
 // serverCore is 1 + the core that servers are kept to; 0: any.
