@@ -264,9 +264,14 @@ func (o *outcome) typical(name string) sample {
 	return typical(o.samples[name])
 }
 
+// typical is made of the runs whose ledgers add up; of all, where none does and the table
+// still has to show something.
 func typical(all []sample) sample {
 	if len(all) == 0 {
 		return sample{CPU: map[string]float64{}}
+	}
+	if counted := slices.DeleteFunc(slices.Clone(all), func(s sample) bool { return !s.Entry.OK() }); len(counted) > 0 {
+		all = counted
 	}
 	field := func(get func(*sample) float64) float64 {
 		var v []float64

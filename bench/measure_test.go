@@ -75,6 +75,13 @@ func TestTypicalIsMadeOfMedians(t *testing.T) {
 	if s.PerSecond != 2 || s.P99 != 8 || s.CPU["server"] != 5 || s.CPU["broker"] != 2 || s.Events != 60 || s.Refused != 1 {
 		t.Errorf("got %+v", s)
 	}
+	lost := sample{Target: "a", PerSecond: 1000, CPU: map[string]float64{}, Entry: ledger.Entry{Promised: 2, Found: 1}}
+	if got := typical(append(all, lost, lost, lost)).PerSecond; got != 2 {
+		t.Errorf("with runs that lost events: got %v/s; want 2", got)
+	}
+	if got := typical([]sample{lost}).PerSecond; got != 1000 {
+		t.Errorf("of no other: got %v/s", got)
+	}
 	if typical(nil).PerSecond != 0 {
 		t.Error("nothing is typical of no runs")
 	}
