@@ -3,10 +3,8 @@
 package main
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"edge/bench/child"
@@ -93,9 +91,9 @@ func (s *section) constant(ours, everything, limit, peer []sample, rate float64)
 	rss := func(m *sample) float64 { return float64(m.RSS) / 1e6 }
 	s.number("constant_p99_ms", p99(&all[0]))
 	s.number("constant_rss_mb", rss(&all[0]))
-	highest := slices.MaxFunc(ours, func(a, b sample) int { return cmp.Compare(a.RSS, b.RSS) }).RSS
+	peak := peakOf(ours)
 	s.goal(goal{What: fmt.Sprintf("memory of edge at %.0f/s", rate), Must: "≤ 64 MB", Stretch: "≤ 24 MB", Measured: ranged(ours, rss) + " MB peak",
-		Verdict: verdict(highest <= 64e6, highest <= 24e6)})
+		Verdict: verdict(peak <= 64e6, peak <= 24e6)})
 }
 
 // idleCores is what t uses while nobody asks it for anything: its rings park, they

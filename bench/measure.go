@@ -259,6 +259,14 @@ func pair(a, b *sample, ours, theirs *target, rate, cpu *[]float64) {
 	*cpu = append(*cpu, a.CPU["server"]/b.CPU["server"])
 }
 
+// peakOf is the highest peak of the runs: a bound that one of them passes is not kept.
+func peakOf(all []sample) (rss int64) {
+	for i := range all {
+		rss = max(rss, all[i].RSS)
+	}
+	return rss
+}
+
 // typical is the sample of t whose fields are the medians of its runs.
 func (o *outcome) typical(name string) sample {
 	return typical(o.samples[name])

@@ -65,6 +65,12 @@ func TestWithinHasNoErrors(t *testing.T) {
 	f(1, 1, false)
 }
 
+func TestPeakIsThatOfTheHighestRun(t *testing.T) {
+	if got := peakOf([]sample{{RSS: 2}, {RSS: 9}, {RSS: 3}}); got != 9 {
+		t.Errorf("got %d; want 9", got)
+	}
+}
+
 func TestTypicalIsMadeOfMedians(t *testing.T) {
 	all := []sample{
 		{Target: "a", Events: 10, PerSecond: 1, P99: 9, Refused: 1, CPU: map[string]float64{"server": 5, "broker": 1}},

@@ -112,7 +112,7 @@ func (s *section) sink(r *sinkRatios, remembered int64) {
 		t.row(name, count(m.PerSecond), micros(m.CPU, "server"), micros(m.CPU, "engine"), micros(m.CPU, "broker"), m.peaks(), cell("%.2f", rel[name]))
 	}
 	s.Tables = append(s.Tables, t)
-	ours, packed, byID := typical(r.samples[oursPlain]), typical(r.samples[oursPacked]), typical(r.samples[oursByID])
+	ours, byID := typical(r.samples[oursPlain]), typical(r.samples[oursByID])
 	s.number("sink_per_second", ours.PerSecond)
 	s.number("sink_cpu_us", ours.CPU["server"])
 	s.number("sink_engine_cpu_us", ours.CPU["engine"])
@@ -129,10 +129,11 @@ func (s *section) sink(r *sinkRatios, remembered int64) {
 		Measured: fmt.Sprintf("%s rows/s, %.2f µs; %.0f MB peak, %.0f more than without", count(byID.PerSecond), byID.CPU["server"], float64(byID.RSS)/1e6, float64(byID.RSS-ours.RSS)/1e6),
 		Ratio:    times("%.2f of", ids, "ready blocks one at a time") + ", " + times("%.2f of", ids*inverse(got), "events without"),
 		Verdict:  reached(ids, byID.CPU["server"])})
-	highest := max(ours.RSS, packed.RSS)
+	plain, packed := peakOf(r.samples[oursPlain]), peakOf(r.samples[oursPacked])
 	s.goal(goal{What: "memory of the sink", Must: "≤ 192 MB at 100 k-row blocks", Stretch: "≤ 96 MB",
-		Measured: fmt.Sprintf("%.0f MB peak, %.0f MB compressing; with a window of %s event_ids %.0f MB", float64(ours.RSS)/1e6, float64(packed.RSS)/1e6, count(float64(remembered)), float64(byID.RSS)/1e6),
-		Verdict:  verdict(highest <= 192e6, highest <= 96e6)})
+		Measured: fmt.Sprintf("%.0f MB in the highest run, %.0f MB compressing; with a window of %s event_ids %.0f MB", float64(plain)/1e6, float64(packed)/1e6,
+			count(float64(remembered)), float64(peakOf(r.samples[oursByID]))/1e6),
+		Verdict: verdict(max(plain, packed) <= 192e6, max(plain, packed) <= 96e6)})
 	s.note("without an event_id of its own an event passes by the deduplication window; with one the window is full from half of the rows on (DEDUP_MAX_IDS=%d)", remembered)
 	s.note("peak RSS of the rivals is that of this program; on loopback compressing can only cost")
 }
