@@ -193,7 +193,7 @@ func (f *fleet) migrate(e *engine, database string) error {
 type server struct {
 	*child.Process
 	addr  string // HTTP
-	admin string // of edge
+	admin string // of edge; a rival has only its allocations there
 	sql   string // of an edge with the engine inside
 	kafka string // of an edge with the broker inside
 }
@@ -239,12 +239,15 @@ func (f *fleet) rival(name string, args ...string) (*server, error) {
 	if err != nil {
 		return nil, err
 	}
-	port, err := child.FreePort()
-	if err != nil {
+	port, err1 := child.FreePort()
+	admin, err2 := child.FreePort()
+	if err := errors.Join(err1, err2); err != nil {
 		return nil, err
 	}
-	s := &server{addr: host + ":" + port}
-	s.Process, err = f.start(name, append([]string{self, "serve-" + name, s.addr}, args...), nil, func() error { return dialable(s.addr) })
+	s := &server{addr: host + ":" + port, admin: host + ":" + admin}
+	s.Process, err = f.start(name, append([]string{self, "serve-" + name, s.addr}, args...), []string{adminOfRival + "=" + s.admin}, func() error {
+		return errors.Join(dialable(s.addr), dialable(s.admin))
+	})
 	return s, err
 }
 

@@ -33,7 +33,7 @@ func (f *fleet) bare(events int64) (*target, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &target{name: "bare fasthttp", beside: rivals, addr: s.addr, server: s.Pid(), where: "its counter", count: func() (int64, error) {
+	return &target{name: "bare fasthttp", beside: rivals, addr: s.addr, server: s.Pid(), admin: s.admin, where: "its counter", count: func() (int64, error) {
 		text, err := get("http://" + s.addr + "/count")
 		if err != nil {
 			return 0, err

@@ -41,7 +41,7 @@ func command(args []string) int {
 	}
 	commands := map[string]func(context.Context, []string) error{
 		"run": run, "model": printModel, "load-test": loadTest,
-		"serve-bare": serveBare, "serve-naive": serveNaive, "serve-naive-sink": serveNaiveSink, "serve-null": serveNull,
+		"serve-bare": telling(serveBare), "serve-naive": telling(serveNaive), "serve-naive-sink": serveNaiveSink, "serve-null": telling(serveNull),
 	}
 	f, ok := commands[name]
 	if !ok {

@@ -23,7 +23,7 @@ type target struct {
 	count  func() (int64, error)
 	where  string           // what count looks at
 	beside string           // not empty: no run of edge's ledger, and why; rivals: what it loses is its own affair
-	admin  string           // of edge, which tells its allocations; empty: unknown
+	admin  string           // where the server tells its allocations; empty: unknown
 	log    string           // directory of its broker
 	kill   func()           // ends the program at once; not of every target
 	pool   *clickhouse.Pool // to its engine, if it has one of its own
@@ -126,6 +126,9 @@ func (t *target) measure(ctx context.Context, l load.Load) (sample, error) {
 	return s, nil
 }
 
+// mallocsTotal is the metric of what a Go program has allocated, by its usual name.
+const mallocsTotal = "go_memstats_mallocs_total"
+
 // mallocs is how many objects the server has allocated so far; 0 when it does
 // not say.
 func (t *target) mallocs() float64 {
@@ -136,7 +139,7 @@ func (t *target) mallocs() float64 {
 	if err != nil {
 		return 0
 	}
-	return m["go_memstats_mallocs_total"]
+	return m[mallocsTotal]
 }
 
 func perEvent(d time.Duration, events int64) float64 {

@@ -5,7 +5,11 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
+	"net/http"
+	"os"
+	"runtime"
 	"strconv"
 
 	"github.com/twmb/franz-go/pkg/kfake"
@@ -16,6 +20,31 @@ import (
 
 // errArguments is for a person who starts a rival by hand.
 var errArguments = errors.New("want: serve-bare ADDR, serve-naive ADDR BROKER sync|async, serve-naive-sink BROKER CLICKHOUSE DATABASE, serve-null ADDR PARTITIONS")
+
+// adminOfRival names the address on which a rival tells its allocations, as edge does on
+// its admin listener.
+const adminOfRival = "BENCH_ADMIN"
+
+// telling is serve, which tells them there, if it was not started by hand.
+func telling(serve func(context.Context, []string) error) func(context.Context, []string) error {
+	return func(ctx context.Context, args []string) error {
+		if addr := os.Getenv(adminOfRival); addr != "" {
+			ln, err := net.Listen("tcp4", addr)
+			if err != nil {
+				return err
+			}
+			defer ln.Close()
+			go func() { _ = http.Serve(ln, http.HandlerFunc(mallocs)) }()
+		}
+		return serve(ctx, args)
+	}
+}
+
+func mallocs(w http.ResponseWriter, _ *http.Request) {
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	fmt.Fprintln(w, mallocsTotal, m.Mallocs)
+}
 
 func serveBare(ctx context.Context, args []string) error {
 	if len(args) != 1 {

@@ -136,7 +136,7 @@ func (f *fleet) naiveSystem() (*system, error) {
 	if err != nil {
 		return nil, err
 	}
-	t.name = "naive async and sink"
+	t.name, t.admin = "naive async and sink", "" // three processes, of which one would tell
 	if t.pool, err = f.pool(e.addr, database); err != nil {
 		return nil, err
 	}
