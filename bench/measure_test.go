@@ -65,6 +65,19 @@ func TestWithinHasNoErrors(t *testing.T) {
 	f(1, 1, false)
 }
 
+func TestInRoundsComparesWhatCounts(t *testing.T) {
+	run := func(cpu float64, lost int64) sample {
+		return sample{CPU: map[string]float64{"server": cpu}, Entry: ledger.Entry{Promised: 1, Found: 1 - lost}}
+	}
+	ours := []sample{run(1, 0), run(2, 0), run(4, 0)}
+	if got := inRounds([]sample{run(3, 0), run(2, 0), run(99, 1)}, ours); got != 2 { // 3 and 1
+		t.Errorf("got %v; want 2", got)
+	}
+	if got := inRounds([]sample{run(1, 1)}, ours); got != 0 {
+		t.Errorf("of nothing: got %v", got)
+	}
+}
+
 func TestPeakIsThatOfTheHighestRun(t *testing.T) {
 	if got := peakOf([]sample{{RSS: 2}, {RSS: 9}, {RSS: 3}}); got != 9 {
 		t.Errorf("got %d; want 9", got)
