@@ -164,9 +164,10 @@ BENCH_COUNT ?= 6
 BENCH_TIME ?= 100ms
 TIMED = $(sort $(patsubst %/,./%,$(dir $(shell grep -rl --include='*_test.go' --exclude-dir=node_modules '^func Benchmark' cmd deploy internal migrations))))
 
-# Ends with what failed first: its output is then no baseline and nothing to compare.
+# Ends with what failed first: its output is then no baseline and nothing to compare. Nor is
+# one without those that need the engine: a benchmark that is skipped says nothing.
 define go_bench
-set -o pipefail; { echo "# $$(sed -n 's/^model name.*: //p' /proc/cpuinfo | head -n 1), $$(nproc) cores, $$($(GO) version), commit $$(git describe --always --dirty)" && \
+set -o pipefail; export EDGE_REQUIRE_ENGINE=1; { echo "# $$(sed -n 's/^model name.*: //p' /proc/cpuinfo | head -n 1), $$(nproc) cores, $$($(GO) version), commit $$(git describe --always --dirty)" && \
 $(GO) test -run '^$$' -bench . -benchmem -benchtime $(BENCH_TIME) -count $(BENCH_COUNT) -p 1 -timeout 60m $(TIMED) && \
 cd bench && $(BENCH_GO) test -run '^$$' -bench . -benchmem -benchtime $(BENCH_TIME) -count $(BENCH_COUNT) -timeout 60m ./rival; }
 endef
@@ -189,7 +190,8 @@ bench-compare: setup $(BENCHSTAT)
 	@$(go_bench) > .tools/bench.txt || { cat .tools/bench.txt; exit 1; }
 	@$(MAKE) --no-print-directory bench-stat
 
-# The last comparison again. Processor and number of cores would be tables of their own.
+## bench-stat: the last bench-compare's table again
+# Processor and number of cores would be tables of their own.
 bench-stat: $(BENCHSTAT)
 	@$(BENCHSTAT) -ignore cpu,/gomaxprocs bench/baseline.txt .tools/bench.txt
 	@on() { sed -n '1s/^# \(.* cores\),.*/\1/p' "$$1"; }; before=$$(on bench/baseline.txt); here=$$(on .tools/bench.txt); \

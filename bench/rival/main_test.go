@@ -102,6 +102,9 @@ func engine(b *testing.B) (*clickhouse.Pool, *embedded.Child) {
 	b.Helper()
 	lib, err := embedded.FindLibrary()
 	if err != nil {
+		if os.Getenv("EDGE_REQUIRE_ENGINE") == "1" {
+			b.Fatal(err)
+		}
 		b.Skip("no embedded engine: ", err)
 	}
 	self, err := os.Executable()
