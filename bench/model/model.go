@@ -93,10 +93,10 @@ func (c Costs) Limits(s Shape) Limits {
 }
 
 // mixed is the processor time of an edge and of a broker for an event, with s's part of
-// them sent alone.
+// them sent alone. Of a broker it is that of one copy; the sinks read one of them.
 func (c Costs) mixed(s Shape) (edge, broker float64) {
-	mix := func(single, bulk float64) float64 { return round(s.Singles*single + (1-s.Singles)*bulk) }
-	return mix(c.Single, c.Edge), mix(c.BrokerSingle, c.Broker)
+	mix := func(single, bulk float64) float64 { return s.Singles*single + (1-s.Singles)*bulk }
+	return round(mix(c.Single, c.Edge)), round(mix(c.BrokerSingle, c.Broker) + c.BrokerRead/float64(s.LogCopies))
 }
 
 // Plan is what one rate needs.

@@ -56,6 +56,7 @@ func (c Costs) measured() string {
 		[]string{"per event", "in bulks of 100 (NDJSON)", "alone, at half load"},
 		[]string{"edge", us(c.Edge), us(c.Single)},
 		[]string{"broker, each copy", us(c.Broker), us(c.BrokerSingle)},
+		[]string{"broker, as the sinks read it", us(c.BrokerRead), "the same"},
 		[]string{"sink", us(c.Sink), "the same"},
 		[]string{"ClickHouse in a minute of load, views and merges of that minute included", us(c.Engine), "the same"},
 		[]string{"ClickHouse of full blocks, as a topic is emptied", us(c.Insert), "the same"},
