@@ -299,6 +299,26 @@ func TestOwnSpikeCanFail(t *testing.T) {
 	f(0, 0, 0, 0, "ours failed rate<0.01") // nothing was taken
 }
 
+func TestK6MayOnlyCrossThresholds(t *testing.T) {
+	f := func(script string, ok bool) {
+		t.Helper()
+		dir := t.TempDir()
+		k6 := filepath.Join(dir, "k6")
+		if err := os.WriteFile(k6, []byte("#!/bin/sh\n"+script), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		text, err := runK6(t.Context(), k6, "host:1", &options{dir: dir}, 1)
+		if (err == nil) != ok || ok && string(text) != "{}" {
+			t.Errorf("%q: got %s, %v", script, text, err)
+		}
+	}
+	summary := `for a; do case $a in RESULTS=*) printf '{}' > "${a#RESULTS=}";; esac; done; `
+	f(summary, true)
+	f(summary+"exit 99", true)
+	f(summary+"exit 107", false) // an exception
+	f("exit 0", false)           // no summary
+}
+
 // The made-up events must be events, in each of the three shapes.
 func TestGeneratedEventsAreEvents(t *testing.T) {
 	pool := codec.NewPool(codec.Rules{})

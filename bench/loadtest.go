@@ -143,9 +143,19 @@ func runK6(ctx context.Context, k6, addr string, o *options, rate int) (json.Raw
 	err := cmd.Run()
 	text, readErr := os.ReadFile(results)
 	if readErr != nil { // it did not get as far as a summary
-		return nil, errors.Join(fmt.Errorf("k6: %w", errors.Join(err, readErr)))
+		return nil, fmt.Errorf("k6: %w", errors.Join(err, readErr))
 	}
-	return text, nil // a crossed threshold, too, is in the summary
+	// A threshold that was crossed is in the summary. A script that threw, or that somebody
+	// stopped, has a summary, too, of what there was until then.
+	const thresholdsHaveFailed = 99
+	var exit *exec.ExitError
+	if errors.As(err, &exit) && exit.ExitCode() == thresholdsHaveFailed {
+		err = nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("k6: %w", err)
+	}
+	return text, nil
 }
 
 // k6Ledger reads k6's summary and compares what it was promised with the tables.
