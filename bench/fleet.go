@@ -294,6 +294,18 @@ func (s *server) metrics() (map[string]float64, error) {
 	return out, sc.Err()
 }
 
+// mallocs is how many objects it has allocated so far; 0 when it does not say.
+func (s *server) mallocs() float64 {
+	if s.admin == "" {
+		return 0
+	}
+	m, err := s.metrics()
+	if err != nil {
+		return 0
+	}
+	return m[mallocsTotal]
+}
+
 func cutLast(s, sep string) (before, after string, ok bool) {
 	i := strings.LastIndex(s, sep)
 	if i < 0 {

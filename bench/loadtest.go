@@ -72,10 +72,14 @@ func loadTest(ctx context.Context, _ []string) (err error) {
 		return err
 	}
 	verified(&r.Book[len(r.Book)-1], problems)
-	if err := r.write("../loadtest/results.json"); err != nil {
+	results := filepath.Join("..", "loadtest", "results.json")
+	if o.quick { // a twentieth of the test
+		results = filepath.Join(o.out, "loadtest.json")
+	}
+	if err := r.write(results); err != nil {
 		return err
 	}
-	fmt.Print(r.table().String(), "\n", r.Book.Summary(), "\nresults: loadtest/results.json\n")
+	fmt.Print(r.table().String(), "\n", r.Book.Summary(), "\nresults: ", results, "\n")
 	switch {
 	case len(r.Book.Void()) > 0:
 		return errVoid
@@ -226,6 +230,9 @@ func (r *loadReport) table() table {
 func (r *loadReport) write(path string) error {
 	text, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}
 	return os.WriteFile(path, append(text, '\n'), 0o644)

@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"runtime"
 	"slices"
 	"time"
 
@@ -131,15 +132,13 @@ const mallocsTotal = "go_memstats_mallocs_total"
 
 // mallocs is how many objects the server has allocated so far; 0 when it does
 // not say.
-func (t *target) mallocs() float64 {
-	if t.admin == "" {
-		return 0
-	}
-	m, err := (&server{admin: t.admin}).metrics()
-	if err != nil {
-		return 0
-	}
-	return m[mallocsTotal]
+func (t *target) mallocs() float64 { return (&server{admin: t.admin}).mallocs() }
+
+// ownMallocs is how many this process has.
+func ownMallocs() float64 {
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return float64(m.Mallocs)
 }
 
 func perEvent(d time.Duration, events int64) float64 {

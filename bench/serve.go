@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"runtime"
 	"strconv"
 
 	"github.com/twmb/franz-go/pkg/kfake"
@@ -41,9 +40,7 @@ func telling(serve func(context.Context, []string) error) func(context.Context, 
 }
 
 func mallocs(w http.ResponseWriter, _ *http.Request) {
-	var m runtime.MemStats
-	runtime.ReadMemStats(&m)
-	fmt.Fprintln(w, mallocsTotal, m.Mallocs)
+	fmt.Fprintln(w, mallocsTotal, ownMallocs())
 }
 
 func serveBare(ctx context.Context, args []string) error {

@@ -101,7 +101,7 @@ func (r *sinkRatios) add(before *sample, m sample) {
 
 // sink adds what the runs came to.
 func (s *section) sink(r *sinkRatios, remembered int64) {
-	t := table{Header: []string{"", "rows/s", "client µs/row", "engine µs/row", "broker µs/row", "peak RSS MB", "rows/s to ours"}}
+	t := table{Header: []string{"", "rows/s", "client µs/row", "engine µs/row", "broker µs/row", "client allocs/row", "peak RSS MB", "rows/s to ours"}}
 	got, two, peer := median(r.toLimit[oursPlain]), median(r.toTwo), median(r.toPeer)
 	rel := map[string]float64{readyOne: inverse(got), readyTwo: inverse(two), naiveSink: inverse(peer)}
 	for name, to := range r.toLimit {
@@ -109,7 +109,7 @@ func (s *section) sink(r *sinkRatios, remembered int64) {
 	}
 	for _, name := range []string{readyOne, readyTwo, oursPlain, oursSingle, oursPacked, oursByID, naiveSink} {
 		m := typical(r.samples[name])
-		t.row(name, count(m.PerSecond), micros(m.CPU, "server"), micros(m.CPU, "engine"), micros(m.CPU, "broker"), m.peaks(), cell("%.2f", rel[name]))
+		t.row(name, count(m.PerSecond), micros(m.CPU, "server"), micros(m.CPU, "engine"), micros(m.CPU, "broker"), fmt.Sprintf("%.2f", m.Allocs), m.peaks(), cell("%.2f", rel[name]))
 	}
 	s.Tables = append(s.Tables, t)
 	ours, byID := typical(r.samples[oursPlain]), typical(r.samples[oursByID])
@@ -152,6 +152,7 @@ type sinkRuns struct {
 type effort struct {
 	took, used time.Duration // used: of the sink's own process
 	rss        int64
+	mallocs    float64                  // objects that it allocated; ours since its start
 	verify     func() ([]string, error) // says what is wrong, and ends the sink; nil: nothing to ask
 }
 
@@ -174,7 +175,7 @@ func (r *sinkRuns) into(name string, from *broker, rows int64, work func(databas
 		return sample{}, fmt.Errorf("%s: %w", name, err)
 	}
 	_, engine := child.Memory(r.engine.Pid())
-	s := sample{Target: name, Events: rows, PerSecond: float64(rows) / w.took.Seconds(), RSS: w.rss, OthersRSS: map[string]int64{"engine": engine}, CPU: map[string]float64{
+	s := sample{Target: name, Events: rows, PerSecond: float64(rows) / w.took.Seconds(), Allocs: w.mallocs / float64(max(rows, 1)), RSS: w.rss, OthersRSS: map[string]int64{"engine": engine}, CPU: map[string]float64{
 		"server": perEvent(w.used, rows), "engine": perEvent(child.CPU(r.engine.Pid())-engineBefore, rows), "broker": perEvent(child.CPU(from.Pid())-brokerBefore, rows)}}
 	var problems []string
 	if w.verify != nil {
@@ -200,10 +201,10 @@ func (r *sinkRuns) limit(name string, connections int) (sample, error) {
 		if err != nil {
 			return effort{}, err
 		}
-		before := child.Self()
+		before, mallocs := child.Self(), ownMallocs()
 		took, err := r.ready.Fill(r.b.ctx, pool, n, connections)
 		_, rss := child.Memory(os.Getpid())
-		return effort{took: took, used: child.Self() - before, rss: rss}, err
+		return effort{took: took, used: child.Self() - before, rss: rss, mallocs: ownMallocs() - mallocs}, err
 	})
 }
 
@@ -211,10 +212,10 @@ func (r *sinkRuns) limit(name string, connections int) (sample, error) {
 func (r *sinkRuns) peer() (sample, error) {
 	n := max(r.b.o.rows/8, 1)
 	return r.into(naiveSink, r.plain, n, func(db string) (effort, error) {
-		before := child.Self()
+		before, mallocs := child.Self(), ownMallocs()
 		took, err := naive.Sink(r.b.ctx, naive.Config{Brokers: []string{r.plain.addr}, Topic: topic}, r.engine.addr, db, int(n))
 		_, rss := child.Memory(os.Getpid())
-		return effort{took: took, used: child.Self() - before, rss: rss}, err
+		return effort{took: took, used: child.Self() - before, rss: rss, mallocs: ownMallocs() - mallocs}, err
 	})
 }
 
@@ -263,6 +264,7 @@ func (r *sinkRuns) ours(name string, from *broker, settings ...string) (sample, 
 			return effort{}, errors.Join(err, fmt.Errorf("%d of %d rows stored: %s", rows, r.b.o.rows, s.Tail()))
 		}
 		_, rss := child.Memory(s.Pid())
+		mallocs := s.mallocs()
 		verify := func() ([]string, error) {
 			problems, err := s.verify(r.b.ctx)
 			return problems, errors.Join(err, s.Stop())
@@ -271,9 +273,9 @@ func (r *sinkRuns) ours(name string, from *broker, settings ...string) (sample, 
 		// such part: its clock runs from the start.
 		part := rows - atFirst
 		if part == 0 {
-			return effort{last.Sub(began), cpuLast, rss, verify}, nil
+			return effort{last.Sub(began), cpuLast, rss, mallocs, verify}, nil
 		}
 		scale := float64(rows) / float64(part)
-		return effort{time.Duration(float64(last.Sub(first)) * scale), time.Duration(float64(cpuLast-cpuFirst) * scale), rss, verify}, nil
+		return effort{time.Duration(float64(last.Sub(first)) * scale), time.Duration(float64(cpuLast-cpuFirst) * scale), rss, mallocs, verify}, nil
 	})
 }
