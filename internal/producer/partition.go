@@ -21,6 +21,10 @@ const (
 	// A broker that disowns one new identity after the other has another trouble
 	// than having forgotten us.
 	maxRenewals = 3
+	// Brokers forget a producer a day after the time in its last batch, unless told
+	// otherwise (producer.id.expiration.ms), and take whatever comes next for new. Half
+	// of that leaves the clocks room to differ.
+	remembered = 12 * time.Hour
 )
 
 // partition is what one shard has for one partition of the topic: batches in
@@ -141,9 +145,9 @@ func (pt *partition) inFlight() int {
 }
 
 // kept is how many batches stay although nobody waits for them any more: the
-// first, when it may be in the log.
-func (pt *partition) kept() int {
-	if len(pt.queue) > 0 && pt.queue[0].unsure {
+// first, when it may be in the log and the broker would know it again.
+func (pt *partition) kept(now time.Time) int {
+	if len(pt.queue) > 0 && pt.queue[0].unsure && now.UnixMilli()-pt.queue[0].maxMs < remembered.Milliseconds() {
 		return 1
 	}
 	return pt.inFlight()

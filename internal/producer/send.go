@@ -122,9 +122,10 @@ func (s *shard) fetchIdentity() {
 	})
 }
 
-// expire drops what has waited too long and cannot be in the log.
+// expire drops what has waited too long and cannot be in the log, or has waited so long
+// that sending it again could put it there twice.
 func (s *shard) expire(pt *partition) {
-	for keep := pt.kept(); keep < len(pt.queue); {
+	for keep := pt.kept(s.now); keep < len(pt.queue); {
 		late := pt.queue[keep].since.Add(s.p.patience)
 		if s.now.Before(late) {
 			s.at(late)

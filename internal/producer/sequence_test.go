@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"hash/maphash"
 	"net"
+	"os"
+	"path/filepath"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -120,7 +122,47 @@ func TestForgottenWithoutAnAnswer(t *testing.T) {
 	f(false, answer(kerr.KafkaStorageError))
 }
 
-// The same, with an answer that is final for this attempt only.
+// The broker appended the batch, the answer was lost with the network, and when that is
+// back the broker has forgotten the producer without saying so: it takes any number of one
+// that it does not know.
+func TestForgottenWithoutAWord(t *testing.T) {
+	f := func(away time.Duration, acknowledged uint64) {
+		t.Helper()
+		dir := t.TempDir()
+		simulateOn(t, []kfake.Opt{kfake.DataDir(dir)}, nil, func(s *sim) {
+			warm := s.expect(nil, ids("warm", 40)...)
+			s.pass(time.Second) // no other answer is on its way
+			before := s.p.ok.Load()
+			s.net.onAnswer(func(net.Conn) { s.net.cut() })
+			r := s.request("event")
+			r.expect(ErrTimeout)
+			s.pass(away)
+			s.cluster.Close()
+			if away >= 24*time.Hour {
+				if err := os.Remove(filepath.Join(dir, "seq_windows.json")); err != nil {
+					t.Fatal(err)
+				}
+			}
+			cluster, err := kfake.NewCluster(kfake.NumBrokers(2), kfake.ListenFn(s.net.Listen), kfake.Ports(9092, 9093), kfake.DataDir(dir))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer cluster.Close()
+			s.cluster = cluster
+			s.net.mend()
+			s.pass(time.Minute)
+			if n := s.p.ok.Load() - before; n != acknowledged {
+				t.Errorf("away for %s: %d records were acknowledged late; want %d", away, n, acknowledged)
+			}
+			s.wantLog(warm, r.records, s.expect(nil, "after"))
+		})
+	}
+	f(11*time.Hour, 1)
+	f(25*time.Hour, 0)
+}
+
+// The broker appended the batch, the answer was lost, and the next is final for its
+// attempt only.
 func TestRefusedWithoutAnAnswer(t *testing.T) {
 	simulate(t, nil, func(s *sim) {
 		s.cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: kerr.NotEnoughReplicasAfterAppend, Count: 1})
