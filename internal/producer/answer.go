@@ -97,6 +97,9 @@ func (s *shard) conclude(pt *partition, answer *kmsg.ProduceResponseTopicPartiti
 	r, b := pt.flight, pt.queue[0]
 	pt.flight = nil
 	fate, err := pt.judge(b, answer)
+	if fate != lost { // which is counted with its batch
+		s.p.cfg.Kafka.Errors.Count("produce", err)
+	}
 	switch fate {
 	case done:
 		pt.sequence += int32(b.records)
@@ -106,6 +109,11 @@ func (s *shard) conclude(pt *partition, answer *kmsg.ProduceResponseTopicPartiti
 			pt.forget()
 		}
 	case again:
+		// A leader that has moved is found at the second try. After that the requests of the
+		// batch time out, and nothing else says why.
+		if pt.tries > 0 {
+			s.p.cfg.Kafka.Logger.Warn("the broker does not take a batch, which is sent again", "topic", s.p.cfg.Topic, "partition", pt.index, "err", err)
+		}
 		s.retry(pt, r)
 	case anew:
 		if pt.sequence > 0 && answer.LogStartOffset <= pt.acked { // else retention took all we wrote

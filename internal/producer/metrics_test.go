@@ -1,7 +1,12 @@
 package producer
 
 import (
+	"bytes"
+	"log/slog"
+	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
@@ -77,4 +82,50 @@ func TestMetricsAddUp(t *testing.T) {
 			t.Errorf("not expected: %v", got)
 		}
 	})
+}
+
+// Requests that time out because the broker turns their batch away time and again get no
+// reason; the log and the metrics have it.
+func TestReasonOfATimeout(t *testing.T) {
+	f := func(key kmsg.Key, op string, code *kerr.Error) {
+		t.Helper()
+		var log bytes.Buffer
+		simulate(t, func(c *Config) { c.Kafka.Logger = slog.New(slog.NewTextHandler(&log, nil)) }, func(s *sim) {
+			if key != kmsg.InitProducerID {
+				s.expect(nil, "warm")
+			}
+			refusing := s.cluster.Fault(kfake.Fault{Keys: []kmsg.Key{key}, Err: code, Count: -1})
+			s.expect(ErrTimeout, "event")
+			synctest.Wait()
+			if said := log.String(); !strings.Contains(said, "level=WARN") || !strings.Contains(said, code.Message) {
+				t.Errorf("%s: the log says %q", code.Message, said)
+			}
+			set, counted := new(stat.Set), 0.0
+			s.errs.Describe(set)
+			registry := prometheus.NewPedanticRegistry()
+			registry.MustRegister(set)
+			families, err := registry.Gather()
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, m := range families[0].Metric {
+				if m.Label[0].GetValue() == code.Message && m.Label[1].GetValue() == op {
+					counted = m.Counter.GetValue()
+				}
+			}
+			if tries := float64(refusing.Hits()); counted != tries {
+				t.Errorf("%s: %v of %v answers to %s were counted", code.Message, counted, tries, op)
+			}
+			refusing.Remove()
+			s.pass(time.Minute)
+			log.Reset()
+			if s.expect(nil, "after"); log.Len() > 0 {
+				t.Errorf("%s: it is over, and the log says %q", code.Message, log.String())
+			}
+		})
+	}
+	f(kmsg.Produce, "produce", kerr.NotEnoughReplicas)
+	f(kmsg.Produce, "produce", kerr.NotEnoughReplicasAfterAppend)
+	f(kmsg.Produce, "produce", kerr.KafkaStorageError)
+	f(kmsg.InitProducerID, "InitProducerID", kerr.ClusterAuthorizationFailed)
 }

@@ -76,7 +76,7 @@ func (r *produce) do(client *kgo.Client) {
 }
 
 // newIdentity fetches a producer id nobody has, however long that takes.
-func newIdentity(ctx context.Context, client *kgo.Client, count func(string, error)) (identity, error) {
+func newIdentity(ctx context.Context, client *kgo.Client, o kafka.Options) (identity, error) {
 	for tries := 1; ; tries++ {
 		req := kmsg.NewPtrInitProducerIDRequest()
 		resp, err := req.RequestWith(ctx, client)
@@ -84,7 +84,9 @@ func newIdentity(ctx context.Context, client *kgo.Client, count func(string, err
 			if err = kerr.ErrorForCode(resp.ErrorCode); err == nil {
 				return identity{resp.ProducerID, resp.ProducerEpoch}, nil
 			}
-			count("InitProducerID", err) // the client counts those of the connection
+			// The client counts those of the connection, and says what they are.
+			o.Errors.Count("InitProducerID", err)
+			o.Logger.Warn("the broker gives no producer id, without which nothing is sent", "err", err)
 		}
 		if ctx.Err() != nil || errors.Is(err, kgo.ErrClientClosed) {
 			return nobody, err

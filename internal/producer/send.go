@@ -116,7 +116,7 @@ func (s *shard) fetchIdentity() {
 	}
 	s.fetching = true
 	s.p.helpers.Go(func() {
-		if who, err := newIdentity(s.p.ctx, s.p.client, s.p.cfg.Kafka.Errors.Count); err == nil {
+		if who, err := newIdentity(s.p.ctx, s.p.client, s.p.cfg.Kafka); err == nil {
 			s.identified(who)
 		}
 	})
