@@ -148,7 +148,7 @@ func (s *shard) retry(pt *partition, r *produce) {
 // settle gives b and the requests of its records their outcome.
 func (s *shard) settle(b *batch, err error) {
 	if err != nil {
-		s.p.cfg.Kafka.Errors.Count("produce", err)
+		s.failed(b.records, err)
 		err = said(err, b.unsure)
 	}
 	s.records -= b.records
@@ -160,6 +160,15 @@ func (s *shard) settle(b *batch, err error) {
 	}
 	if !s.giveUp.Load() { // else kgo may have returned early, and still read it
 		b.free()
+	}
+}
+
+// failed notes that n records failed. With AckMemory nobody hears of the outcome, and the
+// clients go by their 202.
+func (s *shard) failed(n int, err error) {
+	s.p.cfg.Kafka.Errors.Count("produce", err)
+	if s.p.cfg.Ack == AckMemory {
+		s.p.cfg.Kafka.Logger.Error("events that were accepted are dropped; with ACK=memory their clients are not told", "topic", s.p.cfg.Topic, "events", n, "err", err)
 	}
 }
 

@@ -3,6 +3,7 @@ package producer
 import (
 	"bytes"
 	"log/slog"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -128,4 +129,36 @@ func TestReasonOfATimeout(t *testing.T) {
 	f(kmsg.Produce, "produce", kerr.NotEnoughReplicasAfterAppend)
 	f(kmsg.Produce, "produce", kerr.KafkaStorageError)
 	f(kmsg.InitProducerID, "InitProducerID", kerr.ClusterAuthorizationFailed)
+}
+
+// With AckMemory the log is the only one to hear that events are lost after a 202, and how
+// many.
+func TestLossAfterAcceptedIsSaid(t *testing.T) {
+	var log bytes.Buffer
+	simulate(t, func(c *Config) {
+		c.Ack, c.Kafka.Logger = AckMemory, slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelError}))
+	}, func(s *sim) {
+		kept := s.expect(nil, "warm")
+		s.pass(time.Second)
+		denied := s.cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: kerr.TopicAuthorizationFailed, Count: -1})
+		s.expect(nil, ids("event", 300)...) // more than batches hold
+		s.pass(time.Minute)
+		denied.Remove()
+		kept = append(kept, s.expect(nil, "after")...)
+		s.pass(time.Second)
+		s.wantLog(kept)
+		said := 0
+		for line := range strings.Lines(log.String()) {
+			_, n, _ := strings.Cut(line, " events=")
+			n, _, _ = strings.Cut(n, " ")
+			events, err := strconv.Atoi(n)
+			if err != nil || !strings.Contains(line, kerr.TopicAuthorizationFailed.Message) {
+				t.Errorf("not expected: %s", line)
+			}
+			said += events
+		}
+		if said != 300 {
+			t.Errorf("300 events were lost, the log says %d", said)
+		}
+	})
 }

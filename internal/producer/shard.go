@@ -222,7 +222,7 @@ func (s *shard) place(j *job) bool {
 		s.at(late)
 	}
 	if refused > 0 {
-		s.p.cfg.Kafka.Errors.Count("produce", kerr.MessageTooLarge)
+		s.failed(refused, kerr.MessageTooLarge)
 		j.settle(refused, kerr.MessageTooLarge, s.now) // last: j may be gone
 	}
 	return all
@@ -230,8 +230,8 @@ func (s *shard) place(j *job) bool {
 
 // skip gives j's records that are in no batch yet the outcome err.
 func (s *shard) skip(j *job, err error) {
-	s.p.cfg.Kafka.Errors.Count("produce", err)
 	n := j.batch.Len() - j.placed
+	s.failed(n, err)
 	j.letGo()
 	j.placed += n
 	j.settle(n, err, s.now)
