@@ -118,6 +118,48 @@ func TestHourWithoutBroker(t *testing.T) {
 	f("silent", func(s *sim) func() { s.expect(nil, "before"); return s.block() })
 }
 
+// With AckMemory an hour without a broker costs nothing that was taken: what there is room
+// for waits, and more is refused.
+func TestHourWithoutBrokerInMemory(t *testing.T) {
+	f := func(name string, warm bool, fail func(*sim) (mend func())) {
+		t.Helper()
+		simulate(t, func(c *Config) { c.Ack = AckMemory }, func(s *sim) {
+			var kept [][]string
+			if warm {
+				kept = append(kept, s.expect(nil, "before"))
+				s.pass(time.Second)
+			}
+			mend := fail(s)
+			defer mend()
+			refused := 0
+			for i := range 360 {
+				switch records, err := s.publish(ids(fmt.Sprint("event-", i), 10)...); err {
+				case nil:
+					kept = append(kept, records)
+				case ErrFull:
+					refused++
+				default:
+					t.Fatalf("%s: %v", name, err)
+				}
+				s.pass(outage / 360)
+				s.checkBounds()
+			}
+			mend()
+			s.pass(time.Minute)
+			kept = append(kept, s.expect(nil, "after"))
+			s.pass(time.Second)
+			if len(kept) < 20 || refused == 0 {
+				t.Errorf("%s: %d requests were taken, %d refused", name, len(kept), refused)
+			}
+			s.wantLog(kept...)
+		})
+	}
+	f("never reached", false, func(s *sim) func() { s.net.cut(); return s.net.mend })
+	f("gone", true, func(s *sim) func() { s.net.cut(); return s.net.mend })
+	f("silent", true, (*sim).block)
+	f("cannot", true, (*sim).stall)
+}
+
 // hour sends requests during an outage and checks the answers and the
 // bounds. It returns the records that were taken and how many were refused.
 func (s *sim) hour() (taken []string, refused int) {

@@ -75,6 +75,9 @@ type Config struct {
 	Linger           time.Duration // how long a batch waits for more before it is sent
 }
 
+// forever fits into the 292 years that a Duration has, also when added to a time.
+const forever = 100 * 365 * 24 * time.Hour
+
 // Producer is safe for concurrent use.
 type Producer struct {
 	cfg      Config
@@ -94,7 +97,8 @@ type Producer struct {
 	small      int64 // smallRequest; tests spread everything
 	// Nobody waits for a record any more after AckTimeout. What never left us is
 	// dropped a while later, so that a long outage does not end with a burst of
-	// events their clients have since sent again.
+	// events their clients have since sent again. With AckMemory nobody sends again what
+	// was answered 202: it waits for as long as it takes, and the full ring refuses more.
 	patience time.Duration
 
 	ok, failed, orphaned     stat.Counter
@@ -121,6 +125,9 @@ func newProducer(cfg Config, client *kgo.Client) *Producer {
 		cfg: cfg, client: client, seconds: stat.NewHistogram(stat.Seconds),
 		maxRecords: max(1, cfg.MaxInflight/cfg.Shards), maxBytes: max(1, cfg.MaxInflightBytes/cfg.Shards),
 		patience: cfg.AckTimeout + 8*time.Second, small: smallRequest,
+	}
+	if cfg.Ack == AckMemory {
+		p.patience = forever
 	}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	p.jobs.New = func() any { return &job{p: p} }

@@ -174,7 +174,7 @@ func (s *shard) pop() {
 	s.next, s.popped = 0, s.ring.Pop(s.jobs[:])
 	for _, j := range s.jobs[:s.popped] {
 		j.since = j.started
-		if s.p.cfg.Ack == AckMemory { // told that we have it: it gets its time from here on
+		if s.p.cfg.Ack == AckMemory { // gathers with what leaves the ring beside it, however long it was there
 			j.since = s.now
 		}
 	}
