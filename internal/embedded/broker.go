@@ -172,13 +172,16 @@ func (b *Broker) openTopics() error {
 // makePartitionDirs makes the directories that kfake would make at the first
 // record, so that their names are on disk before a record can be.
 func (b *Broker) makePartitionDirs(topic string, n int32) error {
-	all := filepath.Join(b.dir, "partitions")
 	for p := range n {
-		if err := os.MkdirAll(filepath.Join(all, fmt.Sprintf("%s-%d", url.PathEscape(topic), p)), 0o700); err != nil {
+		if err := os.MkdirAll(b.partitionDir(topic, p), 0o700); err != nil {
 			return err
 		}
 	}
-	return syncDir(all)
+	return syncDir(filepath.Join(b.dir, "partitions"))
+}
+
+func (b *Broker) partitionDir(topic string, partition int32) string {
+	return filepath.Join(b.dir, "partitions", fmt.Sprintf("%s-%d", url.PathEscape(topic), partition))
 }
 
 func (b *Broker) startBackground() {

@@ -2,8 +2,13 @@ package embedded
 
 import (
 	"context"
+	"encoding/binary"
+	"errors"
 	"fmt"
+	"io"
 	"maps"
+	"math"
+	"os"
 	"slices"
 	"time"
 
@@ -42,7 +47,9 @@ func (b *Broker) trimTopic(ctx context.Context, topic string, r Retention) error
 	if len(limits) == 0 {
 		return nil
 	}
-	young, err := b.admin.ListOffsetsAfterMilli(ctx, time.Now().Add(-r.Age).UnixMilli(), topic)
+	now := time.Now()
+	since := now.Add(-r.Age).UnixMilli()
+	young, err := b.admin.ListOffsetsAfterMilli(ctx, since, topic)
 	if err == nil {
 		err = young.Error()
 	}
@@ -59,6 +66,15 @@ func (b *Broker) trimTopic(ctx context.Context, topic string, r Retention) error
 		if !ok {
 			continue
 		}
+		if first.Timestamp > now.UnixMilli() {
+			// Written while the clock was ahead, perhaps by years, for which nothing behind
+			// it would ever go.
+			before, err := b.before(topic, p.Partition, since)
+			if err != nil {
+				return fmt.Errorf("partition %d: %w", p.Partition, err)
+			}
+			first.Offset = max(first.Offset, before)
+		}
 		to := min(limit, first.Offset)
 		if to <= p.LogStartOffset {
 			continue
@@ -69,6 +85,44 @@ func (b *Broker) trimTopic(ctx context.Context, topic string, r Retention) error
 		b.stats.trimmed.Add(uint64(to - p.LogStartOffset))
 	}
 	return nil
+}
+
+// before returns an offset, the first of a segment, whose record is older than since, and
+// with it all that lies before, whatever their own timestamps say; 0 when there is none.
+func (b *Broker) before(topic string, partition int32, since int64) (int64, error) {
+	dir := b.partitionDir(topic, partition)
+	bases, err := segmentBases(dir)
+	if err != nil {
+		return 0, err
+	}
+	for _, base := range slices.Backward(bases) {
+		at, err := firstTime(segmentPath(dir, base))
+		if err != nil {
+			return 0, err
+		}
+		if at < since {
+			return base, nil
+		}
+	}
+	return 0, nil
+}
+
+// firstTime returns the latest timestamp of a segment's first batch, in Unix milliseconds;
+// the end of time when there is no batch yet.
+func firstTime(path string) (int64, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	var head [batchHeader]byte
+	switch _, err := f.ReadAt(head[:], 0); {
+	case errors.Is(err, io.EOF):
+		return math.MaxInt64, nil
+	case err != nil:
+		return 0, err
+	}
+	return int64(binary.BigEndian.Uint64(head[35:])), nil
 }
 
 // consumed returns, for the partitions with something to trim, the offset

@@ -52,6 +52,40 @@ func TestTrim(t *testing.T) {
 	}
 }
 
+// TestTrimBehindAClockAhead: a record of a clock that was a year ahead holds up nothing but
+// itself, until one that is old lies behind it.
+func TestTrimBehindAClockAhead(t *testing.T) {
+	b := start(t, BrokerConfig{
+		Dir: t.TempDir(), SegmentBytes: 1000, Retention: map[string]Retention{topic: {Group: group, Age: time.Hour}},
+	})
+	cl := newClient(t, b)
+	f := func(name string, logStart int64) {
+		t.Helper()
+		end := b.Partitions(topic)[0].HighWatermark
+		commit(t, b, end, "")
+		if err := b.Trim(testContext(t)); err != nil {
+			t.Fatal(err)
+		}
+		if p := b.cluster.PartitionInfos(topic)[0]; p.LogStartOffset != logStart {
+			t.Errorf("%s: log is [%d,%d); want it to start at %d", name, p.LogStartOffset, end, logStart)
+		}
+	}
+	produceAt(t, cl, 20, time.Now().Add(-3*time.Hour))
+	produceAt(t, cl, 20, time.Now().Add(365*24*time.Hour))
+	f("nothing behind it", 20)
+	produceAt(t, cl, 20, time.Now())
+	f("young ones behind it", 20)
+	// Timestamps do not go back but with the clock; here to make the test short.
+	produceAt(t, cl, 60, time.Now().Add(-2*time.Hour))
+	bases, err := segmentBases(b.partitionDir(topic, 0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f("old ones behind it", bases[len(bases)-1])
+	produceAt(t, cl, 60, time.Now())
+	f("nothing of that clock is left", 120)
+}
+
 // TestTrimKeepsTheOffsets trims everything it may and stops the broker in both
 // ways: the next record must get the next offset, never 0.
 func TestTrimKeepsTheOffsets(t *testing.T) {
