@@ -145,12 +145,19 @@ func (pt *partition) inFlight() int {
 }
 
 // kept is how many batches stay although nobody waits for them any more: the
-// first, when it may be in the log and the broker would know it again.
-func (pt *partition) kept(now time.Time) int {
-	if len(pt.queue) > 0 && pt.queue[0].unsure && now.UnixMilli()-pt.queue[0].maxMs < remembered.Milliseconds() {
+// first, when it may be in the log.
+func (pt *partition) kept() int {
+	if len(pt.queue) > 0 && pt.queue[0].unsure {
 		return 1
 	}
 	return pt.inFlight()
+}
+
+// forgotten tells whether the first batch may be in the log of a broker that would not
+// know it again.
+func (pt *partition) forgotten(now time.Time) bool {
+	b := pt.queue[0]
+	return b.unsure && pt.flight == nil && now.UnixMilli()-b.maxMs >= remembered.Milliseconds()
 }
 
 var (

@@ -122,10 +122,13 @@ func (s *shard) fetchIdentity() {
 	})
 }
 
-// expire drops what has waited too long and cannot be in the log, or has waited so long
-// that sending it again could put it there twice.
+// expire drops what has waited too long and cannot be in the log, and what may be there
+// and has waited so long that sending it again could put it there twice.
 func (s *shard) expire(pt *partition) {
-	for keep := pt.kept(s.now); keep < len(pt.queue); {
+	if pt.forgotten(s.now) {
+		s.drop(pt, 0, errTooLate)
+	}
+	for keep := pt.kept(); keep < len(pt.queue); {
 		late := pt.queue[keep].since.Add(s.p.patience)
 		if s.now.Before(late) {
 			s.at(late)

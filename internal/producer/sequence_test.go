@@ -126,16 +126,16 @@ func TestForgottenWithoutAnAnswer(t *testing.T) {
 // back the broker has forgotten the producer without saying so: it takes any number of one
 // that it does not know.
 func TestForgottenWithoutAWord(t *testing.T) {
-	f := func(away time.Duration, acknowledged uint64) {
+	f := func(ack Ack, away time.Duration, acknowledged uint64) {
 		t.Helper()
 		dir := t.TempDir()
-		simulateOn(t, []kfake.Opt{kfake.DataDir(dir)}, nil, func(s *sim) {
+		simulateOn(t, []kfake.Opt{kfake.DataDir(dir)}, func(c *Config) { c.Ack = ack }, func(s *sim) {
 			warm := s.expect(nil, ids("warm", 40)...)
 			s.pass(time.Second) // no other answer is on its way
 			before := s.p.ok.Load()
 			s.net.onAnswer(func(net.Conn) { s.net.cut() })
 			r := s.request("event")
-			r.expect(ErrTimeout)
+			r.expect(map[Ack]error{AckBroker: ErrTimeout}[ack])
 			s.pass(away)
 			s.cluster.Close()
 			if away >= 24*time.Hour {
@@ -154,11 +154,15 @@ func TestForgottenWithoutAWord(t *testing.T) {
 			if n := s.p.ok.Load() - before; n != acknowledged {
 				t.Errorf("away for %s: %d records were acknowledged late; want %d", away, n, acknowledged)
 			}
-			s.wantLog(warm, r.records, s.expect(nil, "after"))
+			after := s.expect(nil, "after")
+			s.pass(time.Second)
+			s.wantLog(warm, r.records, after)
 		})
 	}
-	f(11*time.Hour, 1)
-	f(25*time.Hour, 0)
+	for _, ack := range []Ack{AckBroker, AckMemory} {
+		f(ack, 11*time.Hour, 1)
+		f(ack, 25*time.Hour, 0)
+	}
 }
 
 // The broker appended the batch, the answer was lost, and the next is final for its
