@@ -160,6 +160,34 @@ func TestHourWithoutBrokerInMemory(t *testing.T) {
 	f("cannot", true, (*sim).stall)
 }
 
+// One event a second, and each in a batch of its own would take the memory of hundreds.
+func TestTrickleWithoutBrokerInMemory(t *testing.T) {
+	simulate(t, func(c *Config) {
+		c.Ack, c.Shards, c.MaxInflight, c.MaxInflightBytes = AckMemory, 1, 10_000, 1<<20
+	}, func(s *sim) {
+		kept := [][]string{s.expect(nil, "before")}
+		s.pass(time.Second)
+		s.net.cut()
+		for i := range 600 {
+			kept = append(kept, s.expect(nil, fmt.Sprint("event-", i)))
+			s.pass(time.Second + time.Millisecond)
+		}
+		room := 0
+		parts := s.p.shards[0].parts // the shard sleeps
+		for i := range parts {
+			for _, b := range parts[i].queue {
+				room += cap(b.buf)
+			}
+		}
+		if n := int(s.p.buffered.Load()); n == 0 || room > 2*n+partitions*16<<10 {
+			t.Errorf("batches take %d bytes for %d", room, n)
+		}
+		s.net.mend()
+		s.pass(time.Minute)
+		s.wantLog(kept...)
+	})
+}
+
 // hour sends requests during an outage and checks the answers and the
 // bounds. It returns the records that were taken and how many were refused.
 func (s *sim) hour() (taken []string, refused int) {

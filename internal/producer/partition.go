@@ -46,12 +46,12 @@ type partition struct {
 }
 
 // last returns the batch that takes another record of n bytes, waiting since
-// then.
-func (pt *partition) last(n int, since time.Time) *batch {
+// then. A batch takes records for as long as gather.
+func (pt *partition) last(n int, since time.Time, gather time.Duration) *batch {
 	if k := len(pt.queue) - 1; k >= 0 {
 		b := pt.queue[k]
 		// One that was packed is closed, also when it has lost its stamp.
-		open := b.stamp == nobody && !b.packed && recordsAt+b.size+n <= maxBatchBytes && since.Sub(b.since) < gatherFor
+		open := b.stamp == nobody && !b.packed && recordsAt+b.size+n <= maxBatchBytes && since.Sub(b.since) < gather
 		if open {
 			return b
 		}

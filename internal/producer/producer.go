@@ -100,6 +100,9 @@ type Producer struct {
 	// events their clients have since sent again. With AckMemory nobody sends again what
 	// was answered 202: it waits for as long as it takes, and the full ring refuses more.
 	patience time.Duration
+	// How long a batch that waits takes records: until it is full when none is dropped, or
+	// a trickle would have thousands of batches, each of a few KiB, for a record each.
+	gather time.Duration
 
 	ok, failed, orphaned     stat.Counter
 	inflight, buffered, held stat.Gauge
@@ -124,10 +127,10 @@ func newProducer(cfg Config, client *kgo.Client) *Producer {
 	p := &Producer{
 		cfg: cfg, client: client, seconds: stat.NewHistogram(stat.Seconds),
 		maxRecords: max(1, cfg.MaxInflight/cfg.Shards), maxBytes: max(1, cfg.MaxInflightBytes/cfg.Shards),
-		patience: cfg.AckTimeout + 8*time.Second, small: smallRequest,
+		patience: cfg.AckTimeout + 8*time.Second, gather: gatherFor, small: smallRequest,
 	}
 	if cfg.Ack == AckMemory {
-		p.patience = forever
+		p.patience, p.gather = forever, forever
 	}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	p.jobs.New = func() any { return &job{p: p} }

@@ -205,7 +205,7 @@ func (s *shard) place(j *job) bool {
 			continue
 		}
 		pt := &s.parts[kafka.PartitionOf(j.batch.Hash(j.placed), len(s.view.leaders))]
-		b := pt.last(size, j.since)
+		b := pt.last(size, j.since, s.p.gather)
 		s.bytes += b.append(value, ms, j.batch.Assigned(j.placed))
 		if b.full() {
 			s.scratch = b.squeeze(s.scratch)

@@ -29,7 +29,7 @@ func TestRequestIsBounded(t *testing.T) {
 		noise[i] = byte(random.Uint32())
 	}
 	for i := range s.parts {
-		s.parts[i].last(len(noise), time.Now()).append(noise, 0, false)
+		s.parts[i].last(len(noise), time.Now(), gatherFor).append(noise, 0, false)
 	}
 	sent := 0
 	for sent < count {
