@@ -164,11 +164,13 @@ func (s *shard) settle(b *batch, err error) {
 }
 
 // failed notes that n records failed. With AckMemory nobody hears of the outcome, and the
-// clients go by their 202.
+// clients go by their 202. The log holds equal lines back with what they say of n, so each
+// has the total, too.
 func (s *shard) failed(n int, err error) {
 	s.p.cfg.Kafka.Errors.Count("produce", err)
 	if s.p.cfg.Ack == AckMemory {
-		s.p.cfg.Kafka.Logger.Error("events that were accepted are dropped; with ACK=memory their clients are not told", "topic", s.p.cfg.Topic, "events", n, "err", err)
+		total := s.p.lost.Add(int64(n))
+		s.p.cfg.Kafka.Logger.Error("events that were accepted are dropped; with ACK=memory their clients are not told", "topic", s.p.cfg.Topic, "events", n, "total", total, "err", err)
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
+	"edge/internal/logging"
 	"edge/internal/stat"
 )
 
@@ -159,6 +160,27 @@ func TestLossAfterAcceptedIsSaid(t *testing.T) {
 		}
 		if said != 300 {
 			t.Errorf("300 events were lost, the log says %d", said)
+		}
+	})
+}
+
+// Equal lines are held back, each with its number: the next that is written has all of them.
+func TestLossesHeldBackAreCounted(t *testing.T) {
+	var log bytes.Buffer
+	simulate(t, func(c *Config) {
+		c.Ack, c.Kafka.Logger = AckMemory, slog.New(logging.New(slog.NewTextHandler(&log, nil), logging.Period))
+	}, func(s *sim) {
+		s.expect(nil, "warm")
+		s.pass(time.Second)
+		denied := s.cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: kerr.TopicAuthorizationFailed, Count: -1})
+		s.expect(nil, ids("event", 300)...)
+		s.pass(time.Minute)
+		s.expect(nil, "last")
+		s.pass(time.Second)
+		denied.Remove()
+		lines := strings.Split(strings.TrimSpace(log.String()), "\n")
+		if last := lines[len(lines)-1]; !strings.Contains(last, " events=1 total=301 ") {
+			t.Errorf("301 events were lost, the log says\n%s", log.String())
 		}
 	})
 }

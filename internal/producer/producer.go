@@ -29,6 +29,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -104,6 +105,7 @@ type Producer struct {
 	// a trickle would have thousands of batches, each of a few KiB, for a record each.
 	gather time.Duration
 
+	lost                     atomic.Int64 // records that failed after their 202
 	ok, failed, orphaned     stat.Counter
 	inflight, buffered, held stat.Gauge
 	seconds                  *stat.Histogram
