@@ -38,7 +38,7 @@ func TestPublishAllocatesNothing(t *testing.T) {
 			r := s.request(0)
 			for i := range s.parts {
 				if pt := &s.parts[i]; len(pt.queue) > 0 {
-					r.add(pt.index, pt.ready(&s.scratch))
+					r.add(pt.index, pt.ready(s.now, &s.scratch))
 					pt.flight = r
 				}
 			}

@@ -57,8 +57,8 @@ var nobody = identity{id: -1, epoch: -1}
 // A batch is what goes to one partition at once. Records are copied in, so
 // nothing points into the requests they came from.
 //
-// Once stamped its bytes never change, however often it is sent: that is what
-// lets the broker recognise it.
+// Once it may be in the log its bytes never change, however often it is sent: that
+// is what lets the broker recognise it.
 type batch struct {
 	buf     []byte // room for the header, chunks packed already, records from tail on
 	tail    int
@@ -220,6 +220,19 @@ func (b *batch) pack(scratch []byte) []byte {
 		b.buf = append(b.buf[:recordsAt], scratch...)
 	}
 	return scratch
+}
+
+// renew moves the times of a packed batch that is not in the log, if they are old, and tells
+// whether they were: brokers forget by them, and one that could be forgotten at once could
+// not be sent twice. When an event was accepted is in the event.
+func (b *batch) renew(now time.Time) bool {
+	late := now.UnixMilli() - b.maxMs
+	if late < fresh.Milliseconds() {
+		return false
+	}
+	b.firstMs += late
+	b.maxMs += late
+	return true
 }
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)

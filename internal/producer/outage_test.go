@@ -160,6 +160,29 @@ func TestHourWithoutBrokerInMemory(t *testing.T) {
 	f("cannot", true, (*sim).stall)
 }
 
+// What waited for half a day, and is not in the log, can be sent again like anything else.
+func TestLongOutageInMemory(t *testing.T) {
+	simulate(t, func(c *Config) { c.Ack = AckMemory }, func(s *sim) {
+		s.p.metadata.refresh()
+		s.pass(time.Second) // no connection for batches yet: none can be on the wire
+		s.net.cut()
+		kept := s.expect(nil, ids("event", 40)...)
+		s.pass(remembered + time.Hour)
+		back := time.Now()
+		release := s.stall()
+		s.net.mend()
+		s.pass(10 * time.Second)
+		release()
+		s.pass(10 * time.Second)
+		s.wantLog(kept)
+		for _, r := range s.log() {
+			if r.Timestamp.Before(back.Add(-time.Hour)) {
+				t.Errorf("%s has %s in the log", r.Value, r.Timestamp)
+			}
+		}
+	})
+}
+
 // One event a second, and each in a batch of its own would take the memory of hundreds.
 func TestTrickleWithoutBrokerInMemory(t *testing.T) {
 	simulate(t, func(c *Config) {

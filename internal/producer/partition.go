@@ -25,6 +25,8 @@ const (
 	// otherwise (producer.id.expiration.ms), and take whatever comes next for new. Half
 	// of that leaves the clocks room to differ.
 	remembered = 12 * time.Hour
+	// A batch that waited for longer and is not in the log gets the time when it is sent.
+	fresh = time.Hour
 )
 
 // partition is what one shard has for one partition of the topic: batches in
@@ -70,13 +72,13 @@ func (pt *partition) take(i int) *batch {
 }
 
 // ready returns the bytes of the first batch as the broker is to get them. A
-// batch that was sent is sent again as it was.
-func (pt *partition) ready(scratch *[]byte) []byte {
+// batch that may be in the log is sent again as it was.
+func (pt *partition) ready(now time.Time, scratch *[]byte) []byte {
 	b := pt.queue[0]
-	if b.stamp == nobody {
-		if !b.packed {
-			*scratch = b.pack(*scratch)
-		}
+	if !b.packed {
+		*scratch = b.pack(*scratch)
+	}
+	if late := !b.unsure && b.renew(now); late || b.stamp == nobody {
 		b.mark(pt.who, pt.sequence)
 	}
 	return b.buf

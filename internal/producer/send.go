@@ -95,7 +95,7 @@ func (s *shard) load(pt *partition) {
 	case r.size+len(pt.queue[0].buf) > maxRequestBytes:
 		return // when this one is back
 	}
-	r.add(pt.index, pt.ready(&s.scratch))
+	r.add(pt.index, pt.ready(s.now, &s.scratch))
 	pt.flight = r
 }
 
