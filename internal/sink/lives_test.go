@@ -352,6 +352,30 @@ func TestDuplicateOfALifeAfterTheCopy(t *testing.T) {
 	f("in the copy", 6)
 }
 
+// Of what a copy has, a life after it may have stored more than a window is long.
+func TestCopyThatALifeAfterItStored(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, 1)
+	l.history(1, 5)
+	s := l.start(func(c *Config) { c.Lives, c.DedupIDs = cutAt(16), 4 })
+	l.produce(5)
+	for _, id := range []string{"a", "b", "c", "d", "e", "f"} {
+		l.one(0, withID(id))
+	}
+	l.settled()
+	s.stop()
+	third := Lives{2, cutAt(16).Until}
+	l.commit(0, 5, "")
+	s = l.start(func(c *Config) { c.Lives, c.DedupIDs = third, 4 })
+	l.repeat(0, withID("f"))
+	l.one(0, withID("g"))
+	l.settled()
+	s.stop()
+	l.rawIsLedger()
+	l.rollupsAreRaw()
+	l.audited(third)
+}
+
 // The group may stand before the place where the log lost its tail: of two flights the second
 // was stored, and lost, and the first was neither.
 func TestDuplicateOfALostRecordAhead(t *testing.T) {

@@ -45,8 +45,12 @@ type window struct {
 	table []uint64 // the id's hash and slot+1, 0 empty; linear probing
 }
 
-// original is where a record that is a row was, and when it was received.
-type original struct{ offset, receivedMs int64 }
+// original is a lost record that is a row: where the life of it ended, and when it was
+// received.
+type original struct {
+	until, receivedMs int64
+	anywhere          bool // of another life: it may be what the copy has, wherever that is
+}
 
 // stretch is a piece of the ring.
 type stretch struct {
@@ -70,7 +74,7 @@ func (w *window) seen(id [16]byte, offset, receivedMs int64) bool {
 		w.remove(slot, h) // too old: the new one takes its place
 	}
 	if w.lost != nil {
-		if o, ok := w.lost[id]; ok && offset > o.offset && offset-o.offset < w.size && receivedMs-o.receivedMs < w.ageMs {
+		if before, then, ok := w.lostBefore(id, offset); ok && offset-before < w.size && receivedMs-then < w.ageMs {
 			return true
 		}
 	}
@@ -93,11 +97,20 @@ func (w *window) store(id [16]byte, offset, receivedMs int64) {
 func (w *window) last(id [16]byte, at int64) (offset, receivedMs int64, ok bool) {
 	slot, ok := w.find(id, hash(id))
 	if !ok {
-		o, ok := w.lost[id]
-		return o.offset, o.receivedMs, ok && o.offset < at
+		return w.lostBefore(id, at)
 	}
 	newest := w.next - 1
 	return newest - (newest-int64(slot))%w.size, int64(*w.time(slot)) * 1000, true
+}
+
+// lostBefore is last for the lost records. One that the copy may have is right before the
+// record of the copy: whose row it is must not depend on where the window began.
+func (w *window) lostBefore(id [16]byte, at int64) (offset, receivedMs int64, ok bool) {
+	o, ok := w.lost[id]
+	if o.anywhere && at < o.until {
+		return at - 1, o.receivedMs, true
+	}
+	return o.until - 1, o.receivedMs, ok && at >= o.until
 }
 
 func (w *window) find(id [16]byte, h uint32) (slot uint32, ok bool) {
@@ -316,9 +329,6 @@ func (t *session) loadLost(ctx context.Context, id int32, first int64, w *window
 		if !ok || first-end >= w.size {
 			continue
 		}
-		if l.other { // it may have stored what the copy has, and nothing says of which records
-			end = min(end, first)
-		}
 		var eventID proto.ColUUID
 		var received proto.ColInt64
 		err := t.cfg.ClickHouse.Do(ctx, ch.Query{
@@ -331,7 +341,7 @@ func (t *session) loadLost(ctx context.Context, id int32, first int64, w *window
 						w.lost = make(map[[16]byte]original)
 					}
 					if o, ok := w.lost[eventID[i]]; !ok || o.receivedMs < received[i] {
-						w.lost[eventID[i]] = original{end - 1, received[i]}
+						w.lost[eventID[i]] = original{end, received[i], o.anywhere || l.other}
 					}
 				}
 				return nil
