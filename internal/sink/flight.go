@@ -76,7 +76,15 @@ func (f *flight) take(r *kgo.Record, w *window) {
 		b.dead++
 		return
 	}
-	if w != nil && !kafka.HasAssignedID(r) && w.seen(f.event.ID, r.Offset, f.event.ReceivedAt) {
+	duplicate := false
+	switch {
+	case w == nil:
+	case kafka.HasAssignedID(r): // nobody sends that again, but a log put back from a copy has it again
+		duplicate = w.stored(f.event.ID, r.Offset, f.event.ReceivedAt)
+	default:
+		duplicate = w.seen(f.event.ID, r.Offset, f.event.ReceivedAt)
+	}
+	if duplicate {
 		b.duplicates++
 		return
 	}

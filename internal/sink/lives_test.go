@@ -9,6 +9,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"edge/internal/codec"
+	"edge/internal/kafka"
 )
 
 // A life has what lies before the place where the next one began, and every one after that:
@@ -369,6 +370,31 @@ func TestCopyThatALifeAfterItStored(t *testing.T) {
 	s = l.start(func(c *Config) { c.Lives, c.DedupIDs = third, 4 })
 	l.repeat(0, withID("f"))
 	l.one(0, withID("g"))
+	l.settled()
+	s.stop()
+	l.rawIsLedger()
+	l.rollupsAreRaw()
+	l.audited(third)
+}
+
+// A record that the copy and a life after it have is one, whoever gave it its id.
+func TestCopyOfAssignedIDs(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, 1)
+	l.history(1, 5)
+	assigned := l.records(10)
+	for _, r := range assigned {
+		r.Headers = kafka.AssignedID
+	}
+	s := l.start(func(c *Config) { c.Lives = cutAt(15) })
+	l.append(assigned)
+	l.enter(assigned)
+	l.settled()
+	s.stop()
+	l.commit(0, 5, "")
+	third := Lives{2, cutAt(15).Until}
+	s = l.start(func(c *Config) { c.Lives = third })
+	l.produce(5)
 	l.settled()
 	s.stop()
 	l.rawIsLedger()

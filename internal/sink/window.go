@@ -73,13 +73,20 @@ func (w *window) seen(id [16]byte, offset, receivedMs int64) bool {
 		}
 		w.remove(slot, h) // too old: the new one takes its place
 	}
-	if w.lost != nil {
-		if before, then, ok := w.lostBefore(id, offset); ok && offset-before < w.size && receivedMs-then < w.ageMs {
-			return true
-		}
+	if w.stored(id, offset, receivedMs) {
+		return true
 	}
 	w.add(id, h, offset, receivedMs)
 	return false
+}
+
+// stored is seen for what earlier lives have stored of records that the log has lost.
+func (w *window) stored(id [16]byte, offset, receivedMs int64) bool {
+	if w.lost == nil {
+		return false
+	}
+	before, then, ok := w.lostBefore(id, offset)
+	return ok && offset-before < w.size && receivedMs-then < w.ageMs
 }
 
 // store remembers a record that is a row, whatever the window says of it.
