@@ -402,6 +402,29 @@ func TestCopyOfAssignedIDs(t *testing.T) {
 	l.audited(third)
 }
 
+// A life after the copy may have stored more than is remembered: what the copy has comes first.
+func TestCopyBeforeALongLife(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, 1)
+	l.history(1, 5)
+	second := cutAt(10)
+	s := l.start(func(c *Config) { c.Lives = second })
+	l.produce(5)
+	l.settled()
+	s.stop()
+	l.exec(fmt.Sprintf(`INSERT INTO events (ts, event_name, user_id, received_at, event_id, _src, _part, _offset, _first, _last, _rows)
+		SELECT now64(3), 'lost', 'u', now64(3), generateUUIDv4(), _src, 0, 10 + number, 10, %d, %d FROM (SELECT any(_src) AS _src FROM events WHERE _offset = 5) AS e, numbers(%[2]d) AS n`,
+		maxLost+9, maxLost))
+	l.commit(0, 5, "")
+	s = l.start(func(c *Config) { c.Lives = Lives{2, second.Until} })
+	l.produce(1)
+	l.settled()
+	s.stop()
+	if got := l.value("SELECT count() FROM events WHERE event_name != 'lost'"); got != "11" {
+		t.Errorf("%s rows; want 11", got)
+	}
+}
+
 // The group may stand before the place where the log lost its tail: of two flights the second
 // was stored, and lost, and the first was neither.
 func TestDuplicateOfALostRecordAhead(t *testing.T) {

@@ -339,8 +339,9 @@ func (t *session) loadLost(ctx context.Context, id int32, first int64, w *window
 		var eventID proto.ColUUID
 		var received proto.ColInt64
 		err := t.cfg.ClickHouse.Do(ctx, ch.Query{
+			// What a copy has comes again for certain, the others if somebody sends them.
 			Body: fmt.Sprintf(`SELECT event_id, toUnixTimestamp64Milli(received_at) AS received FROM events
-				WHERE %s ORDER BY _offset DESC LIMIT %d`, l.gone(id), max(maxLost-len(w.lost), 0)),
+				WHERE %s ORDER BY _offset < %d OR _offset >= %d, _offset DESC LIMIT %d`, l.gone(id), first, end, max(maxLost-len(w.lost), 0)),
 			Result: proto.Results{{Name: "event_id", Data: &eventID}, {Name: "received", Data: &received}},
 			OnResult: func(context.Context, proto.Block) error {
 				for i := range eventID {
