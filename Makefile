@@ -208,10 +208,10 @@ $(K6):
 load-test: $(BENCH) $(K6)
 	cd bench && BENCH_K6=$(CURDIR)/$(K6) ../$(BENCH) load-test
 
-## test-bench: vet and tests of the benchmarks themselves
+## test-bench: vet and tests of the benchmarks themselves, each of which runs once
 # -count=1: what go has cached does not know of DESIGN.md, which is outside of this module.
 test-bench:
-	cd bench && $(BENCH_GO) vet ./... && $(BENCH_GO) test -count=1 ./...
+	cd bench && $(BENCH_GO) vet ./... && $(BENCH_GO) test -count=1 -bench . -benchtime 1x ./...
 
 COMPOSE ?= docker compose
 

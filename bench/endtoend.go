@@ -53,20 +53,12 @@ func endToEndStage(b *bench, s *section, f *fleet) error {
 		return err
 	}
 	s.flow("steady", steady)
-	// Nothing on the way to the tables can be faster than its inserts are alone.
-	blocks := &sinkRuns{b: b, f: f}
-	if blocks.engine, err = f.engine(); err != nil {
-		return err
-	}
-	if blocks.plain, blocks.ready, err = b.filledTopic(f, newGenerated(5), blockRows); err != nil {
-		return err
-	}
 	// A client that knows the lag holds back when half a million events wait.
 	const lead = 500_000
 	saturated := load.Load{Duration: b.o.soak / 5}
 	var peaks, toLimit, toPeer []float64
 	for i := range b.o.rounds {
-		limit, err := blocks.limit(readyTwo, 2)
+		limit, err := b.inserts(f)
 		if err != nil {
 			return err
 		}
@@ -101,6 +93,20 @@ func endToEndStage(b *bench, s *section, f *fleet) error {
 		Ratio:    times("%.1fx", median(toPeer), "naive async and its sink") + ", both saturated; " + times("%.2f of", median(toLimit), "ready blocks two at a time"),
 		Verdict:  verdict(steady.visiblePerSecond >= 300_000, peak >= 500_000)})
 	return nil
+}
+
+// inserts is the limit: nothing on the way to the tables can be faster than its inserts are
+// alone.
+func (b *bench) inserts(f *fleet) (s sample, err error) {
+	runs := &sinkRuns{b: b, f: f}
+	if runs.engine, err = f.engine(); err != nil {
+		return s, err
+	}
+	if runs.plain, runs.ready, err = b.filledTopic(f, newGenerated(5), blockRows); err != nil {
+		return s, err
+	}
+	s, err = runs.limit(readyTwo, 2)
+	return s, errors.Join(err, f.end())
 }
 
 // faster appends how many times as much a second ours made visible, if both have stored what

@@ -53,7 +53,10 @@ func edgeProducer(b *testing.B, addr string) func(*codec.Batch) error {
 			b.Error(err)
 		}
 	})
-	return p.Publish
+	return func(batch *codec.Batch) error { // which is published again
+		batch.Retain()
+		return p.Publish(batch)
+	}
 }
 
 // plainKgo keys each record by the hash of its event_id, idempotent and with
