@@ -41,7 +41,7 @@ test: setup
 	@$(MAKE) --no-print-directory test-bench
 
 # Repetitions of a fault, and tests of a sink that does one thing after the other: make test's.
-ALONE := EngineKilled|GroupPast|EarlierLi|Lost(Tail|Record)|OpenBatches|DamagedBatch|TestDecided|CallFails|InsertCutAtEveryStep|ClickHouseDown|RecoveryFromEvery|RecoveryOf|SIGKILLAtC7|WindowChanges|CommitFails|HoleOfMany|Audit(Of|With|At|or)|TTL
+ALONE := EngineKilled|GroupPast|EarlierLi|Lost(Tail|Record)|OpenBatches|DamagedBatch|TestDecided|CallFails|InsertCutAtEveryStep|ClickHouseDown|RecoveryFromEvery|RecoveryOf|SIGKILLAtC7|WindowChanges|CommitFails|HoleOfMany|Audit(Of|With|At|or)|TTL|Copy|TakesLong|StandsStill|HangsBefore|TopicRecreated|OffsetsMovedBack|DuplicateSDK|ComparisonWithoutAnswer|HoleThat|Hour|OutageInMemory|TrickleWithout|WithoutAWord
 
 ## race: the packages in which goroutines meet, under the race detector
 race: setup
