@@ -122,16 +122,22 @@ func (t *session) overtakePartition(ctx context.Context, p *partition, first, en
 // have rows at next or beyond, or are noted without any; 0 and 0 when there is none. Callers
 // hold mu, which is free meanwhile.
 func (t *session) storedBeyond(ctx context.Context, id int32, next int64) (first, end int64, err error) {
+	return t.span(ctx, fmt.Sprintf(`SELECT min(f) AS lo, max(l) + 1 AS hi FROM (
+		SELECT min(_first) AS f, max(%[3]s) AS l FROM events WHERE %[2]s AND _offset >= %[1]d HAVING count() > 0
+		UNION ALL SELECT first, %[5]s FROM empty_batches WHERE %[4]s AND last >= %[1]d
+	) HAVING count() > 0`, next, t.source.rows(id, ofParts), t.source.last(id, ofParts), t.source.rows(id, ofBatches), t.source.last(id, ofBatches)))
+}
+
+// span asks for a range of offsets [lo,hi); 0 and 0 when the answer is empty. Callers hold
+// mu, which is free meanwhile.
+func (t *session) span(ctx context.Context, query string) (first, end int64, err error) {
 	t.mu.Unlock()
 	defer t.mu.Lock()
 	ctx, cancel := t.patient(ctx)
 	defer cancel()
 	var lo, hi proto.ColUInt64
 	err = t.cfg.ClickHouse.Do(ctx, ch.Query{
-		Body: fmt.Sprintf(`SELECT min(f) AS lo, max(l) + 1 AS hi FROM (
-			SELECT min(_first) AS f, max(%[3]s) AS l FROM events WHERE %[2]s AND _offset >= %[1]d HAVING count() > 0
-			UNION ALL SELECT first, %[5]s FROM empty_batches WHERE %[4]s AND last >= %[1]d
-		) HAVING count() > 0`, next, t.source.rows(id, ofParts), t.source.last(id, ofParts), t.source.rows(id, ofBatches), t.source.last(id, ofBatches)),
+		Body:   query,
 		Result: proto.Results{{Name: "lo", Data: &lo}, {Name: "hi", Data: &hi}},
 		OnResult: func(context.Context, proto.Block) error {
 			for i := range lo {

@@ -241,7 +241,7 @@ func (t *session) compareLost(ctx context.Context, id int32) (bool, error) {
 		if _, ok := l.until[id]; !ok {
 			continue
 		}
-		first, end, err := t.span(ctx, l.gone(id))
+		first, end, err := t.span(ctx, fmt.Sprintf("SELECT min(_offset) AS lo, max(_offset) + 1 AS hi FROM events WHERE %s HAVING count() > 0", l.gone(id)))
 		if err != nil {
 			return repaired, err
 		}
@@ -251,25 +251,4 @@ func (t *session) compareLost(ctx context.Context, id int32) (bool, error) {
 		}
 	}
 	return repaired, nil
-}
-
-// span returns the range of offsets [first,end) of rows, a condition on events; 0 and 0 when
-// there are none. Callers hold mu, which is free meanwhile.
-func (t *session) span(ctx context.Context, rows string) (first, end int64, err error) {
-	t.mu.Unlock()
-	defer t.mu.Lock()
-	ctx, cancel := t.patient(ctx)
-	defer cancel()
-	var lo, hi proto.ColUInt64
-	err = t.cfg.ClickHouse.Do(ctx, ch.Query{
-		Body:   fmt.Sprintf("SELECT min(_offset) AS lo, max(_offset) + 1 AS hi FROM events WHERE %s HAVING count() > 0", rows),
-		Result: proto.Results{{Name: "lo", Data: &lo}, {Name: "hi", Data: &hi}},
-		OnResult: func(context.Context, proto.Block) error {
-			for i := range lo {
-				first, end = int64(lo[i]), int64(hi[i])
-			}
-			return nil
-		},
-	})
-	return first, end, err
 }
