@@ -9,7 +9,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"edge/internal/codec"
-	"edge/internal/kafka"
 )
 
 // A life has what lies before the place where the next one began, and every one after that:
@@ -104,17 +103,33 @@ func TestHalfABatchOfAnEarlierLife(t *testing.T) {
 	l.produce(20)
 	l.settled()
 	s.stop()
+	l.whole(second)
+}
+
+// whole wants each event once, rollups that are the sums of the rows, and an audit that finds
+// nothing.
+func (l *lab) whole(lives Lives) {
+	l.t.Helper()
 	l.rawIsLedger()
 	l.rollupsAreRaw()
-	l.audited(second)
+	l.audited(lives)
+}
+
+// audit says what it finds of a log that had lives.
+func (l *lab) audit(lives Lives) *Report {
+	l.t.Helper()
+	r, err := (&Audit{ClickHouse: l.pool, Log: &Log{Kafka: l.kafka, Topic: topic, Group: group, Lives: lives}}).Run(l.t.Context())
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return r
 }
 
 // audited wants an audit that finds nothing.
 func (l *lab) audited(lives Lives) {
 	l.t.Helper()
-	r, err := (&Audit{ClickHouse: l.pool, Log: &Log{Kafka: l.kafka, Topic: topic, Group: group, Lives: lives}}).Run(l.t.Context())
-	if err != nil || !r.OK() {
-		l.t.Errorf("%v; the audit says\n%s", err, r)
+	if r := l.audit(lives); !r.OK() {
+		l.t.Errorf("the audit says\n%s", r)
 	}
 }
 
@@ -140,8 +155,8 @@ func TestBatchWithRowsInALostTail(t *testing.T) {
 			if got := l.value("SELECT count() FROM events WHERE event_name != 'lost'"); got != "40" {
 				t.Errorf("%s rows; want 40", got)
 			}
-			if r, err := (&Audit{ClickHouse: l.pool, Log: &Log{Kafka: l.kafka, Topic: topic, Group: group, Lives: second}}).Run(t.Context()); err != nil || r.Missing()+r.Extra() > 0 || len(r.Problems) > 0 {
-				t.Errorf("%v; the audit says\n%s", err, r)
+			if r := l.audit(second); r.Missing()+r.Extra() > 0 || len(r.Problems) > 0 {
+				t.Errorf("the audit says\n%s", r)
 			}
 		})
 	}
@@ -158,18 +173,29 @@ func TestDamagedBatchBeforeALostTail(t *testing.T) {
 	l.loseEveryOther()
 	l.exec("ALTER TABLE events UPDATE _last = 39, _rows = 20 WHERE _offset >= 20 SETTINGS mutations_sync = 1")
 	second := cutAt(30)
-	r, err := (&Audit{ClickHouse: l.pool, Log: &Log{Kafka: l.kafka, Topic: topic, Group: group, Lives: second}}).Run(t.Context())
-	if err != nil || r.Missing() != 5 {
-		t.Errorf("%v; the audit says\n%s", err, r)
+	if r := l.audit(second); r.Missing() != 5 {
+		t.Errorf("the audit says\n%s", r)
 	}
 	for range 2 {
 		s := l.start(func(c *Config) { c.Lives, c.Rescan = second, func() {} })
 		l.produce(20)
 		l.settled()
 		s.stop()
-		l.rawIsLedger()
-		l.rollupsAreRaw()
-		l.audited(second)
+		l.whole(second)
+	}
+}
+
+// wantBeyond wants the last offset that is stored of a log that ends at end, if that is not
+// before it; -1 for none.
+func (l *lab) wantBeyond(lives Lives, end, want int64) {
+	l.t.Helper()
+	meta, err := l.admin.Metadata(l.t.Context(), topic)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	got, err := lives.StoredBeyond(l.t.Context(), l.pool, meta.Cluster, meta.Topics[topic].ID, map[int32]int64{0: end})
+	if highest, ok := got[0]; err != nil || ok != (want >= 0) || ok && highest != want {
+		l.t.Errorf("%+v, the log ends at %d: %v, %v; want %d", lives, end, got, err, want)
 	}
 }
 
@@ -178,21 +204,10 @@ func TestStoredBeyondByEarlierLives(t *testing.T) {
 	t.Parallel()
 	l := newLab(t, 1)
 	l.history(2, 20)
-	meta, err := l.admin.Metadata(t.Context(), topic)
-	if err != nil {
-		t.Fatal(err)
-	}
-	f := func(until, end, want int64) {
-		t.Helper()
-		got, err := cutAt(until).StoredBeyond(t.Context(), l.pool, meta.Cluster, meta.Topics[topic].ID, map[int32]int64{0: end})
-		if highest, ok := got[0]; err != nil || ok != (want >= 0) || ok && highest != want {
-			t.Errorf("ended at %d, the log at %d: %v, %v; want %d", until, end, got, err, want)
-		}
-	}
-	f(40, 40, -1)
-	f(40, 30, 39)
-	f(35, 30, 34)
-	f(30, 30, -1)
+	l.wantBeyond(cutAt(40), 40, -1)
+	l.wantBeyond(cutAt(40), 30, 39)
+	l.wantBeyond(cutAt(35), 30, 34)
+	l.wantBeyond(cutAt(30), 30, -1)
 }
 
 // The records that a log has lost may all have been duplicates or dead: they left no row.
@@ -205,25 +220,14 @@ func TestStoredBeyondWithoutRows(t *testing.T) {
 	l.repeat(0, withID("a")) // a batch without a row
 	l.settled()
 	s.stop()
-	f := func(end, want int64) {
-		t.Helper()
-		meta, err := l.admin.Metadata(t.Context(), topic)
-		if err != nil {
-			t.Fatal(err)
-		}
-		got, err := Lives{}.StoredBeyond(t.Context(), l.pool, meta.Cluster, meta.Topics[topic].ID, map[int32]int64{0: end})
-		if highest, ok := got[0]; err != nil || ok != (want >= 0) || ok && highest != want {
-			t.Errorf("the log ends at %d: %v, %v; want %d", end, got, err, want)
-		}
-	}
-	f(2, -1)
-	f(1, 1)
+	l.wantBeyond(Lives{}, 2, -1)
+	l.wantBeyond(Lives{}, 1, 1)
 	s = l.start(func(c *Config) { c.FlushInterval = time.Second })
 	l.append(append(l.records(1, withID("b")), l.records(2, withID("b"))...)) // and one of which the end has none
 	l.settled()
 	s.stop()
-	f(5, -1)
-	f(3, 4)
+	l.wantBeyond(Lives{}, 5, -1)
+	l.wantBeyond(Lives{}, 3, 4)
 }
 
 // A log that is put back from a copy begins its next life under a number of its own.
@@ -319,110 +323,6 @@ func TestDuplicateOfALostRecord(t *testing.T) {
 	l.settled()
 	l.exact()
 	s.stop()
-}
-
-// A log that is put back from a copy of before it lost its tail does not know the lives after
-// that. What they have stored may be sent again, or be in the copy.
-func TestDuplicateOfALifeAfterTheCopy(t *testing.T) {
-	t.Parallel()
-	f := func(name string, end int64) {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			l := newLab(t, 1)
-			s := l.start() // life 0, of which there is a copy
-			l.produce(5)
-			l.settled()
-			s.stop()
-			s = l.start(func(c *Config) { c.Lives = cutAt(end) })
-			l.one(0, withID("a"))
-			l.settled()
-			s.stop()
-			l.commit(0, 5, "")
-			third := Lives{2, cutAt(end).Until}
-			s = l.start(func(c *Config) { c.Lives = third })
-			l.repeat(0, withID("a"))
-			l.one(0, withID("b"))
-			l.settled()
-			s.stop()
-			l.rawIsLedger()
-			l.rollupsAreRaw()
-			l.audited(third)
-		})
-	}
-	f("sent again", 5)
-	f("in the copy", 6)
-}
-
-// Of what a copy has, a life after it may have stored more than a window is long.
-func TestCopyThatALifeAfterItStored(t *testing.T) {
-	t.Parallel()
-	l := newLab(t, 1)
-	l.history(1, 5)
-	s := l.start(func(c *Config) { c.Lives, c.DedupIDs = cutAt(16), 4 })
-	l.produce(5)
-	for _, id := range []string{"a", "b", "c", "d", "e", "f"} {
-		l.one(0, withID(id))
-	}
-	l.settled()
-	s.stop()
-	third := Lives{2, cutAt(16).Until}
-	l.commit(0, 5, "")
-	s = l.start(func(c *Config) { c.Lives, c.DedupIDs = third, 4 })
-	l.repeat(0, withID("f"))
-	l.one(0, withID("g"))
-	l.settled()
-	s.stop()
-	l.rawIsLedger()
-	l.rollupsAreRaw()
-	l.audited(third)
-}
-
-// A record that the copy and a life after it have is one, whoever gave it its id.
-func TestCopyOfAssignedIDs(t *testing.T) {
-	t.Parallel()
-	l := newLab(t, 1)
-	l.history(1, 5)
-	assigned := l.records(10)
-	for _, r := range assigned {
-		r.Headers = kafka.AssignedID
-	}
-	s := l.start(func(c *Config) { c.Lives = cutAt(15) })
-	l.append(assigned)
-	l.enter(assigned)
-	l.settled()
-	s.stop()
-	l.commit(0, 5, "")
-	third := Lives{2, cutAt(15).Until}
-	s = l.start(func(c *Config) { c.Lives = third })
-	l.produce(5)
-	l.settled()
-	s.stop()
-	l.rawIsLedger()
-	l.rollupsAreRaw()
-	l.audited(third)
-}
-
-// A life after the copy may have stored more than is remembered: what the copy has comes first.
-func TestCopyBeforeALongLife(t *testing.T) {
-	t.Parallel()
-	l := newLab(t, 1)
-	l.history(1, 5)
-	second := cutAt(10)
-	s := l.start(func(c *Config) { c.Lives = second })
-	l.produce(5)
-	l.settled()
-	s.stop()
-	l.exec(fmt.Sprintf(`INSERT INTO events (ts, event_name, user_id, received_at, event_id, _src, _part, _offset, _first, _last, _rows)
-		SELECT now64(3), 'lost', 'u', now64(3), generateUUIDv4(), _src, 0, 10 + number, 10, %d, %d FROM (SELECT any(_src) AS _src FROM events WHERE _offset = 5) AS e, numbers(%[2]d) AS n`,
-		maxLost+9, maxLost))
-	l.commit(0, 5, "")
-	s = l.start(func(c *Config) { c.Lives = Lives{2, second.Until} })
-	l.produce(1)
-	l.settled()
-	s.stop()
-	if got := l.value("SELECT count() FROM events WHERE event_name != 'lost'"); got != "11" {
-		t.Errorf("%s rows; want 11", got)
-	}
 }
 
 // The group may stand before the place where the log lost its tail: of two flights the second

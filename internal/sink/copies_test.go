@@ -1,0 +1,106 @@
+package sink
+
+import (
+	"fmt"
+	"testing"
+
+	"edge/internal/kafka"
+)
+
+// A log that is put back from a copy of before it lost its tail does not know the lives after
+// that. What they have stored may be sent again, or be in the copy.
+func TestDuplicateOfALifeAfterTheCopy(t *testing.T) {
+	t.Parallel()
+	f := func(name string, end int64) {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			l := newLab(t, 1)
+			s := l.start() // life 0, of which there is a copy
+			l.produce(5)
+			l.settled()
+			s.stop()
+			s = l.start(func(c *Config) { c.Lives = cutAt(end) })
+			l.one(0, withID("a"))
+			l.settled()
+			s.stop()
+			l.commit(0, 5, "")
+			third := Lives{2, cutAt(end).Until}
+			s = l.start(func(c *Config) { c.Lives = third })
+			l.repeat(0, withID("a"))
+			l.one(0, withID("b"))
+			l.settled()
+			s.stop()
+			l.whole(third)
+		})
+	}
+	f("sent again", 5)
+	f("in the copy", 6)
+}
+
+// Of what a copy has, a life after it may have stored more than a window is long.
+func TestCopyThatALifeAfterItStored(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, 1)
+	l.history(1, 5)
+	s := l.start(func(c *Config) { c.Lives, c.DedupIDs = cutAt(16), 4 })
+	l.produce(5)
+	for _, id := range []string{"a", "b", "c", "d", "e", "f"} {
+		l.one(0, withID(id))
+	}
+	l.settled()
+	s.stop()
+	third := Lives{2, cutAt(16).Until}
+	l.commit(0, 5, "")
+	s = l.start(func(c *Config) { c.Lives, c.DedupIDs = third, 4 })
+	l.repeat(0, withID("f"))
+	l.one(0, withID("g"))
+	l.settled()
+	s.stop()
+	l.whole(third)
+}
+
+// A record that the copy and a life after it have is one, whoever gave it its id.
+func TestCopyOfAssignedIDs(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, 1)
+	l.history(1, 5)
+	assigned := l.records(10)
+	for _, r := range assigned {
+		r.Headers = kafka.AssignedID
+	}
+	s := l.start(func(c *Config) { c.Lives = cutAt(15) })
+	l.append(assigned)
+	l.enter(assigned)
+	l.settled()
+	s.stop()
+	l.commit(0, 5, "")
+	third := Lives{2, cutAt(15).Until}
+	s = l.start(func(c *Config) { c.Lives = third })
+	l.produce(5)
+	l.settled()
+	s.stop()
+	l.whole(third)
+}
+
+// A life after the copy may have stored more than is remembered: what the copy has comes first.
+func TestCopyBeforeALongLife(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, 1)
+	l.history(1, 5)
+	second := cutAt(10)
+	s := l.start(func(c *Config) { c.Lives = second })
+	l.produce(5)
+	l.settled()
+	s.stop()
+	l.exec(fmt.Sprintf(`INSERT INTO events (ts, event_name, user_id, received_at, event_id, _src, _part, _offset, _first, _last, _rows)
+		SELECT now64(3), 'lost', 'u', now64(3), generateUUIDv4(), _src, 0, 10 + number, 10, %d, %d FROM (SELECT any(_src) AS _src FROM events WHERE _offset = 5) AS e, numbers(%[2]d) AS n`,
+		maxLost+9, maxLost))
+	l.commit(0, 5, "")
+	s = l.start(func(c *Config) { c.Lives = Lives{2, second.Until} })
+	l.produce(1)
+	l.settled()
+	s.stop()
+	if got := l.value("SELECT count() FROM events WHERE event_name != 'lost'"); got != "11" {
+		t.Errorf("%s rows; want 11", got)
+	}
+}
