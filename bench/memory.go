@@ -34,6 +34,14 @@ func memoryStage(b *bench, s *section, f *fleet) error {
 		c.Lines = append(c.Lines, chart.Line{Label: t1.name, Points: d.rss})
 		return d, f.end() // the machine for each alone
 	}
+	limit, err := f.bare(bulkSize) // nothing behind it can die, and it keeps nothing
+	if err != nil {
+		return err
+	}
+	least, err := run(limit, nil)
+	if err != nil {
+		return err
+	}
 	broker, err := f.broker(1)
 	if err != nil {
 		return err
@@ -58,8 +66,9 @@ func memoryStage(b *bench, s *section, f *fleet) error {
 	s.Charts = append(s.Charts, c)
 	s.goal(goal{What: "memory with a dead broker", Must: "flat for 60 s",
 		Measured: fmt.Sprintf("%s MB, then %s MB; peak %s MB; requests: %s", whole(ours.middle), whole(ours.late), whole(ours.peak), ours.lost()),
-		Ratio:    fmt.Sprintf("%s; naive sync %s MB, then %s MB, requests: %s", ratio(ours.late/ours.middle), whole(theirs.middle), whole(theirs.late), theirs.lost()),
-		Verdict:  verdict(ours.late <= 1.1*ours.middle, false)})
+		Ratio: fmt.Sprintf("%s; bare fasthttp %s MB; naive sync %s MB, then %s MB, requests: %s", ratio(ours.late/ours.middle), whole(least.late),
+			whole(theirs.middle), whole(theirs.late), theirs.lost()),
+		Verdict: verdict(ours.late <= 1.1*ours.middle, false)})
 	return nil
 }
 
@@ -80,9 +89,9 @@ func (d *dead) lost() string {
 	return fmt.Sprintf("%d never answered, %d never sent", d.unknown, d.unsent)
 }
 
-// deadBroker kills broker under load for t.
+// deadBroker kills broker under load for t, which has none if it is nil.
 func (b *bench) deadBroker(f *fleet, t *target, broker *broker) (d dead, err error) {
-	before, err := broker.count()
+	before, err := t.count()
 	if err != nil {
 		return d, err
 	}
@@ -97,7 +106,9 @@ func (b *bench) deadBroker(f *fleet, t *target, broker *broker) (d dead, err err
 	go func() {
 		watched <- poll(ctx, 100*time.Millisecond, func() error {
 			if died == 0 && time.Since(began) > healthy {
-				broker.Kill()
+				if broker != nil {
+					broker.Kill()
+				}
 				died = time.Since(began)
 			}
 			now, _ := child.Memory(t.server)
@@ -116,15 +127,17 @@ func (b *bench) deadBroker(f *fleet, t *target, broker *broker) (d dead, err err
 	_, peak := child.Memory(t.server)
 	// What the server still holds must not reach the log now: everything that was
 	// promised is on the broker's disk already. The same directory again:
-	t.kill()
-	if err := f.startBroker(broker, 1); err != nil {
-		return d, err
+	if broker != nil {
+		t.kill()
+		if err := f.startBroker(broker, 1); err != nil {
+			return d, err
+		}
 	}
-	found, err := broker.count()
+	found, err := t.count()
 	if err != nil {
 		return d, err
 	}
-	d.entry = ledger.Entry{What: "broker killed under load, " + t.name, Where: inLog, Promised: res.Accepted, Doubtful: res.Doubtful, Found: found - before}
+	d.entry = ledger.Entry{What: "memory, " + t.name, Where: t.where, Promised: res.Accepted, Doubtful: res.Doubtful, Found: found - before}
 	// Flat: once records are given up as fast as they come, the last third is no
 	// higher than the third before.
 	without := after(d.rss, died.Seconds())
