@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -19,21 +18,21 @@ import (
 
 // asker asks one question in the three ways.
 type asker struct {
-	ctx  context.Context
-	addr string
-	pool *clickhouse.Pool
+	ctx         context.Context
+	edge, naive string // addresses
+	pool        *clickhouse.Pool
 }
 
 type reply struct {
 	total int64
-	users uint64 // distinct in each group, added up
+	users uint64 // distinct in the range and in each group, added up
 	took  time.Duration
 }
 
-// edge is GET /metrics over a connection that stays open.
-func (a *asker) edge(from, to int64, group string) (reply, error) {
+// metrics is GET /metrics over a connection that stays open.
+func metrics(addr string, from, to int64, group string) (reply, error) {
 	began := time.Now()
-	text, err := get(fmt.Sprintf("http://%s/metrics?event_name=product_view&from=%d&to=%d&group_by=%s", a.addr, from, to, group))
+	text, err := get(fmt.Sprintf("http://%s/metrics?event_name=product_view&from=%d&to=%d&group_by=%s", addr, from, to, group))
 	r := reply{took: time.Since(began)}
 	if err != nil {
 		return r, err
@@ -46,10 +45,7 @@ func (a *asker) edge(from, to int64, group string) (reply, error) {
 		} `json:"data"`
 	}
 	err = json.Unmarshal(text, &answer)
-	r.total = answer.Total
-	if group == "" {
-		r.users = answer.Users
-	}
+	r.total, r.users = answer.Total, answer.Users
 	for _, g := range answer.Data {
 		r.users += g.Users
 	}
@@ -59,12 +55,29 @@ func (a *asker) edge(from, to int64, group string) (reply, error) {
 // bare is the one rollup query that answers about the same, from whole hours or
 // whole days on: wrong at both ends, and as fast as who knows the tables can ask them.
 func (a *asker) bare(from, to int64, group string) (reply, error) {
-	byChannel := 0
+	byChannel, key, by := 0, "''", ""
 	if group != "" {
-		byChannel = 1
+		byChannel, key, by = 1, "CAST("+group+", 'String')", " GROUP BY g"
 	}
-	return a.ask(bucketSettings, "sum(n)", "uniqCombined64Merge(14)(u)", "events_users",
-		fmt.Sprintf("by_channel = %d AND (%s)", byChannel, strings.Join(buckets(from, to), " OR ")), group)
+	var n proto.ColInt64
+	var users proto.ColUInt64
+	var r reply
+	began := time.Now()
+	err := a.pool.Do(a.ctx, ch.Query{
+		Body: fmt.Sprintf("SELECT sum(n) AS t, uniqCombined64Merge(14)(u) AS u, %s AS g FROM events_users WHERE event_name = 'product_view' AND by_channel = %d AND (%s)%s",
+			key, byChannel, strings.Join(buckets(from, to), " OR "), by),
+		Settings: asOurs,
+		Result:   proto.Results{{Name: "t", Data: &n}, {Name: "u", Data: &users}, {Name: "g", Data: new(proto.ColStr)}},
+		OnResult: func(_ context.Context, b proto.Block) error {
+			for i := range b.Rows {
+				r.total += n.Row(i)
+				r.users += min(users.Row(i), uint64(n.Row(i))) // as edge says it
+			}
+			return nil
+		},
+	})
+	r.took = time.Since(began)
+	return r, err
 }
 
 // buckets are the conditions for the fewest buckets of events_users that about cover the
@@ -95,51 +108,21 @@ func buckets(from, to int64) (conditions []string) {
 	return conditions
 }
 
-// raw is the same question to the rows.
-func (a *asker) raw(from, to int64, group string) (reply, error) {
-	return a.ask(nil, "toInt64(count())", "uniqCombined64(14)(user_id)", "events", fmt.Sprintf("ts >= toDateTime64(%d, 3, 'UTC') AND ts < toDateTime64(%d, 3, 'UTC')", from, to), group)
-}
-
-// The settings that make our queries fast, and those of the part that reads buckets.
-var (
-	asOurs         = []ch.Setting{{Key: "use_statistics", Value: "0"}, {Key: "optimize_use_projections", Value: "0"}, {Key: "optimize_use_implicit_projections", Value: "0"}}
-	bucketSettings = []ch.Setting{{Key: "merge_tree_min_rows_for_concurrent_read", Value: "1"}, {Key: "merge_tree_min_bytes_for_concurrent_read", Value: "1"}, {Key: "merge_tree_min_read_task_size", Value: "2"}}
-)
-
-func (a *asker) ask(more []ch.Setting, total, users, table, where, group string) (reply, error) {
-	key, by := "''", ""
-	if group != "" {
-		key, by = "CAST("+group+", 'String')", " GROUP BY g"
-	}
-	var n proto.ColInt64
-	var distinct proto.ColUInt64
-	var r reply
-	began := time.Now()
-	err := a.pool.Do(a.ctx, ch.Query{
-		Body:     "SELECT " + total + " AS t, " + users + " AS u, " + key + " AS g FROM " + table + " WHERE event_name = 'product_view' AND " + where + by,
-		Settings: slices.Concat(asOurs, more),
-		Result:   proto.Results{{Name: "t", Data: &n}, {Name: "u", Data: &distinct}, {Name: "g", Data: new(proto.ColStr)}},
-		OnResult: func(_ context.Context, b proto.Block) error {
-			for i := range b.Rows {
-				r.total += n.Row(i)
-				r.users += min(distinct.Row(i), uint64(n.Row(i))) // as edge says it
-			}
-			return nil
-		},
-	})
-	r.took = time.Since(began)
-	return r, err
+// asOurs are the settings that make our queries fast.
+var asOurs = []ch.Setting{
+	{Key: "use_statistics", Value: "0"}, {Key: "optimize_use_projections", Value: "0"}, {Key: "optimize_use_implicit_projections", Value: "0"},
+	{Key: "merge_tree_min_rows_for_concurrent_read", Value: "1"}, {Key: "merge_tree_min_bytes_for_concurrent_read", Value: "1"}, {Key: "merge_tree_min_read_task_size", Value: "2"},
 }
 
 // timings are the three ways asked in turns.
 type timings struct {
-	edge, bare, raw []float64 // ms
-	toBare, toRaw   []float64
-	wrong           int // answers of ours that differ from those of the raw rows
+	edge, bare, naive []float64 // ms
+	toBare, toNaive   []float64
+	wrong             int // answers of ours that differ from naive's
 }
 
-// compare asks for windows of length span in turns until d is over; the raw rows only as
-// often as slow answers allow.
+// compare asks for windows of length span in turns until d is over; naive, which reads
+// rows, only as often as slow answers allow.
 func (a *asker) compare(d time.Duration, data *queryData, span time.Duration, group string) (*timings, error) {
 	t := new(timings)
 	deadline := time.Now().Add(d)
@@ -147,14 +130,14 @@ func (a *asker) compare(d time.Duration, data *queryData, span time.Duration, gr
 	for i := 0; i < 5 || time.Now().Before(deadline); i++ {
 		from, to := data.window(span)
 		x, err1 := a.bare(from, to, group)
-		y, err2 := a.edge(from, to, group)
+		y, err2 := metrics(a.edge, from, to, group)
 		if err := errors.Join(err1, err2); err != nil {
 			return nil, err
 		}
 		bare, ours := float64(x.took)/1e6, float64(y.took)/1e6
 		t.bare, t.edge, t.toBare = append(t.bare, bare), append(t.edge, ours), append(t.toBare, ours/bare)
 		if slow < d/3 {
-			z, err := a.raw(from, to, group)
+			z, err := metrics(a.naive, from, to, group)
 			if err != nil {
 				return nil, err
 			}
@@ -162,7 +145,7 @@ func (a *asker) compare(d time.Duration, data *queryData, span time.Duration, gr
 				t.wrong++
 			}
 			slow += z.took
-			t.raw, t.toRaw = append(t.raw, float64(z.took)/1e6), append(t.toRaw, ours/(float64(z.took)/1e6))
+			t.naive, t.toNaive = append(t.naive, float64(z.took)/1e6), append(t.toNaive, ours/(float64(z.took)/1e6))
 		}
 	}
 	return t, nil
@@ -174,7 +157,7 @@ func (a *asker) alone(d time.Duration, data *queryData, span time.Duration, grou
 	deadline := time.Now().Add(d)
 	for i := 0; i < 5 || time.Now().Before(deadline); i++ {
 		from, to := data.window(span)
-		r, err := a.edge(from, to, group)
+		r, err := metrics(a.edge, from, to, group)
 		if err != nil {
 			return nil, err
 		}

@@ -18,7 +18,7 @@
 //	bench               all stages, or those in BENCH_STAGES
 //	bench model [FILE]  what 20 thousand to 10 million events/s need, from a report
 //	bench load-test     the k6 script, and the spike k6 cannot offer by itself
-//	bench serve-bare | serve-naive | serve-naive-sink | serve-null   the rivals, started by the above
+//	bench serve-bare | serve-naive | serve-naive-sink | serve-naive-query | serve-null   the rivals, started by the above
 package main
 
 import (
@@ -41,11 +41,11 @@ func command(args []string) int {
 	}
 	commands := map[string]func(context.Context, []string) error{
 		"run": run, "model": printModel, "load-test": loadTest,
-		"serve-bare": telling(serveBare), "serve-naive": telling(serveNaive), "serve-naive-sink": serveNaiveSink, "serve-null": telling(serveNull),
+		"serve-bare": telling(serveBare), "serve-naive": telling(serveNaive), "serve-naive-sink": serveNaiveSink, "serve-naive-query": telling(serveNaiveQuery), "serve-null": telling(serveNull),
 	}
 	f, ok := commands[name]
 	if !ok {
-		fmt.Fprintf(os.Stderr, "bench: unknown command %q; there are run, model, load-test, serve-bare, serve-naive, serve-naive-sink and serve-null\n", name)
+		fmt.Fprintf(os.Stderr, "bench: unknown command %q; there are run, model, load-test, serve-bare, serve-naive, serve-naive-sink, serve-naive-query and serve-null\n", name)
 		return 2
 	}
 	if err := f(ctx, args); err != nil && !errors.Is(err, context.Canceled) {

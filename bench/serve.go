@@ -18,7 +18,7 @@ import (
 )
 
 // errArguments is for a person who starts a rival by hand.
-var errArguments = errors.New("want: serve-bare ADDR, serve-naive ADDR BROKER sync|async, serve-naive-sink BROKER CLICKHOUSE DATABASE, serve-null ADDR PARTITIONS")
+var errArguments = errors.New("want: serve-bare ADDR, serve-naive ADDR BROKER sync|async, serve-naive-sink BROKER CLICKHOUSE DATABASE, serve-naive-query ADDR CLICKHOUSE DATABASE, serve-null ADDR PARTITIONS")
 
 // adminOfRival names the address on which a rival tells its allocations, as edge does on
 // its admin listener.
@@ -71,6 +71,17 @@ func serveNaiveSink(ctx context.Context, args []string) error {
 	}
 	_, err := naive.Sink(ctx, naive.Config{Brokers: args[:1], Topic: topic}, args[1], args[2], -1)
 	return err
+}
+
+func serveNaiveQuery(ctx context.Context, args []string) error {
+	if len(args) != 3 {
+		return errArguments
+	}
+	ln, err := net.Listen("tcp4", args[0])
+	if err != nil {
+		return err
+	}
+	return naive.Answer(ctx, ln, args[1], args[2])
 }
 
 // serveNull is a broker that acknowledges and throws away: what the producing
