@@ -105,7 +105,7 @@ func (b *bench) inserts(f *fleet) (s sample, err error) {
 	if runs.plain, runs.ready, err = b.filledTopic(f, newGenerated(5), blockRows); err != nil {
 		return s, err
 	}
-	s, err = runs.limit(readyTwo, 2)
+	s, err = runs.limit(readyTwo, runs.ready, 2)
 	return s, errors.Join(err, f.end())
 }
 
