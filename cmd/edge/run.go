@@ -153,9 +153,10 @@ func run(ctx context.Context, cfg config, ln listeners, log *slog.Logger, level 
 			stopCtx = wholeCtx
 		}
 		stopErr := steps[i].stop(stopCtx)
-		if a.has(steps[i].name) {
-			log.Info("stopped", "part", steps[i].name, "took_ms", time.Since(began).Milliseconds())
+		if !a.has(steps[i].name) {
+			continue
 		}
+		log.Info("stopped", "part", steps[i].name, "took_ms", time.Since(began).Milliseconds())
 		if stopErr != nil {
 			err = errors.Join(err, fmt.Errorf("stop %s: %w", steps[i].name, stopErr))
 		}
@@ -164,7 +165,7 @@ func run(ctx context.Context, cfg config, ln listeners, log *slog.Logger, level 
 }
 
 // has tells whether this process has a part of that name: "stopped broker" of a process
-// that has none would alarm whoever reads it.
+// that has none would alarm whoever reads it, and so would "stop sink" when time was up.
 func (a *app) has(part string) bool {
 	switch part {
 	case "broker":

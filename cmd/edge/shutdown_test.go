@@ -3,7 +3,9 @@
 package main
 
 import (
+	"context"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"os"
 	"os/signal"
@@ -110,6 +112,30 @@ func TestStopWithAHungEngine(t *testing.T) {
 	text, err := request(http.MethodGet, "http://"+p.admin+"/metrics", "", nil, http.StatusOK)
 	if err != nil || !strings.Contains(string(text), "\nedge_unclean_starts_total 0\n") {
 		t.Errorf("the next start is not a clean one, or does not say: %v", err)
+	}
+}
+
+// A stop whose time is up blames the part that took it, and no part that had nothing to do
+// or that the process has not.
+func TestStopThatTakesTooLong(t *testing.T) {
+	cfg, err := loadConfig(map[string]string{
+		"ROLES": "ingest", "ACK": "memory", "KAFKA_BROKERS": "127.0.0.1:" + freePort(t), "SHUTDOWN_TIMEOUT": "100ms",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	done := make(chan error, 1)
+	ln := listeners{listen(t), listen(t)}
+	go func() { done <- run(ctx, cfg, ln, slog.New(slog.DiscardHandler), new(slog.LevelVar)) }()
+	event := []byte(`{"event_name":"e","user_id":"u","timestamp":1708732800000}`)
+	if _, err := request(http.MethodPost, "http://"+ln.public.Addr().String()+"/events", "application/json", event, http.StatusAccepted); err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	if err = <-done; err == nil || !strings.HasPrefix(err.Error(), "stop producer: flush ") || strings.Contains(err.Error(), "\n") {
+		t.Errorf("got %v; want that the producer could not flush, and no other part", err)
 	}
 }
 

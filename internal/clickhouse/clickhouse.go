@@ -163,6 +163,12 @@ func (p *Pool) Dial(ctx context.Context) (*ch.Client, error) {
 // Compressed tells whether blocks are compressed on their way.
 func (p *Pool) Compressed() bool { return p.opts.Compress }
 
+// InUse is how many connections queries hold, or are about to when they are there.
+func (p *Pool) InUse() int {
+	s := p.pool.Stat()
+	return int(s.AcquiredResources() + s.ConstructingResources())
+}
+
 // Close closes every connection and waits for queries that hold one.
 func (p *Pool) Close() { p.pool.Close() }
 
