@@ -238,6 +238,7 @@ func (p *Producer) Close(ctx context.Context) error {
 	drained := make(chan struct{})
 	go func() { p.running.Wait(); close(drained) }()
 	var err error
+	lost := p.lost.Load()
 	select {
 	case <-drained:
 	case <-ctx.Done():
@@ -253,5 +254,8 @@ func (p *Producer) Close(ctx context.Context) error {
 	p.nudge()
 	<-drained
 	p.helpers.Wait()
+	if lost = p.lost.Load() - lost; err != nil && lost > 0 {
+		err = fmt.Errorf("%w; %d events that were answered 202 are lost", err, lost)
+	}
 	return err
 }
