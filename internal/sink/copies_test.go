@@ -104,3 +104,29 @@ func TestCopyBeforeALongLife(t *testing.T) {
 		t.Errorf("%s rows; want 11", got)
 	}
 }
+
+// Of a batch that a crash has cut in two a life after the copy may have stored the rest.
+func TestCopyOfHalfABatch(t *testing.T) {
+	t.Parallel()
+	f := func(name string, at int64, open func(*lab) string) {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			l := newLab(t, 1)
+			l.history(1, 20)
+			l.history(1, 20, everyOtherMonth)
+			l.loseEveryOther()
+			second := cutAt(40)
+			for _, life := range []Lives{second, {2, second.Until}} {
+				l.commit(0, at, open(l))
+				s := l.start(func(c *Config) { c.Lives, c.Rescan = life, func() {} })
+				l.produce(1)
+				l.settled()
+				s.stop()
+				l.rawIsLedger()
+				l.rollupsAreRaw()
+			}
+		})
+	}
+	f("passed", 40, func(*lab) string { return "" })
+	f("declared", 20, func(l *lab) string { return plans{{l.src(), 20, 39}}.String() })
+}

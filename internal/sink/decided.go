@@ -136,6 +136,9 @@ func (d *decided) open() bool { return d.batch.rows > len(d.stored) && d.batch.d
 //
 // If that is not enough, the rest are rows all the same: the counts do not add up then, an
 // audit says so, and nothing is dropped on a guess.
+//
+// What a life after the copy has stored of it counts as a duplicate beside these: it made
+// the batch whole, under a number that is not the log's.
 func (d *decided) duplicates(b *block, today *window) []bool {
 	const second, third = 1 << 62, math.MaxInt64
 	type candidate struct {
@@ -148,6 +151,10 @@ func (d *decided) duplicates(b *block, today *window) []bool {
 	for i := range out {
 		id, offset, received := b.id(i)
 		_, stored := d.stored[offset]
+		if !stored && today != nil && today.copied(id, offset, received) {
+			out[i] = true
+			continue
+		}
 		if !d.open() {
 			out[i] = !stored && len(d.stored) >= d.batch.rows
 			continue

@@ -89,6 +89,12 @@ func (w *window) stored(id [16]byte, offset, receivedMs int64) bool {
 	return ok && offset-before < w.size && receivedMs-then < w.ageMs
 }
 
+// copied is stored for a record of the copy, which a life after that has as a row.
+func (w *window) copied(id [16]byte, offset, receivedMs int64) bool {
+	o := w.lost[id]
+	return o.anywhere && offset < o.until && receivedMs-o.receivedMs < w.ageMs
+}
+
 // store remembers a record that is a row, whatever the window says of it.
 func (w *window) store(id [16]byte, offset, receivedMs int64) {
 	w.advance(offset)
