@@ -58,7 +58,7 @@ func (a *app) startSink(ctx context.Context) error {
 	}
 	c := &a.cfg
 	var rescan func()
-	if a.broker != nil && a.broker.UncleanHostBoot() {
+	if a.broker != nil && a.broker.Unscanned() {
 		rescan = func() {
 			if err := a.broker.Scanned(); err != nil {
 				a.log.Error("embedded log was scanned and that could not be noted; the next start scans it again", "err", err)

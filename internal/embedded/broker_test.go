@@ -54,8 +54,8 @@ func TestRestartKeepsEverything(t *testing.T) {
 		t.Helper()
 		b := start(t, BrokerConfig{Dir: dir, Topics: map[string]int32{topic: 9}})
 		defer stop(t, b)
-		if b.uncleanStart != unclean || b.UncleanHostBoot() {
-			t.Errorf("%s: unclean start %v, unclean boot %v; want %v, false", name, b.uncleanStart, b.UncleanHostBoot(), unclean)
+		if b.uncleanStart != unclean || b.Unscanned() {
+			t.Errorf("%s: unclean start %v, unclean boot %v; want %v, false", name, b.uncleanStart, b.Unscanned(), unclean)
 		}
 		if diff := cmp.Diff(want, b.Partitions(topic)); diff != "" {
 			t.Errorf("%s: partitions (-want +got):\n%s", name, diff)
@@ -89,8 +89,8 @@ func TestUncleanHostBoot(t *testing.T) {
 		t.Fatal(err)
 	}
 	b = start(t, BrokerConfig{Dir: dir})
-	if !b.uncleanStart || !b.UncleanHostBoot() {
-		t.Errorf("unclean start %v, host boot %v; want both", b.uncleanStart, b.UncleanHostBoot())
+	if !b.uncleanStart || !b.Unscanned() {
+		t.Errorf("unclean start %v, host boot %v; want both", b.uncleanStart, b.Unscanned())
 	}
 	if n := b.stats.uncleanHostBoots.Load(); n != 1 {
 		t.Errorf("counted %d host boots; want 1", n)
@@ -100,13 +100,13 @@ func TestUncleanHostBoot(t *testing.T) {
 	dir = crash(t, b)
 	stop(t, start(t, BrokerConfig{Dir: dir}))
 	b = start(t, BrokerConfig{Dir: dir})
-	if !b.UncleanHostBoot() {
+	if !b.Unscanned() {
 		t.Error("the scan is forgotten before it was done")
 	}
 	if err := b.Scanned(); err != nil {
 		t.Fatal(err)
 	}
-	if b = start(t, BrokerConfig{Dir: crash(t, b)}); b.UncleanHostBoot() {
+	if b = start(t, BrokerConfig{Dir: crash(t, b)}); b.Unscanned() {
 		t.Error("the scan is asked for again after it was done")
 	}
 }

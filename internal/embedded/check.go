@@ -25,6 +25,10 @@ import (
 // has not passed may not be stored. In that order:
 // a crash in between finds the same regression again and opens one more.
 //
+// Of an insert that was under way when the tail was lost nothing in the log says so any more,
+// and an older copy says nothing of the power cut for which it was put back: what is stored is
+// to be compared with the log, see Unscanned.
+//
 // What was lost and never stored cannot be brought back; the log says which offsets
 // those are.
 func (b *Broker) Check(ctx context.Context, group, topic string, known uint32, stored map[int32]int64, declared func(at int64, metadata string) int64) error {
@@ -84,6 +88,7 @@ func (b *Broker) Check(ctx context.Context, group, topic string, known uint32, s
 		id.Until = make(map[uint32]map[string]map[int32]int64)
 	}
 	id.Until[b.id.Incarnation] = until
+	id.Unscanned = true
 	if err := id.save(b.dir); err != nil {
 		return fmt.Errorf("check the log: open incarnation %d: %w", id.Incarnation, err)
 	}

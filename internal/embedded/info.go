@@ -68,17 +68,18 @@ func (b *Broker) Until(topic string) map[uint32]map[int32]int64 {
 	return out
 }
 
-// UncleanHostBoot reports whether the previous run ended without Close and the host was
-// booted since: what was not fsynced, in any file of any program, may be gone, and what
-// ClickHouse holds must be compared with the log. It stays true over restarts
-// until Scanned is called, so that a start that fails in between loses nothing.
-func (b *Broker) UncleanHostBoot() bool {
+// Unscanned reports whether what ClickHouse holds must be compared with the log: the previous
+// run ended without Close and the host was booted since, so that what was not fsynced, in any
+// file of any program, may be gone; or Check has found that the log lost its tail. It stays
+// true over restarts until Scanned is called, so that a start that fails in between loses
+// nothing.
+func (b *Broker) Unscanned() bool {
 	b.mu.RLock()
 	defer b.mu.RUnlock()
 	return b.id.Unscanned
 }
 
-// Scanned says that the comparison UncleanHostBoot asks for is done.
+// Scanned says that the comparison Unscanned asks for is done.
 func (b *Broker) Scanned() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -23,7 +23,7 @@ type identity struct {
 	Until map[uint32]map[string]map[int32]int64 `json:"until,omitempty"`
 	// BootID is the kernel's boot during which the broker last ran.
 	BootID string `json:"boot_id"`
-	// Unscanned is set by an unclean start on another boot, until Scanned.
+	// Unscanned is set by an unclean start on another boot and by a lost tail, until Scanned.
 	Unscanned bool `json:"unscanned"`
 	// Clean is true only between Close and the next start.
 	Clean bool `json:"clean"`

@@ -86,7 +86,8 @@ type Config struct {
 	// removes one that is not stored.
 	Retention time.Duration
 	// Rescan, not nil, says that ClickHouse may have lost rows it had answered
-	// for (a power cut: parts reach the disk later than the answer). Before
+	// for (a power cut: parts reach the disk later than the answer), or that the log has
+	// lost what would say of an insert that it is not whole. Before
 	// anything new is stored, what the log still has is compared with what is
 	// stored, and Rescan is called when every hole is filled.
 	Rescan func()
