@@ -18,7 +18,8 @@
 // Only records of level Warn and above are held back: what is below is not
 // written by default, and whoever turns it on wants all of it. A record that is
 // held back is counted and forgotten, never kept: its values may point into
-// memory that is used again.
+// memory that is used again. A slog.LogValuer is, and says in the last line what it
+// is by then.
 package logging
 
 import (
@@ -70,7 +71,7 @@ type burst struct {
 	held    int         // how many were left out since
 	over    *time.Timer // reports them when no record comes to do it
 	last    *Limiter    // the handler the last of them came by
-	own     []slog.Attr // and what it said of component and partition
+	own     []slog.Attr // and what it said of component and partition, and what says itself
 }
 
 // New returns a handler that passes at most one record of a kind a period on to
@@ -126,8 +127,11 @@ func (l *Limiter) Handle(ctx context.Context, r slog.Record) error {
 	k.level, k.message = r.Level, r.Message
 	var own []slog.Attr
 	r.Attrs(func(a slog.Attr) bool {
-		if k.add(a, l.group) {
+		switch {
+		case k.add(a, l.group):
 			own = append(own, slog.String(a.Key, a.Value.String()))
+		case a.Value.Kind() == slog.KindLogValuer:
+			own = append(own, a)
 		}
 		return true
 	})

@@ -167,6 +167,27 @@ func TestFlush(t *testing.T) {
 	})
 }
 
+// What says itself what it is has the last word of a storm.
+func TestValuerIsKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var s sheet
+		log, _ := s.logger(slog.LevelInfo)
+		var n sum
+		for range 5 {
+			n++
+			log.Error("lost", "total", &n, "of", 9)
+		}
+		want(t, &s, `level=ERROR msg=lost total=1 of=9`)
+		n++
+		pass(time.Minute)
+		want(t, &s, `level=ERROR msg=lost total=6 suppressed=4`)
+	})
+}
+
+type sum int64
+
+func (s *sum) LogValue() slog.Value { return slog.Int64Value(int64(*s)) }
+
 // An outage of an hour that six parts complain about, some of them a hundred
 // times a second, is a page of lines and not a million; and no record is missing
 // from the sum.

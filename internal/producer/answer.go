@@ -2,6 +2,8 @@ package producer
 
 import (
 	"errors"
+	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -165,14 +167,19 @@ func (s *shard) settle(b *batch, err error) {
 
 // failed notes that n records failed. With AckMemory nobody hears of the outcome, and the
 // clients go by their 202. The log holds equal lines back with what they say of n, so each
-// has the total, too.
+// has the total, too, and the one that says that it is over.
 func (s *shard) failed(n int, err error) {
 	s.p.cfg.Kafka.Errors.Count("produce", err)
 	if s.p.cfg.Ack == AckMemory {
-		total := s.p.lost.Add(int64(n))
-		s.p.cfg.Kafka.Logger.Error("events that were accepted are dropped; with ACK=memory their clients are not told", "topic", s.p.cfg.Topic, "events", n, "total", total, "err", err)
+		s.p.lost.Add(int64(n))
+		s.p.cfg.Kafka.Logger.Error("events that were accepted are dropped; with ACK=memory their clients are not told", "topic", s.p.cfg.Topic, "events", n, "total", total{&s.p.lost}, "err", err)
 	}
 }
+
+// total is a number as it is when it is written.
+type total struct{ *atomic.Int64 }
+
+func (t total) LogValue() slog.Value { return slog.Int64Value(t.Load()) }
 
 // drop fails pt's batch i.
 func (s *shard) drop(pt *partition, i int, err error) {

@@ -164,7 +164,8 @@ func TestLossAfterAcceptedIsSaid(t *testing.T) {
 	})
 }
 
-// Equal lines are held back, each with its number: the next that is written has all of them.
+// Equal lines are held back, each with its number: the next that is written has all of them, and
+// so has the one that says that it is over.
 func TestLossesHeldBackAreCounted(t *testing.T) {
 	var log bytes.Buffer
 	simulate(t, func(c *Config) {
@@ -175,11 +176,17 @@ func TestLossesHeldBackAreCounted(t *testing.T) {
 		denied := s.cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: kerr.TopicAuthorizationFailed, Count: -1})
 		s.expect(nil, ids("event", 300)...)
 		s.pass(time.Minute)
+		last := func() string {
+			lines := strings.Split(strings.TrimSpace(log.String()), "\n")
+			return lines[len(lines)-1] + "\n"
+		}
+		if !strings.Contains(last(), " total=300 ") {
+			t.Errorf("300 events were lost, the log says\n%s", log.String())
+		}
 		s.expect(nil, "last")
 		s.pass(time.Second)
 		denied.Remove()
-		lines := strings.Split(strings.TrimSpace(log.String()), "\n")
-		if last := lines[len(lines)-1]; !strings.Contains(last, " events=1 total=301 ") {
+		if !strings.Contains(last(), " events=1 total=301 ") {
 			t.Errorf("301 events were lost, the log says\n%s", log.String())
 		}
 	})
