@@ -141,12 +141,14 @@ func TestOpenBatchesOfManyPartitions(t *testing.T) {
 
 // TestDecided draws a batch, takes months of its rows away, and decides it again. Under
 // the same window every record is what it was. Under any other there are as many
-// duplicates as there were, what is stored is a row, and every id has one.
+// duplicates as there were, what is stored is a row, and every id has one. When a life after
+// the copy has the rows that were taken away, nothing is left to be stored.
 func TestDecided(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		const history = 50
 		size, age := rapid.Int64Range(1, 60).Draw(t, "size"), rapid.Int64Range(1000, 60_000).Draw(t, "age")
-		w, far := newWindow(size, age), newWindow(200, math.MaxInt64)
+		w, far, fresh := newWindow(size, age), newWindow(200, math.MaxInt64), newWindow(200, math.MaxInt64)
+		var rest window // of a later life
 		b, d := newBlock(), &decided{stored: make(map[int64]struct{})}
 		var was []bool
 		ids := make(map[[16]byte]bool) // of rows
@@ -160,6 +162,7 @@ func TestDecided(t *testing.T) {
 				if !duplicate {
 					ids[ev.ID] = true
 					far.store(ev.ID, offset, now)
+					fresh.store(ev.ID, offset, now)
 				}
 				continue
 			}
@@ -173,6 +176,7 @@ func TestDecided(t *testing.T) {
 				d.stored[offset] = struct{}{}
 				d.batch.rows++
 			default:
+				rest.lose(ev.ID, original{history + 100, now, true})
 				d.batch.rows++
 			}
 		}
@@ -202,6 +206,15 @@ func TestDecided(t *testing.T) {
 		}
 		if n != d.batch.duplicates {
 			t.Fatalf("%d duplicates; there were %d", n, d.batch.duplicates)
+		}
+		if same {
+			today.lost, d.far = rest.lost, fresh
+			for i, duplicate := range d.duplicates(b, today) {
+				_, offset, _ := b.id(i)
+				if _, stored := d.stored[offset]; duplicate == stored {
+					t.Fatalf("offset %d: stored %t, duplicate %t", offset, stored, duplicate)
+				}
+			}
 		}
 		for i := range got {
 			if id, offset, _ := b.id(i); !ids[id] {

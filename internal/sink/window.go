@@ -177,13 +177,27 @@ func (w *window) add(id [16]byte, h uint32, offset, receivedMs int64) {
 		w.grow()
 	}
 	*w.id(slot) = id
-	// Rounded up, so that a record is never taken for older than it is, and
-	// never 0.
-	seconds := max(uint32((receivedMs+999)/1000), 1)
+	seconds := upToSecond(receivedMs)
 	*w.time(slot) = seconds
 	w.newest = max(w.newest, int64(seconds))
 	w.insert(uint64(h)<<32 | uint64(slot+1))
 	w.used++
+}
+
+// upToSecond is a receive time rounded up, so that a record is never taken for older than it
+// is, and never 0.
+func upToSecond(ms int64) uint32 { return max(uint32((ms+999)/1000), 1) }
+
+// lose remembers a lost record that is a row.
+func (w *window) lose(id [16]byte, o original) {
+	if w.lost == nil {
+		w.lost = make(map[[16]byte]original)
+	}
+	o.receivedMs = int64(upToSecond(o.receivedMs)) * 1000 // as old as one that is not lost
+	if was, ok := w.lost[id]; !ok || was.receivedMs < o.receivedMs {
+		o.anywhere = o.anywhere || was.anywhere
+		w.lost[id] = o
+	}
 }
 
 func (w *window) grow() {
@@ -351,12 +365,7 @@ func (t *session) loadLost(ctx context.Context, id int32, first int64, w *window
 			Result: proto.Results{{Name: "event_id", Data: &eventID}, {Name: "received", Data: &received}},
 			OnResult: func(context.Context, proto.Block) error {
 				for i := range eventID {
-					if w.lost == nil {
-						w.lost = make(map[[16]byte]original)
-					}
-					if o, ok := w.lost[eventID[i]]; !ok || o.receivedMs < received[i] {
-						w.lost[eventID[i]] = original{end, received[i], o.anywhere || l.other}
-					}
+					w.lose(eventID[i], original{end, received[i], l.other})
 				}
 				return nil
 			},
