@@ -184,3 +184,25 @@ func runSubcommand(settings []string, args ...string) (string, error) {
 	out, err := cmd.CombinedOutput()
 	return strings.TrimSpace(string(out)), err
 }
+
+// A sink alone has a lower goal for the collector, unless whoever runs it says otherwise.
+func TestSinkAloneCollectsSooner(t *testing.T) {
+	t.Parallel()
+	f := func(roles, gogc string, want int) {
+		t.Helper()
+		admin := freePort(t)
+		p := spawn(t, "edge", []string{"ROLES", roles, "GOGC", gogc, "KAFKA_BROKERS", "127.0.0.1:1", "CLICKHOUSE_HOST", "127.0.0.1", "CLICKHOUSE_PORT", "1",
+			"SERVER_HOST", "127.0.0.1", "SERVER_PORT", freePort(t), "ADMIN_PORT", admin}, os.Args[0], "serve")
+		within(t, time.Minute, "metrics are served", func() error {
+			text, err := request(http.MethodGet, "http://127.0.0.1:"+admin+"/metrics", "", nil, http.StatusOK)
+			if line := fmt.Sprintf("\ngo_gc_gogc_percent %d\n", want); err == nil && !strings.Contains(string(text), line) {
+				t.Errorf("ROLES=%s GOGC=%s: no%s", roles, gogc, line)
+			}
+			return err
+		}, p)
+	}
+	f("sink", "", sinkGOGC)
+	f("sink", "200", 200)
+	f("sink,query", "", 100)
+	f("ingest,sink,query", "", 100)
+}
