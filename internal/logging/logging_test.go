@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/slogtest"
 	"testing/synctest"
@@ -174,19 +175,19 @@ func TestValuerIsKept(t *testing.T) {
 		log, _ := s.logger(slog.LevelInfo)
 		var n sum
 		for range 5 {
-			n++
+			n.Add(1)
 			log.Error("lost", "total", &n, "of", 9)
 		}
 		want(t, &s, `level=ERROR msg=lost total=1 of=9`)
-		n++
+		n.Add(1)
 		pass(time.Minute)
 		want(t, &s, `level=ERROR msg=lost total=6 suppressed=4`)
 	})
 }
 
-type sum int64
+type sum struct{ atomic.Int64 }
 
-func (s *sum) LogValue() slog.Value { return slog.Int64Value(int64(*s)) }
+func (s *sum) LogValue() slog.Value { return slog.Int64Value(s.Load()) }
 
 // An outage of an hour that six parts complain about, some of them a hundred
 // times a second, is a page of lines and not a million; and no record is missing
