@@ -266,7 +266,7 @@ func get(url string) ([]byte, error) {
 	defer resp.Body.Close()
 	text, err := io.ReadAll(resp.Body)
 	if err == nil && resp.StatusCode != http.StatusOK {
-		err = fmt.Errorf("%s answered %s", url, resp.Status)
+		err = fmt.Errorf("%s answered %s: %s", url, resp.Status, text)
 	}
 	return text, err
 }

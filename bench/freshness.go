@@ -208,7 +208,9 @@ func (b *bench) freshest(f *fleet) (*system, offer, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	_, block, err := b.filledTopic(f, newGenerated(6), int64(freshRate*pause.Seconds()))
+	g := newGenerated(6)
+	g.withID = true
+	_, block, err := b.filledTopic(f, g, int64(freshRate*pause.Seconds()))
 	if err != nil {
 		return nil, nil, err
 	}
