@@ -15,21 +15,14 @@ func TestDuplicateOfALifeAfterTheCopy(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			l := newLab(t, 1)
-			s := l.start() // life 0, of which there is a copy
-			l.produce(5)
-			l.settled()
-			s.stop()
-			s = l.start(func(c *Config) { c.Lives = cutAt(end) })
-			l.one(0, withID("a"))
-			l.settled()
-			s.stop()
+			l.history(1, 5) // life 0, of which there is a copy
+			l.life(cutAt(end), func() { l.one(0, withID("a")) })
 			l.commit(0, 5, "")
 			third := Lives{2, cutAt(end).Until}
-			s = l.start(func(c *Config) { c.Lives = third })
-			l.repeat(0, withID("a"))
-			l.one(0, withID("b"))
-			l.settled()
-			s.stop()
+			l.life(third, func() {
+				l.repeat(0, withID("a"))
+				l.one(0, withID("b"))
+			})
 			l.whole(third)
 		})
 	}
@@ -42,20 +35,18 @@ func TestCopyThatALifeAfterItStored(t *testing.T) {
 	t.Parallel()
 	l := newLab(t, 1)
 	l.history(1, 5)
-	s := l.start(func(c *Config) { c.Lives, c.DedupIDs = cutAt(16), 4 })
-	l.produce(5)
-	for _, id := range []string{"a", "b", "c", "d", "e", "f"} {
-		l.one(0, withID(id))
-	}
-	l.settled()
-	s.stop()
+	l.life(cutAt(16), func() {
+		l.produce(5)
+		for _, id := range []string{"a", "b", "c", "d", "e", "f"} {
+			l.one(0, withID(id))
+		}
+	}, func(c *Config) { c.DedupIDs = 4 })
 	third := Lives{2, cutAt(16).Until}
 	l.commit(0, 5, "")
-	s = l.start(func(c *Config) { c.Lives, c.DedupIDs = third, 4 })
-	l.repeat(0, withID("f"))
-	l.one(0, withID("g"))
-	l.settled()
-	s.stop()
+	l.life(third, func() {
+		l.repeat(0, withID("f"))
+		l.one(0, withID("g"))
+	}, func(c *Config) { c.DedupIDs = 4 })
 	l.whole(third)
 }
 
@@ -68,17 +59,13 @@ func TestCopyOfAssignedIDs(t *testing.T) {
 	for _, r := range assigned {
 		r.Headers = kafka.AssignedID
 	}
-	s := l.start(func(c *Config) { c.Lives = cutAt(15) })
-	l.append(assigned)
-	l.enter(assigned)
-	l.settled()
-	s.stop()
+	l.life(cutAt(15), func() {
+		l.append(assigned)
+		l.enter(assigned)
+	})
 	l.commit(0, 5, "")
 	third := Lives{2, cutAt(15).Until}
-	s = l.start(func(c *Config) { c.Lives = third })
-	l.produce(5)
-	l.settled()
-	s.stop()
+	l.life(third, func() { l.produce(5) })
 	l.whole(third)
 }
 
@@ -88,18 +75,12 @@ func TestCopyBeforeALongLife(t *testing.T) {
 	l := newLab(t, 1)
 	l.history(1, 5)
 	second := cutAt(10)
-	s := l.start(func(c *Config) { c.Lives = second })
-	l.produce(5)
-	l.settled()
-	s.stop()
+	l.life(second, func() { l.produce(5) })
 	l.exec(fmt.Sprintf(`INSERT INTO events (ts, event_name, user_id, received_at, event_id, _src, _part, _offset, _first, _last, _rows)
 		SELECT now64(3), 'lost', 'u', now64(3), generateUUIDv4(), _src, 0, 10 + number, 10, %d, %d FROM (SELECT any(_src) AS _src FROM events WHERE _offset = 5) AS e, numbers(%[2]d) AS n`,
 		maxLost+9, maxLost))
 	l.commit(0, 5, "")
-	s = l.start(func(c *Config) { c.Lives = Lives{2, second.Until} })
-	l.produce(1)
-	l.settled()
-	s.stop()
+	l.life(Lives{2, second.Until}, func() { l.produce(1) })
 	if got := l.value("SELECT count() FROM events WHERE event_name != 'lost'"); got != "11" {
 		t.Errorf("%s rows; want 11", got)
 	}
@@ -118,10 +99,7 @@ func TestCopyOfHalfABatch(t *testing.T) {
 			second := cutAt(40)
 			for _, life := range []Lives{second, {2, second.Until}} {
 				l.commit(0, at, open(l))
-				s := l.start(func(c *Config) { c.Lives, c.Rescan = life, func() {} })
-				l.produce(1)
-				l.settled()
-				s.stop()
+				l.life(life, func() { l.produce(1) }, rescans)
 				l.rawIsLedger()
 				l.rollupsAreRaw()
 			}

@@ -99,10 +99,7 @@ func TestHalfABatchOfAnEarlierLife(t *testing.T) {
 	l.commit(0, 20, plans{{l.src(), 20, 39}}.String())
 	l.loseEveryOther()
 	second := cutAt(40)
-	s := l.start(func(c *Config) { c.Lives = second })
-	l.produce(20)
-	l.settled()
-	s.stop()
+	l.life(second, func() { l.produce(20) })
 	l.whole(second)
 }
 
@@ -114,6 +111,17 @@ func (l *lab) whole(lives Lives) {
 	l.rollupsAreRaw()
 	l.audited(lives)
 }
+
+// life is a sink of one of the lives, which stops when it has stored what work brings.
+func (l *lab) life(lives Lives, work func(), change ...func(*Config)) {
+	l.t.Helper()
+	s := l.start(append(change, func(c *Config) { c.Lives = lives })...)
+	work()
+	l.settled()
+	s.stop()
+}
+
+func rescans(c *Config) { c.Rescan = func() {} }
 
 // audit says what it finds of a log that had lives.
 func (l *lab) audit(lives Lives) *Report {
@@ -148,10 +156,7 @@ func TestBatchWithRowsInALostTail(t *testing.T) {
 				SELECT now64(3), 'lost', 'u', now64(3), %d, 0, 30 + number, 20, 39, 10, 10 FROM numbers(10)`, l.src()))
 			second := cutAt(30)
 			l.audited(second)
-			s := l.start(func(c *Config) { c.Lives, c.Rescan = second, func() {} })
-			l.produce(20)
-			l.settled()
-			s.stop()
+			l.life(second, func() { l.produce(20) }, rescans)
 			if got := l.value("SELECT count() FROM events WHERE event_name != 'lost'"); got != "40" {
 				t.Errorf("%s rows; want 40", got)
 			}
@@ -177,10 +182,7 @@ func TestDamagedBatchBeforeALostTail(t *testing.T) {
 		t.Errorf("the audit says\n%s", r)
 	}
 	for range 2 {
-		s := l.start(func(c *Config) { c.Lives, c.Rescan = second, func() {} })
-		l.produce(20)
-		l.settled()
-		s.stop()
+		l.life(second, func() { l.produce(20) }, rescans)
 		l.whole(second)
 	}
 }
@@ -288,10 +290,7 @@ func TestAuditOfEarlierLives(t *testing.T) {
 		}
 	}
 	audited(0)
-	s := l.start(func(c *Config) { c.Lives = second })
-	l.produce(20)
-	l.settled()
-	s.stop()
+	l.life(second, func() { l.produce(20) })
 	audited(0)
 	where := fmt.Sprintf("_src != %d", l.src())
 	l.uncountAll(where)
@@ -403,10 +402,7 @@ func TestRollupsOfALostTail(t *testing.T) {
 		SELECT now64(3), 'lost', 'u', now64(3), %d, 0, 20 + number, 20, 39, 20 FROM numbers(20)`, l.src()))
 	l.uncountAll("_offset >= 20")
 	second := cutAt(20)
-	s := l.start(func(c *Config) { c.Lives, c.Rescan = second, func() {} })
-	l.produce(20)
-	l.settled()
-	s.stop()
+	l.life(second, func() { l.produce(20) }, rescans)
 	l.rollupsAreRaw()
 	l.audited(second)
 }
