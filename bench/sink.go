@@ -109,11 +109,10 @@ func (s *section) sink(r *sinkRatios, remembered int64) {
 	got, ids, two, peer := median(r.toLimit[oursPlain]), median(r.toLimit[oursByID]), median(r.toTwo), median(r.toPeer)
 	ours, byID := typical(r.samples[oursPlain]), typical(r.samples[oursByID])
 	toPlain := byID.PerSecond * inverse(ours.PerSecond) // they are no neighbours
-	rel := map[string]float64{readyOne: inverse(got), readyTwo: inverse(two), naiveSink: inverse(peer), readyByID: toPlain * inverse(ids)}
-	for name, to := range r.toLimit {
-		rel[name] = median(to) * inverse(got)
+	rel := map[string]float64{readyOne: inverse(got), readyTwo: inverse(two), naiveSink: inverse(peer), oursByID: toPlain, readyByID: toPlain * inverse(ids)}
+	for _, name := range []string{oursPlain, oursSingle, oursPacked} {
+		rel[name] = median(r.toLimit[name]) * inverse(got)
 	}
-	rel[oursByID] = toPlain
 	for _, name := range []string{readyOne, readyTwo, readyByID, oursPlain, oursSingle, oursPacked, oursByID, naiveSink} {
 		m := typical(r.samples[name])
 		t.row(name, count(m.PerSecond), micros(m.CPU, "server"), micros(m.CPU, "engine"), micros(m.CPU, "broker"), fmt.Sprintf("%.2f", m.Allocs), m.peaks(), cell("%.2f", rel[name]))
